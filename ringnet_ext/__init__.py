@@ -1,0 +1,1 @@
+"""RingNet on fused FLAME operators."""
