@@ -1,0 +1,263 @@
+"""The FLAME layer: coefficients and poses in, a posed head and its landmarks out."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from ..ops import batch_rodrigues, flame_landmarks, flame_lbs, vertices2landmarks
+from ..ops.reference import contour_rows
+from .model import FlameModel
+
+_JOINTS = 5  # global, neck, jaw, left eye, right eye
+
+
+class FlameOutput(NamedTuple):
+    """vertices (B, V, 3), joints (B, J, 3), landmarks (B, C + L, 3) or None for a model without landmarks; metres."""
+
+    vertices: Tensor
+    joints: Tensor
+    landmarks: Tensor | None
+
+
+class FLAME(nn.Module):
+    """A head model as a differentiable layer without trainable parameters.
+
+    Args:
+        model: a :class:`FlameModel`, the path of a model file, or None for the built-in head.
+        shape_params, expression_params: how many of the model's directions to use at most; the attributes of the same
+            names say how many are used.
+        neck_joint: the joint that turns the head, whose yaw chooses the contour landmarks.
+        dtype: float32 or float64; ``.to()`` and ``.double()`` change it later.
+
+    All arguments of :meth:`forward` are optional and stand for zeros where missing. Their batch size is free; a batch of
+    1 is broadcast. Fewer coefficients than the layer has stand for the first ones. Lower precisions (an encoder under
+    autocast) are raised to the layer's dtype; a higher one is refused.
+
+    The last argument, ``pose``, replaces the four poses by name: (B, 3J) axis-angle or (B, J, 3, 3) rotation matrices of all joints.
+    It is the way to pose a model that does not have FLAME's five joints.
+    """
+
+    def __init__(
+        self,
+        model: FlameModel | str | os.PathLike | None = None,
+        *,
+        shape_params: int = 100,
+        expression_params: int = 50,
+        neck_joint: int = 1,
+        dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__()
+        if model is None:
+            from .builtin import builtin_head
+
+            model = builtin_head()
+        elif not isinstance(model, FlameModel):
+            model = FlameModel.load(model)
+        if min(shape_params, expression_params) < 0:
+            raise ValueError(f"shape_params, expression_params: got {shape_params}, {expression_params}")
+
+        def buffer(name, array, dtype=dtype):
+            self.register_buffer(name, None if array is None else torch.tensor(array, dtype=dtype))
+
+        shape = torch.tensor(model.shapedirs[..., :shape_params], dtype=dtype)
+        expression = torch.tensor(model.expressiondirs[..., :expression_params], dtype=dtype)
+        self.shape_params, self.expression_params = shape.shape[-1], expression.shape[-1]
+        self.num_joints = len(model.parents)
+        self.neck_joint = neck_joint
+        self._head_chain = _path_from_root(model.parents, neck_joint)
+
+        # Laid out for the operators once: they keep what they prepare of a model for as long as these tensors live.
+        buffer("v_template", model.v_template)
+        self.register_buffer("shapedirs", torch.cat([shape, expression], dim=-1))  # (V, 3, K)
+        self.register_buffer(
+            "posedirs", torch.tensor(model.posedirs.reshape(-1, model.posedirs.shape[-1]).T.copy(), dtype=dtype)
+        )  # (9(J-1), 3V)
+        buffer("J_regressor", model.J_regressor)
+        buffer("parents", model.parents, torch.int64)
+        buffer("lbs_weights", model.lbs_weights)
+        buffer("faces", model.faces, torch.int64)
+        landmarks = model.landmarks.arrays() if model.landmarks is not None else {}
+        buffer("lmk_faces_idx", landmarks.get("static_faces_idx"), torch.int64)
+        buffer("lmk_bary_coords", landmarks.get("static_bary_coords"))
+        buffer("contour_faces_idx", landmarks.get("contour_faces_idx"), torch.int64)
+        buffer("contour_bary_coords", landmarks.get("contour_bary_coords"))
+
+    def forward(
+        self,
+        shape: Tensor | None = None,
+        expression: Tensor | None = None,
+        global_pose: Tensor | None = None,
+        neck_pose: Tensor | None = None,
+        jaw_pose: Tensor | None = None,
+        eye_pose: Tensor | None = None,
+        translation: Tensor | None = None,
+        *,
+        pose: Tensor | None = None,
+    ) -> FlameOutput:
+        """The posed mesh, its joints and its landmarks.
+
+        Args:
+            shape: (B, <=shape_params), expression: (B, <=expression_params), coefficients.
+            global_pose, neck_pose, jaw_pose: (B, 3) axis-angle, radians.
+            eye_pose: (B, 6) axis-angle, left eye then right.
+            translation: (B, 3) metres, added last.
+            pose: all joints at once instead of the four poses, see the class.
+
+        Raises:
+            ValueError, TypeError: naming the argument that has a wrong shape, batch size, dtype or device.
+        """
+        betas, pose, translation = self._arguments(
+            shape, expression, global_pose, neck_pose, jaw_pose, eye_pose, translation, pose
+        )
+        matrices = pose.dim() == 4
+        vertices, joints = flame_lbs(betas, pose, *self._body(), pose2rot=not matrices)
+        landmarks = None
+        if self.lmk_faces_idx is not None:
+            faces_idx, bary_coords = self.lmk_faces_idx, self.lmk_bary_coords
+            if self.contour_faces_idx is not None:
+                row = self._contour_row(pose)
+                batch = len(row)
+                faces_idx = torch.cat([self.contour_faces_idx[row], faces_idx.expand(batch, -1)], dim=1)
+                bary_coords = torch.cat([self.contour_bary_coords[row], bary_coords.expand(batch, -1, -1)], dim=1)
+            landmarks = vertices2landmarks(vertices, self.faces, faces_idx, bary_coords)
+        if translation is not None:
+            vertices, joints = vertices + translation, joints + translation
+            landmarks = None if landmarks is None else landmarks + translation
+        return FlameOutput(vertices, joints, landmarks)
+
+    def landmarks(
+        self,
+        shape: Tensor | None = None,
+        expression: Tensor | None = None,
+        global_pose: Tensor | None = None,
+        neck_pose: Tensor | None = None,
+        jaw_pose: Tensor | None = None,
+        eye_pose: Tensor | None = None,
+        translation: Tensor | None = None,
+        *,
+        pose: Tensor | None = None,
+    ) -> Tensor:
+        """The landmarks that :meth:`forward` returns for the same arguments, (B, C + L, 3), without computing the mesh."""
+        self._require_landmarks()
+        betas, pose, translation = self._arguments(
+            shape, expression, global_pose, neck_pose, jaw_pose, eye_pose, translation, pose
+        )
+        landmarks = flame_landmarks(
+            betas,
+            pose,
+            *self._body(),
+            self.faces,
+            self.lmk_faces_idx,
+            self.lmk_bary_coords,
+            self.contour_faces_idx,
+            self.contour_bary_coords,
+            neck_joint=self.neck_joint,
+            pose2rot=pose.dim() != 4,
+        )
+        return landmarks if translation is None else landmarks + translation
+
+    def static_landmarks(self, vertices: Tensor) -> Tensor:
+        """The static landmarks (B, L, 3) of a mesh (B, V, 3)."""
+        self._require_landmarks()
+        return vertices2landmarks(vertices, self.faces, self.lmk_faces_idx, self.lmk_bary_coords)
+
+    def extra_repr(self) -> str:
+        vertices, joints = self.lbs_weights.shape
+        return (
+            f"vertices={vertices}, faces={len(self.faces)}, joints={joints}, "
+            f"shape_params={self.shape_params}, expression_params={self.expression_params}"
+        )
+
+    def _body(self):
+        return self.v_template, self.shapedirs, self.posedirs, self.J_regressor, self.parents, self.lbs_weights
+
+    def _require_landmarks(self):
+        if self.lmk_faces_idx is None:
+            raise ValueError("the model of this layer has no landmarks; give FlameModel a LandmarkEmbedding")
+
+    @torch.no_grad()
+    def _contour_row(self, pose):
+        if pose.dim() == 4:
+            rotations = pose[:, self._head_chain]
+        else:
+            rotations = pose.unflatten(1, (self.num_joints, 3))[:, self._head_chain]
+            rotations = batch_rodrigues(rotations.flatten(0, 1)).unflatten(0, rotations.shape[:2])
+        head = rotations[:, 0]
+        for i in range(1, len(self._head_chain)):
+            head = head @ rotations[:, i]
+        return contour_rows(head)
+
+    def _arguments(self, shape, expression, global_pose, neck_pose, jaw_pose, eye_pose, translation, pose):
+        """Checks all, and returns betas (B, K), pose (B, 3J) or (B, J, 3, 3), translation (B, 1, 3) or None."""
+        by_name = {"global_pose": global_pose, "neck_pose": neck_pose, "jaw_pose": jaw_pose, "eye_pose": eye_pose}
+        given = {name: value for name, value in by_name.items() if value is not None}
+        if pose is not None and given:
+            raise ValueError(f"pose: expected either the pose of all joints or {', '.join(given)}, got both")
+        if self.num_joints != _JOINTS and given.keys() - {"global_pose"}:
+            raise ValueError(
+                f"{', '.join(given)}: these are FLAME's joints, but the model has {self.num_joints}; use pose"
+            )
+
+        batch = {}
+        shape = self._checked("shape", shape, (self.shape_params,), batch, at_most=True)
+        expression = self._checked("expression", expression, (self.expression_params,), batch, at_most=True)
+        translation = self._checked("translation", translation, (3,), batch)
+        if pose is not None and pose.dim() == 4:
+            pose = self._checked("pose", pose, (self.num_joints, 3, 3), batch)
+        elif pose is not None:
+            pose = self._checked("pose", pose, (3 * self.num_joints,), batch)
+        else:
+            widths = {"global_pose": 3, "neck_pose": 3, "jaw_pose": 3, "eye_pose": 6}
+            by_name = {name: self._checked(name, value, (widths[name],), batch) for name, value in by_name.items()}
+        sizes = {size for size in batch.values() if size != 1}
+        if len(sizes) > 1:
+            raise ValueError(f"batch sizes differ: {', '.join(f'{name} {size}' for name, size in batch.items())}")
+        size = sizes.pop() if sizes else 1
+
+        def columns(value, width):
+            if value is None:
+                return self.v_template.new_zeros(()).expand(size, width)
+            value = value.expand(size, -1)
+            return value if value.shape[1] == width else pad(value, (0, width - value.shape[1]))
+
+        betas = torch.cat([columns(shape, self.shape_params), columns(expression, self.expression_params)], dim=1)
+        if pose is not None:
+            pose = pose.expand(size, *pose.shape[1:])
+        elif self.num_joints == _JOINTS:
+            pose = torch.cat([columns(by_name[name], width) for name, width in widths.items()], dim=1)
+        else:
+            pose = columns(by_name["global_pose"], 3 * self.num_joints)
+        return betas, pose, None if translation is None else translation[:, None]
+
+    def _checked(self, name, value, shape, batch, at_most=False):
+        if value is None:
+            return None
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+        fits = value.dim() == 1 + len(shape) and (
+            value.shape[1] <= shape[0] if at_most else value.shape[1:] == torch.Size(shape)
+        )
+        if not fits:
+            wanted = f"{'at most ' if at_most else ''}{', '.join(map(str, shape))}"
+            raise ValueError(f"{name}: expected shape (B, {wanted}), got {tuple(value.shape)}")
+        dtype, device = self.v_template.dtype, self.v_template.device
+        if not value.is_floating_point() or torch.promote_types(value.dtype, dtype) != dtype:
+            raise TypeError(f"{name}: expected {dtype} like the layer, got {value.dtype}")
+        if value.device != device:
+            raise ValueError(f"{name}: expected device {device} like the layer, got {value.device}")
+        batch[name] = value.shape[0]
+        return value.to(dtype)
+
+
+def _path_from_root(parents, joint) -> list[int]:
+    if not 0 <= joint < len(parents):
+        raise ValueError(f"neck_joint: expected one of the model's {len(parents)} joints, got {joint}")
+    path = [joint]
+    while parents[path[0]] >= 0:
+        path.insert(0, int(parents[path[0]]))
+    return path
