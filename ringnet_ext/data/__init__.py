@@ -1,0 +1,1 @@
+"""Images of faces with landmarks and identities: reading, synthesising, arranging in rings."""

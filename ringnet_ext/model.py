@@ -1,0 +1,222 @@
+"""RingNet: an encoder that reads head parameters off an image, and the FLAME decoder that makes them a head."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .camera import UPRIGHT, project, to_pixels
+from .checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from .data.images import INPUT_SIZE, Square, fit_square, read_image
+from .encoder import ENCODERS, IterativeRegressor
+from .flame import FLAME, FlameModel, builtin_head
+
+#: Scale in 1/metre and translation in metres of a head that fills a loose crop.
+MEAN_CAMERA = (8.0, 0.0, 0.0)
+
+
+class HeadParams(NamedTuple):
+    """What RingNet says of an image, in the order of its 159-vector (camera 0:3, pose 3:9, shape 9:109, ...).
+
+    camera (B, 3): s in 1/metre, tx, ty in metres. global_pose, jaw_pose (B, 3): axis-angle, radians, in RingNet's
+    frame, where an upright head has the global pose (pi, 0, 0). shape (B, S), expression (B, E): coefficients.
+    """
+
+    camera: Tensor
+    global_pose: Tensor
+    jaw_pose: Tensor
+    shape: Tensor
+    expression: Tensor
+
+    def to_vector(self) -> Tensor:
+        """(B, 9 + S + E); (B, 159) for RingNet's 100 shape and 50 expression coefficients."""
+        return torch.cat(self, dim=1)
+
+    @classmethod
+    def from_vector(cls, vector: Tensor, shape_params: int = 100) -> HeadParams:
+        """From (B, 9 + S + E). Raises ValueError for another shape."""
+        if vector.dim() != 2 or vector.shape[1] < 9 + shape_params:
+            raise ValueError(f"vector: expected (B, >= {9 + shape_params}), got {tuple(vector.shape)}")
+        sizes = [3, 3, 3, shape_params, vector.shape[1] - 9 - shape_params]
+        return cls(*vector.split(sizes, dim=1))
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """One reconstructed face. Arrays are numpy, float32.
+
+    params: HeadParams with a batch of one. vertices (V, 3): metres, posed, y up. neutral_vertices (V, 3): the same
+    person without pose and expression, y up. faces (F, 3). landmarks (68, 2): pixels of the original image.
+    image (224, 224, 3): the network's input. image_vertices (V, 3): metres, in the frame of the camera (y down).
+    """
+
+    params: HeadParams
+    vertices: np.ndarray
+    neutral_vertices: np.ndarray
+    faces: np.ndarray
+    landmarks: np.ndarray
+    image: np.ndarray
+    image_vertices: np.ndarray
+
+
+def fingerprint(head: FlameModel) -> str:
+    """A digest of the arrays that decide what a coefficient vector looks like."""
+    digest = hashlib.sha256()
+    for array in (head.v_template, head.shapedirs, head.expressiondirs, head.faces):
+        digest.update(np.ascontiguousarray(array, dtype=np.float32).data)
+    return digest.hexdigest()[:16]
+
+
+class RingNet(nn.Module):
+    """The network of Sanyal et al. (CVPR 2019).
+
+    Args:
+        head: a FlameModel with landmarks, a model file, or None for the built-in head.
+        encoder: ``compact`` or ``resnet50`` (the paper's).
+        dropout: of the regressor.
+        mean_camera: (s, tx, ty) that the regressor starts from.
+        scale: sizes of one unit of the regressor's output: a HeadParams of floats; None for ones, as in the paper.
+    """
+
+    def __init__(
+        self,
+        head: FlameModel | str | os.PathLike | None = None,
+        encoder: str = "compact",
+        *,
+        dropout: float = 0.0,
+        mean_camera: tuple[float, float, float] = MEAN_CAMERA,
+        scale: tuple[float, float, float, float, float] | None = None,
+        shape_params: int = 100,
+        expression_params: int = 50,
+    ):
+        super().__init__()
+        if encoder not in ENCODERS:
+            raise ValueError(f"encoder: expected one of {', '.join(ENCODERS)}, got {encoder!r}")
+        self.head_path = None if head is None or isinstance(head, FlameModel) else os.fspath(head)
+        if head is None:
+            head = builtin_head()
+        elif not isinstance(head, FlameModel):
+            head = FlameModel.load(head)
+        if head.landmarks is None:
+            raise ValueError("head: RingNet needs a model with 68 landmarks, and this one has none")
+        self.head = head
+        self.flame = FLAME(head, shape_params=shape_params, expression_params=expression_params)
+        shape_params, expression_params = self.flame.shape_params, self.flame.expression_params
+        self.encoder = ENCODERS[encoder]()
+        sizes = (3, 3, 3, shape_params, expression_params)
+        mean = torch.zeros(sum(sizes))
+        mean[0:3] = torch.tensor(mean_camera)
+        mean[3:6] = torch.tensor(UPRIGHT)
+        units = torch.ones(sum(sizes))
+        if scale is not None:
+            units = torch.cat([torch.full((size,), float(unit)) for size, unit in zip(sizes, scale, strict=True)])
+            # The camera's scale is in 1/metre and its translation in metres: two units in one group.
+            units[0] = units[0] * mean_camera[0]
+        self.regressor = IterativeRegressor(self.encoder.features, mean, units, dropout)
+        self.configuration = {
+            "encoder": encoder,
+            "dropout": dropout,
+            "shape_params": shape_params,
+            "expression_params": expression_params,
+        }
+
+    def forward(self, images: Tensor) -> HeadParams:
+        """(B, 1 or 3, H, W) images in [-1, 1] -> HeadParams."""
+        return HeadParams.from_vector(self.regressor(self.encoder(images)).float(), self.flame.shape_params)
+
+    def landmarks(self, params: HeadParams) -> Tensor:
+        """The 68 landmarks in normalised image coordinates, (B, 68, 2), without computing the mesh."""
+        points = self.flame.landmarks(params.shape, params.expression, params.global_pose, jaw_pose=params.jaw_pose)
+        return project(points, params.camera)
+
+    def neutral(self, shape: Tensor) -> Tensor:
+        """(B, S) shape coefficients -> (B, V, 3) vertices without pose and expression; metres, y up."""
+        return self.flame(shape).vertices
+
+    @torch.no_grad()
+    def reconstruct(self, image: str | os.PathLike | np.ndarray) -> Reconstruction:
+        """Reconstruct one face.
+
+        Args:
+            image: a file, or (H, W, 3) uint8 RGB: a loose crop of one face.
+
+        Raises:
+            FileNotFoundError, ImageError: naming the file.
+        """
+        if not isinstance(image, np.ndarray):
+            image = read_image(image)
+        square = fit_square(image)
+        training = self.training
+        self.eval()
+        try:
+            pixels = torch.from_numpy(square.image).to(self.flame.v_template.device)
+            params = self((pixels.permute(2, 0, 1)[None] / 255 - 0.5) * 2)
+        finally:
+            self.train(training)
+        return self._reconstruction(square, params)
+
+    def _reconstruction(self, square: Square, params: HeadParams) -> Reconstruction:
+        posed = self.flame(params.shape, params.expression, params.global_pose, jaw_pose=params.jaw_pose)
+        landmarks = to_pixels(project(posed.landmarks, params.camera), INPUT_SIZE)[0].cpu().numpy()
+        image_vertices = posed.vertices[0].cpu().numpy()
+        return Reconstruction(
+            params=HeadParams(*(value.cpu() for value in params)),
+            vertices=image_vertices * np.float32([1, -1, -1]),
+            neutral_vertices=self.neutral(params.shape)[0].cpu().numpy(),
+            faces=self.head.faces,
+            landmarks=square.to_original(landmarks).astype(np.float32),
+            image=square.image,
+            image_vertices=image_vertices,
+        )
+
+    def checkpoint_tensors(self) -> dict[str, Tensor]:
+        """What training changes: the state dict without the head, which is licensed separately and kept in its file."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("flame.")}
+
+    def checkpoint_facts(self) -> dict:
+        """What :meth:`load` needs beside the tensors to rebuild the model."""
+        return {"model": self.configuration, "head": {"path": self.head_path, "fingerprint": fingerprint(self.head)}}
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write one safetensors file from which :meth:`load` rebuilds the model; whole or not at all."""
+        write_checkpoint(path, self.checkpoint_tensors(), self.checkpoint_facts())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, head: FlameModel | str | os.PathLike | None = None) -> RingNet:
+        """Rebuild a model from a checkpoint file, or from a run folder (its best checkpoint).
+
+        Args:
+            head: the head model, if it is not the built-in one or its file has moved since training.
+
+        Raises:
+            FileNotFoundError: no checkpoint, or no head model, where it should be.
+            CheckpointError: the file is damaged, is no checkpoint, or was trained on another head.
+        """
+        path = Path(path)
+        if path.is_dir():
+            path = path / "best.safetensors"
+        tensors, facts = read_checkpoint(path)
+        try:
+            configuration, saved_head = facts["model"], facts["head"]
+        except (KeyError, TypeError):
+            raise CheckpointError(f"{path}: a checkpoint, but not of a RingNet") from None
+        head = saved_head["path"] if head is None else head
+        model = cls(head, **configuration)
+        if fingerprint(model.head) != saved_head["fingerprint"]:
+            raise CheckpointError(
+                f"{path}: trained on another head than {'the built-in one' if head is None else head!r}; "
+                "give the head model it was trained on"
+            )
+        own = model.checkpoint_tensors()
+        wrong = [name for name in own if name not in tensors or tensors[name].shape != own[name].shape]
+        if wrong:
+            raise CheckpointError(f"{path}: lacks {', '.join(wrong[:3])} as this model has them")
+        model.load_state_dict({name: tensors[name] for name in own}, strict=False)
+        return model.eval()
