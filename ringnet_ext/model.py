@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .camera import UPRIGHT, project, to_pixels
 from .checkpoint import CheckpointError, read_checkpoint, write_checkpoint
-from .data.images import INPUT_SIZE, Square, fit_square, read_image
+from .images import INPUT_SIZE, Square, fit_square, read_image
 from .encoder import ENCODERS, IterativeRegressor
 from .flame import FLAME, FlameModel, builtin_head
 

@@ -5,8 +5,6 @@ is at (0.5, 0.5), and a depth that grows away from the viewer in any unit.
 """
 
 import math
-import os
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -59,16 +57,3 @@ def draw_mesh(image: np.ndarray, points: np.ndarray, faces: np.ndarray, colors: 
         math.pi / 2, _NEAR / 2, empty, settings,
     )  # fmt: skip
     return buffer < empty
-
-
-def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
-    """Write an (H, W, 3) RGB image (uint8, or float in [0, 1]); the format follows the suffix, the file appears whole."""
-    path = Path(path)
-    if image.dtype != np.uint8:
-        image = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
-    ok, encoded = cv2.imencode(path.suffix, np.ascontiguousarray(image[..., ::-1]))
-    if not ok:
-        raise ValueError(f"{path}: OpenCV cannot write this format")
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(encoded.tobytes())
-    os.replace(temporary, path)

@@ -1,4 +1,4 @@
-"""Photographs in, square network inputs out (RingNet's preprocessing)."""
+"""Image files, and the square network inputs made of them (RingNet's preprocessing)."""
 
 import os
 from pathlib import Path
@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+
+from .flame.files import written_whole
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 INPUT_SIZE = 224
@@ -33,6 +35,17 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     if image is None:
         raise ImageError(f"{path}: not an image, or a damaged one")
     return np.ascontiguousarray(image[..., ::-1])
+
+
+def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
+    """Write an (H, W, 3) RGB image, uint8 or float in [0, 1]; the format follows the suffix, the file appears whole."""
+    if image.dtype != np.uint8:
+        image = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+    ok, encoded = cv2.imencode(Path(path).suffix, np.ascontiguousarray(image[..., ::-1]))
+    if not ok:
+        raise ValueError(f"{os.fspath(path)}: OpenCV cannot write this format")
+    with written_whole(path) as file:
+        file.write(encoded.tobytes())
 
 
 class Square(NamedTuple):
