@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
+
+from .files import read_file, write_arrays
+from .formats import landmark_arguments
 
 CONTOUR_ROWS = 79
 """Rows of a contour table: 0 frontal, 1..39 = yaw of +1..+39 degrees, 40..78 = yaw of -1..-39 degrees (39 - angle)."""
@@ -23,7 +27,7 @@ def integer_array(name: str, value, shape: tuple) -> np.ndarray:
 
 
 def real_array(name: str, value, shape: tuple) -> np.ndarray:
-    """`value` as finite float64 of `shape`, where a letter in `shape` stands for any length; raises ValueError by `name`."""
+    """`value` as finite float64 of `shape`, letters in which stand for any length; raises ValueError by `name`."""
     array = np.asarray(value)
     if array.dtype.kind not in "fiu":
         raise ValueError(f"{name}: expected real numbers, got dtype {array.dtype}")
@@ -66,12 +70,15 @@ class LandmarkEmbedding:
     static_bary_coords   (L, 3) float64    its barycentric coordinates there, summing to 1
     contour_faces_idx    (79, C) int64     one row per degree of yaw, see CONTOUR_ROWS; None without a contour
     contour_bary_coords  (79, C, 3) float64
+    static_ids           (L,) int64        numbers of the static points in their own scheme, such as MediaPipe's 478;
+                                           None for the 51 inner points of iBUG in their order
     """
 
     static_faces_idx: np.ndarray
     static_bary_coords: np.ndarray
     contour_faces_idx: np.ndarray | None = None
     contour_bary_coords: np.ndarray | None = None
+    static_ids: np.ndarray | None = None
 
     def __post_init__(self):
         static_faces = integer_array("static_faces_idx", self.static_faces_idx, ("L",))
@@ -87,10 +94,41 @@ class LandmarkEmbedding:
             fields["contour_bary_coords"] = _barycentric(
                 "contour_bary_coords", self.contour_bary_coords, (*contour_faces.shape, 3)
             )
+        if self.static_ids is not None:
+            fields["static_ids"] = integer_array("static_ids", self.static_ids, static_faces.shape)
         for name, array in fields.items():
             if name.endswith("faces_idx") and array.size and array.min() < 0:
                 raise ValueError(f"{name}: holds the negative index {array.min()}")
             object.__setattr__(self, name, array)
+
+    @classmethod
+    def load(cls, *paths: str | os.PathLike, full: bool = False) -> LandmarkEmbedding:
+        """Reads an embedding in any format of the field, told by content.
+
+        One path: this project's, DECA's (also MICA's and SMIRK's), MediaPipe's, or RingNet's static embedding. Two
+        paths: RingNet's static and dynamic embeddings, in either order. `full` takes the 68 static points that DECA's
+        file has besides. Raises ValueError, naming the file.
+        """
+        arguments = {}
+        for path in paths:
+            content = read_file(path)
+            try:
+                arguments |= landmark_arguments(content, full)
+            except ValueError as error:
+                raise ValueError(f"{os.fspath(path)}: {error}") from error
+        names = ", ".join(os.fspath(path) for path in paths)
+        if "static_faces_idx" not in arguments:
+            raise ValueError(
+                f"{names or 'no path'}: no static landmarks; RingNet's dynamic embedding goes with its static one"
+            )
+        try:
+            return cls(**arguments)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{names}: {error}") from error
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the embedding as `.npz` or `.safetensors`, whole or not at all."""
+        write_arrays(path, self.arrays())
 
     @property
     def num_static(self) -> int:
@@ -106,6 +144,21 @@ class LandmarkEmbedding:
 
 
 def contour_row(yaw_degrees) -> np.ndarray:
-    """Row of the contour table for a yaw in degrees, positive = turned to the subject's left: rounded, clamped to +-39."""
+    """Row of the contour table for a yaw in degrees, rounded and clamped; positive = turned to the subject's left."""
     angle = np.rint(np.clip(yaw_degrees, -CONTOUR_MAX_DEGREES, CONTOUR_MAX_DEGREES)).astype(np.int64)
     return np.where(angle < 0, CONTOUR_MAX_DEGREES - angle, angle)
+
+
+def static_first(points, num_contour: int = 17):
+    """Landmarks (..., C + L, n) from contour first, as here, in FLAME_PyTorch and in DECA, to smplx's static first."""
+    return _rolled(points, num_contour)
+
+
+def contour_first(points, num_contour: int = 17):
+    """The inverse of :func:`static_first`."""
+    return _rolled(points, points.shape[-2] - num_contour)
+
+
+def _rolled(points, first):
+    order = [*range(first, points.shape[-2]), *range(first)]
+    return points[..., order, :]

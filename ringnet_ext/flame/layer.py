@@ -34,12 +34,12 @@ class FLAME(nn.Module):
         neck_joint: the joint that turns the head, whose yaw chooses the contour landmarks.
         dtype: float32 or float64; ``.to()`` and ``.double()`` change it later.
 
-    All arguments of :meth:`forward` are optional and stand for zeros where missing. Their batch size is free; a batch of
-    1 is broadcast. Fewer coefficients than the layer has stand for the first ones. Lower precisions (an encoder under
+    All arguments of :meth:`forward` are optional and stand for zeros where missing. Their batch size is free; a batch
+    of 1 is broadcast. Fewer coefficients than the layer has stand for the first ones. Lower precisions (an encoder under
     autocast) are raised to the layer's dtype; a higher one is refused.
 
-    The last argument, ``pose``, replaces the four poses by name: (B, 3J) axis-angle or (B, J, 3, 3) rotation matrices of all joints.
-    It is the way to pose a model that does not have FLAME's five joints.
+    The last argument, ``pose``, replaces the four poses by name: (B, 3J) axis-angle or (B, J, 3, 3) rotation matrices
+    of all joints. It is the way to pose a model that does not have FLAME's five joints.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class FLAME(nn.Module):
         *,
         pose: Tensor | None = None,
     ) -> Tensor:
-        """The landmarks that :meth:`forward` returns for the same arguments, (B, C + L, 3), without computing the mesh."""
+        """The landmarks (B, C + L, 3) that :meth:`forward` returns for these arguments, without computing the mesh."""
         self._require_landmarks()
         betas, pose, translation = self._arguments(
             shape, expression, global_pose, neck_pose, jaw_pose, eye_pose, translation, pose

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .files import written_whole
+from .files import read_file, write_arrays
+from .formats import MODEL_ARRAYS, model_arguments, region_arguments
 from .landmarks import LandmarkEmbedding, index_range, integer_array, real_array
-
-_ARRAYS = (
-    "v_template", "shapedirs", "expressiondirs", "posedirs", "J_regressor", "parents", "lbs_weights", "faces",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,30 +78,45 @@ class FlameModel:
             object.__setattr__(self, name, value)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the model as an uncompressed `.npz`, whole or not at all."""
-        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        """Writes the model as `.npz` (uncompressed) or `.safetensors`, whole or not at all."""
+        arrays = {name: getattr(self, name) for name in MODEL_ARRAYS}
         if self.landmarks is not None:
             arrays |= {f"landmarks/{name}": array for name, array in self.landmarks.arrays().items()}
-        arrays |= {f"regions/{name}": ids for name, ids in self.regions.items()}
-        with written_whole(path) as file:
-            np.savez(file, **arrays)
+        write_arrays(path, arrays | {f"regions/{name}": ids for name, ids in self.regions.items()})
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> FlameModel:
-        """Reads what `save` wrote. Raises ValueError, naming the file, for anything that is no such model."""
+    def load(
+        cls,
+        path: str | os.PathLike,
+        landmarks: LandmarkEmbedding | str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+        regions: str | os.PathLike | None = None,
+    ) -> FlameModel:
+        """Reads a head model: what `save` wrote, or a FLAME or SMPL-family file of any year, told by content.
+
+        landmarks  an embedding, the path of one, or the paths of RingNet's static and dynamic embeddings; it replaces
+                   the file's own
+        regions    path of FLAME_masks.pkl
+
+        Nothing in the files is executed. Raises ValueError, naming the file and the reason, for anything else.
+        """
+        content = read_file(path)
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            missing = [name for name in _ARRAYS if name not in arrays]
-            if missing:
-                raise ValueError(f"lacks {', '.join(missing)}")
-            landmarks = {n.removeprefix("landmarks/"): a for n, a in arrays.items() if n.startswith("landmarks/")}
-            return cls(
-                **{name: arrays[name] for name in _ARRAYS},
-                landmarks=LandmarkEmbedding(**landmarks) if landmarks else None,
-                regions={n.removeprefix("regions/"): a for n, a in arrays.items() if n.startswith("regions/")},
-            )
-        except FileNotFoundError:
-            raise
-        except Exception as error:
+            arguments = model_arguments(content)
+            if "landmarks" in arguments:
+                arguments["landmarks"] = LandmarkEmbedding(**arguments["landmarks"])
+            model = cls(**arguments)
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{os.fspath(path)}: not a head model: {error}") from error
+        if isinstance(landmarks, (str, os.PathLike)):
+            landmarks = LandmarkEmbedding.load(landmarks)
+        elif landmarks is not None and not isinstance(landmarks, LandmarkEmbedding):
+            landmarks = LandmarkEmbedding.load(*landmarks)
+        if landmarks is not None:
+            model = replace(model, landmarks=landmarks)
+        if regions is not None:
+            content = read_file(regions)
+            try:
+                model = replace(model, regions=region_arguments(content))
+            except ValueError as error:
+                raise ValueError(f"{os.fspath(regions)}: {error}") from error
+        return model
