@@ -10,8 +10,13 @@ import math
 
 import torch
 
+from .ops import batch_rodrigues
+
 #: Global rotation (axis-angle) of a head that looks straight into RingNet's camera.
 UPRIGHT = (math.pi, 0.0, 0.0)
+
+#: Part of a loose crop that the larger side of the landmarks' box fills.
+FILL = 0.8
 
 
 def project(points: torch.Tensor, camera: torch.Tensor) -> torch.Tensor:
@@ -35,3 +40,9 @@ def to_pixels(points: torch.Tensor, size: int) -> torch.Tensor:
 def to_normalised(points: torch.Tensor, size: int) -> torch.Tensor:
     """The inverse of :func:`to_pixels`."""
     return points * (2 / size) - 1.0
+
+
+def yaw_of(global_pose: torch.Tensor) -> torch.Tensor:
+    """Yaw (B,) in radians, positive to the subject's left, of (B, 3) axis-angle in RingNet's frame."""
+    rotation = batch_rodrigues(global_pose)
+    return torch.atan2(rotation[:, 2, 0], -rotation[:, 2, 2])

@@ -38,9 +38,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
 
 
 def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
-    """Write an (H, W, 3) RGB image, uint8 or float in [0, 1]; the format follows the suffix, the file appears whole."""
-    if image.dtype != np.uint8:
-        image = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+    """Write an (H, W, 3) uint8 RGB image; the format follows the suffix, the file appears whole."""
     ok, encoded = cv2.imencode(Path(path).suffix, np.ascontiguousarray(image[..., ::-1]))
     if not ok:
         raise ValueError(f"{os.fspath(path)}: OpenCV cannot write this format")

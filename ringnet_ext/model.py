@@ -12,15 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .camera import UPRIGHT, project, to_pixels
+from .camera import FILL, UPRIGHT, project, to_pixels, yaw_of
 from .checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from .images import INPUT_SIZE, Square, fit_square, read_image
 from .encoder import ENCODERS, IterativeRegressor
 from .flame import FLAME, FlameModel, builtin_head
-
-#: Scale in 1/metre and translation in metres of a head that fills a loose crop.
-MEAN_CAMERA = (8.0, 0.0, 0.0)
-
 
 class HeadParams(NamedTuple):
     """What RingNet says of an image, in the order of its 159-vector (camera 0:3, pose 3:9, shape 9:109, ...).
@@ -54,7 +50,8 @@ class Reconstruction:
 
     params: HeadParams with a batch of one. vertices (V, 3): metres, posed, y up. neutral_vertices (V, 3): the same
     person without pose and expression, y up. faces (F, 3). landmarks (68, 2): pixels of the original image.
-    image (224, 224, 3): the network's input. image_vertices (V, 3): metres, in the frame of the camera (y down).
+    image (224, 224, 3): the square that the network saw; square_landmarks (68, 2): pixels of it. image_vertices (V, 3):
+    metres, in the frame of the camera (y down). yaw: radians, positive to the subject's left.
     """
 
     params: HeadParams
@@ -63,7 +60,9 @@ class Reconstruction:
     faces: np.ndarray
     landmarks: np.ndarray
     image: np.ndarray
+    square_landmarks: np.ndarray
     image_vertices: np.ndarray
+    yaw: float
 
 
 def fingerprint(head: FlameModel) -> str:
@@ -81,8 +80,10 @@ class RingNet(nn.Module):
         head: a FlameModel with landmarks, a model file, or None for the built-in head.
         encoder: ``compact`` or ``resnet50`` (the paper's).
         dropout: of the regressor.
-        mean_camera: (s, tx, ty) that the regressor starts from.
-        scale: sizes of one unit of the regressor's output: a HeadParams of floats; None for ones, as in the paper.
+        scale: sizes of one unit of the regressor's output for camera (relative to the scale, and metres), global pose, jaw,
+            shape and expression; None for ones, as in the paper.
+
+    The regressor starts from the mean head, upright, where its landmarks fill :data:`camera.FILL` of the image.
     """
 
     def __init__(
@@ -91,7 +92,6 @@ class RingNet(nn.Module):
         encoder: str = "compact",
         *,
         dropout: float = 0.0,
-        mean_camera: tuple[float, float, float] = MEAN_CAMERA,
         scale: tuple[float, float, float, float, float] | None = None,
         shape_params: int = 100,
         expression_params: int = 50,
@@ -112,13 +112,17 @@ class RingNet(nn.Module):
         self.encoder = ENCODERS[encoder]()
         sizes = (3, 3, 3, shape_params, expression_params)
         mean = torch.zeros(sum(sizes))
-        mean[0:3] = torch.tensor(mean_camera)
         mean[3:6] = torch.tensor(UPRIGHT)
+        with torch.no_grad():
+            points = self.flame.landmarks(global_pose=mean[None, 3:6])[0, :, :2]
+        low, high = points.amin(0), points.amax(0)
+        mean[0] = 2 * FILL / (high - low).max()
+        mean[1:3] = -(low + high) / 2
         units = torch.ones(sum(sizes))
         if scale is not None:
             units = torch.cat([torch.full((size,), float(unit)) for size, unit in zip(sizes, scale, strict=True)])
             # The camera's scale is in 1/metre and its translation in metres: two units in one group.
-            units[0] = units[0] * mean_camera[0]
+            units[0] *= mean[0]
         self.regressor = IterativeRegressor(self.encoder.features, mean, units, dropout)
         self.configuration = {
             "encoder": encoder,
@@ -173,7 +177,9 @@ class RingNet(nn.Module):
             faces=self.head.faces,
             landmarks=square.to_original(landmarks).astype(np.float32),
             image=square.image,
+            square_landmarks=landmarks,
             image_vertices=image_vertices,
+            yaw=float(yaw_of(params.global_pose)[0]),
         )
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:

@@ -1,0 +1,210 @@
+"""``python -m ringnet_ext.train``: train RingNet; without arguments, on the built-in head and synthetic faces."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .checkpoint import CheckpointError
+from .data.augment import crop
+from .data.synthetic import SyntheticFaces
+from .encoder import ENCODERS
+from .evaluation import evaluate
+from .flame import FlameModel, builtin_head
+from .flame.files import written_whole
+from .images import INPUT_SIZE, write_image
+from .model import RingNet
+from .pictures import reconstructions, write_curves
+from .trainer import Trainer, TrainingSettings
+
+#: Units of the regressor's output for (camera, global pose, jaw, shape, expression): the usual size of each.
+COMPACT_SCALE = (0.15, 0.3, 0.1, 1.0, 0.5)
+EXAMPLES = 8
+
+PRESETS = {
+    "compact": {
+        "encoder": "compact", "dropout": 0.0, "steps": 4000, "rings": 8, "learning_rate": 3e-3,
+        "final_learning_rate": 0.01, "identities": 2000, "image_size": 128,
+    },
+    # Section 4 of the paper; 10 epochs of VGGFace2's 3.1 million images at 32 rings of 6 a step are 160,000 steps.
+    "paper": {
+        "encoder": "resnet50", "dropout": 0.5, "steps": 160_000, "rings": 32, "learning_rate": 1e-4,
+        "final_learning_rate": 1.0, "identities": 8631, "image_size": 320,
+    },
+}  # fmt: skip
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ringnet_ext.train",
+        description="Train RingNet without 3D supervision, from rings of images with identities and 68 landmarks. "
+        "Without arguments: the compact encoder on the built-in head and rendered synthetic faces, in a few minutes on "
+        "a CPU. Ctrl-C ends the run with a checkpoint; --resume continues it.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+    def add(group, flag, default, text, unit="", **kwargs):
+        shown = "the preset's" if default is None else default
+        group.add_argument(flag, default=default, help=f"{text}{f', {unit}' if unit else ''} [{shown}]", **kwargs)
+
+    run = parser.add_argument_group("run")
+    run.add_argument("--preset", choices=PRESETS, default="compact", help="compact: minutes on a CPU; paper: ResNet-50 "
+                     "and the paper's schedule, for a GPU [compact]")  # fmt: skip
+    add(run, "--out", "runs/compact", "run folder", type=Path)
+    run.add_argument("--resume", action="store_true", help="continue the run in --out; the other flags must be as before")
+    run.add_argument("--overwrite", action="store_true", help="start anew although --out holds a run")
+    add(run, "--seed", 0, "seed of everything random", type=int)
+    add(run, "--device", "cuda if there is one, else cpu", "device to train on")
+    add(run, "--threads", 0, "CPU threads of torch; 0 for as many as it finds", type=int)
+    add(run, "--checkpoint-steps", 250, "time between checkpoints (and validations)", "steps", type=int)
+
+    data = parser.add_argument_group("synthetic faces")
+    data.add_argument("--head", type=Path, help="head model file with landmarks [the built-in head]")
+    add(data, "--identities", None, "people to train on", type=int)
+    add(data, "--images-per-identity", 6, "images of each of them", type=int)
+    add(data, "--image-size", None, "side of the rendered images, which are then cropped", "pixels", type=int)
+    add(data, "--yaw-limit", 39.0, "largest turn of the head, at most 60", "degrees", type=float)
+    add(data, "--test-identities", 240, "people held out for the table at the end, 6 images each", type=int)
+    data.add_argument("--cache", type=Path, help="folder that rendered faces are kept in "
+                      "[$RINGNET_CACHE, else ~/.cache/ringnet_ext]")  # fmt: skip
+
+    network = parser.add_argument_group("network")
+    add(network, "--encoder", None, "features of the image", choices=list(ENCODERS))
+    network.add_argument("--pretrained", type=Path, help="torchvision's weights for --encoder resnet50 (.pth or "
+                         ".safetensors) [none: random]")  # fmt: skip
+    add(network, "--dropout", None, "of the regressor, a probability", type=float)
+
+    training = parser.add_argument_group("training")
+    add(training, "--steps", None, "optimiser steps", type=int)
+    add(training, "--rings", None, "rings in a step", type=int)
+    add(training, "--ring-size", 6, "images in a ring, R: R - 1 of one person, one of another", type=int)
+    add(training, "--learning-rate", None, "peak learning rate of AdamW", type=float)
+    add(training, "--final-learning-rate", None, "what a cosine brings it down to, as a fraction of the peak", type=float)
+    add(training, "--landmark-weight", 60.0, "weight of the landmarks' L1 distance, in half image sides", type=float)
+    add(training, "--ring-weight", 1.0, "weight of the shape consistency around the ring", type=float)
+    add(training, "--shape-weight", 1e-4, "weight of the squared norm of the shape coefficients", type=float)
+    add(training, "--expression-weight", 1e-4, "weight of the squared norm of the expression coefficients", type=float)
+    add(training, "--margin", 0.5, "margin of the ring loss, in squared coefficients", type=float)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    for name, value in PRESETS[options.preset].items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    if options.pretrained is not None and options.encoder != "resnet50":
+        parser.error("--pretrained: only --encoder resnet50 takes it")
+    if options.resume and options.overwrite:
+        parser.error("--resume and --overwrite: only one of them")
+    exists = (options.out / "last.safetensors").exists()
+    if exists and not (options.resume or options.overwrite):
+        parser.error(f"--out: {options.out} holds a run already; --resume continues it, --overwrite starts anew")
+    if options.resume and not exists:
+        parser.error(f"--resume: {options.out} holds no run to continue")
+    if options.device.startswith("cuda if"):
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return _run(options)
+    except (CheckpointError, FileNotFoundError, ValueError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    began = time.perf_counter()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    head = builtin_head() if options.head is None else FlameModel.load(options.head)
+    color = ENCODERS[options.encoder].channels == 3
+    synthetic = SyntheticFaces(
+        identities=options.identities, images_per_identity=options.images_per_identity, size=options.image_size,
+        color=color, seed=options.seed, yaw_limit=options.yaw_limit,
+    )  # fmt: skip
+    held_out = dataclasses.replace(synthetic, split="validation", identities=64, images_per_identity=6)
+    faces, validation = (configuration.load(head, options.cache) for configuration in (synthetic, held_out))
+    rendered = time.perf_counter()
+
+    torch.manual_seed(options.seed)
+    settings = TrainingSettings(
+        steps=options.steps, rings_per_step=options.rings, ring_size=options.ring_size,
+        learning_rate=options.learning_rate, final_learning_rate=options.final_learning_rate,
+        ring_weight=options.ring_weight, landmark_weight=options.landmark_weight, shape_weight=options.shape_weight,
+        expression_weight=options.expression_weight, margin=options.margin,
+        checkpoint_steps=options.checkpoint_steps, seed=options.seed,
+    )  # fmt: skip
+    model = RingNet(
+        options.head,
+        options.encoder,
+        dropout=options.dropout,
+        scale=COMPACT_SCALE if options.preset == "compact" else None,
+    )
+    if options.pretrained is not None:
+        model.encoder.load_pretrained(options.pretrained)
+    trainer = Trainer(model.to(options.device), faces, validation, settings, options.out)
+    if options.resume:
+        trainer.resume()
+        print(f"resumed at step {trainer.step}")
+    else:
+        _write_json(options.out / "config.json", _configuration(options, synthetic))
+    complete = trainer.train()
+    if trainer.history:
+        write_curves(options.out / "curves.png", trainer.history)
+    if not complete:
+        print(f"stopped at step {trainer.step} of {settings.steps}; continue with --resume --out {options.out}")
+        return 130
+    trained = time.perf_counter()
+
+    best = RingNet.load(options.out, head=options.head).to(options.device)
+    if options.test_identities:
+        _show(options, best, dataclasses.replace(held_out, split="test", identities=options.test_identities), head)
+    speed = np.mean([row["images_per_second"] for row in trainer.history])
+    print(
+        f"faces {rendered - began:.0f} s, training {trained - rendered:.0f} s ({speed:.0f} images/s), "
+        f"table and pictures {time.perf_counter() - trained:.0f} s, in all {time.perf_counter() - began:.0f} s; "
+        f"everything is in {options.out}"
+    )
+    return 0
+
+
+def _show(options: argparse.Namespace, model: RingNet, configuration: SyntheticFaces, head: FlameModel) -> None:
+    """The held-out table, and pictures of the first held-out people."""
+    report = evaluate(model, configuration.load(head, options.cache))
+    print("\n".join(report.lines()))
+    _write_json(options.out / "report.json", dataclasses.asdict(report) | {"intra_inter": report.intra_inter})
+    people = dataclasses.replace(configuration, identities=EXAMPLES, images_per_identity=1, size=320, color=True)
+    examples = people.load(head, options.cache)
+    images, _ = crop(examples, np.arange(EXAMPLES)[:, None], INPUT_SIZE)
+    pixels = ((images + 1) * 127.5 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    (options.out / "examples").mkdir(exist_ok=True)
+    for index, image in enumerate(pixels):
+        write_image(options.out / "examples" / f"{index}.png", image)
+    write_image(options.out / "reconstructions.png", reconstructions([model.reconstruct(image) for image in pixels]))
+
+
+def _configuration(options: argparse.Namespace, faces: SyntheticFaces) -> dict:
+    from . import __version__
+
+    return {
+        "options": {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()},
+        "faces": dataclasses.asdict(faces),
+        "versions": {"ringnet_ext": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def _write_json(path: Path, value: dict) -> None:
+    with written_whole(path) as file:
+        file.write(json.dumps(value, indent=2).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
