@@ -35,8 +35,8 @@ class FLAME(nn.Module):
         dtype: float32 or float64; ``.to()`` and ``.double()`` change it later.
 
     All arguments of :meth:`forward` are optional and stand for zeros where missing. Their batch size is free; a batch
-    of 1 is broadcast. Fewer coefficients than the layer has stand for the first ones. Lower precisions (an encoder under
-    autocast) are raised to the layer's dtype; a higher one is refused.
+    of 1 is broadcast. Fewer coefficients than the layer has stand for the first ones. Lower precisions (an encoder
+    under autocast) are raised to the layer's dtype; a higher one is refused.
 
     The last argument, ``pose``, replaces the four poses by name: (B, 3J) axis-angle or (B, J, 3, 3) rotation matrices
     of all joints. It is the way to pose a model that does not have FLAME's five joints.

@@ -1,0 +1,261 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from heads import needs_ringnet_data, random_model, real_head
+
+from ringnet_ext.flame import FLAME
+from ringnet_ext.flame.landmarks import contour_row
+from ringnet_ext.ops import batch_rodrigues
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model()
+
+
+@pytest.fixture(scope="module")
+def layer(model):
+    return FLAME(model, dtype=torch.float64)
+
+
+def random_arguments(batch, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    sizes = dict(shape=7, expression=4, global_pose=3, neck_pose=3, jaw_pose=3, eye_pose=6, translation=3)
+    return {
+        name: 0.5 * torch.randn(batch, size, generator=generator, dtype=torch.float64).to(dtype)
+        for name, size in sizes.items()
+    }
+
+
+def turned(yaw, pitch=0.0, roll=0.0, y_down=False):
+    """Rotation matrix of a head that is turned by yaw, then pitched and rolled, in degrees."""
+    yaw, pitch, roll = (math.radians(a) for a in (yaw, pitch, roll))
+    about = torch.tensor([[0, yaw, 0], [pitch, 0, 0], [0, 0, roll], [math.pi * y_down, 0, 0]], dtype=torch.float64)
+    y, x, z, flip = batch_rodrigues(about)
+    return flip @ z @ x @ y
+
+
+def axis_angle(rotation):
+    import cv2
+
+    return torch.tensor(cv2.Rodrigues(rotation.numpy())[0]).T
+
+
+def test_zero_pose_gives_the_template(model, layer):
+    output = layer()
+    assert torch.allclose(output.vertices[0], torch.tensor(model.v_template), atol=1e-12)
+    assert torch.allclose(output.joints[0], torch.tensor(model.J_regressor @ model.v_template), atol=1e-12)
+
+
+def test_shape_and_expression_move_vertices_along_their_directions(model, layer):
+    given = {name: value for name, value in random_arguments(3).items() if name in ("shape", "expression")}
+    expected = (
+        model.v_template
+        + np.einsum("bk,vck->bvc", given["shape"], model.shapedirs)
+        + np.einsum("bk,vck->bvc", given["expression"], model.expressiondirs)
+    )
+    assert np.allclose(layer(**given).vertices, expected, atol=1e-12)
+
+
+def test_rotating_the_root_rotates_the_mesh(layer):
+    given = random_arguments(4)
+    turn = batch_rodrigues(given.pop("global_pose"))
+    translation = given.pop("translation")[:, None]
+    still, moved = layer(**given), layer(**given, global_pose=axis_angles(turn), translation=translation[:, 0])
+    root = still.joints[:, :1]
+    for before, after in zip(still[:2], moved[:2]):
+        expected = (before - root) @ turn.transpose(1, 2) + root + translation
+        assert torch.allclose(after, expected, atol=1e-12)
+
+
+def axis_angles(rotations):
+    return torch.cat([axis_angle(rotation) for rotation in rotations])
+
+
+def test_landmarks_lie_on_the_mesh_contour_first(model, layer):
+    yaws = [-50.0, -12.4, 0.0, 0.6, 25.0, 70.0]
+    given = random_arguments(len(yaws)) | {
+        "global_pose": axis_angles([turned(yaw, pitch=8, roll=-15) for yaw in yaws]),
+        "neck_pose": torch.zeros(1, 3, dtype=torch.float64),
+    }
+    output = layer(**given)
+    embedding = model.landmarks
+    for i, row in enumerate(contour_row(yaws)):
+        vertices = output.vertices[i].numpy()
+        faces = np.concatenate([embedding.contour_faces_idx[row], embedding.static_faces_idx])
+        bary = np.concatenate([embedding.contour_bary_coords[row], embedding.static_bary_coords])
+        assert np.allclose(output.landmarks[i], (vertices[model.faces[faces]] * bary[..., None]).sum(1), atol=1e-12)
+    assert torch.allclose(layer.static_landmarks(output.vertices), output.landmarks[:, 17:], atol=1e-12)
+
+
+@pytest.mark.parametrize("y_down", [False, True])
+def test_contour_row_follows_yaw_and_not_roll_or_pitch(layer, y_down):
+    yaws = np.arange(-60, 61, 1.7)
+    for pitch, roll in ((0, 0), (0, 120), (-20, 0), (15, -40)):
+        pose = torch.eye(3, dtype=torch.float64).repeat(len(yaws), 5, 1, 1)
+        pose[:, 0] = torch.stack([turned(yaw, pitch, roll, y_down) for yaw in yaws])
+        assert layer._contour_row(pose).tolist() == contour_row(yaws).tolist()
+
+
+def test_contour_row_is_that_of_root_and_neck_together(layer):
+    pose = torch.eye(3, dtype=torch.float64).repeat(1, 5, 1, 1)
+    pose[:, 0], pose[:, 1], pose[:, 2] = turned(33.2), turned(-10), turned(-30)
+    assert layer._contour_row(pose).tolist() == contour_row([23.2]).tolist()
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.float64, 1e-12)])
+def test_landmarks_alone_equal_those_of_forward(model, dtype, tolerance):
+    layer = FLAME(model, dtype=dtype)
+    given = random_arguments(9, dtype=dtype)
+    assert torch.allclose(layer.landmarks(**given), layer(**given).landmarks, atol=tolerance)
+    pose = torch.cat([given.pop(name) for name in ("global_pose", "neck_pose", "jaw_pose", "eye_pose")], dim=1)
+    assert torch.allclose(layer.landmarks(**given, pose=pose), layer(**given, pose=pose).landmarks, atol=tolerance)
+    matrices = batch_rodrigues(pose.reshape(-1, 3)).view(9, 5, 3, 3)
+    assert torch.allclose(layer.landmarks(**given, pose=matrices), layer(**given, pose=pose).landmarks, atol=tolerance)
+
+
+def test_gradients_reach_every_argument(layer):
+    given = {name: value.requires_grad_() for name, value in random_arguments(2).items()}
+    weights = torch.randn(68, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    (layer(**given).landmarks * weights).sum().backward()
+    through_mesh = {name: value.grad.clone() for name, value in given.items()}
+    for value in given.values():
+        value.grad = None
+    (layer.landmarks(**given) * weights).sum().backward()
+    for name, value in given.items():
+        assert through_mesh[name].abs().max() > 1e-4, name
+        assert torch.allclose(value.grad, through_mesh[name], atol=1e-10), name
+    assert not list(layer.parameters())
+
+
+def test_missing_arguments_are_zeros_and_short_ones_are_padded(layer):
+    given = random_arguments(3)
+    zeros = {name: torch.zeros_like(value) for name, value in given.items()}
+    assert torch.equal(layer(**given).vertices, layer(**zeros | given).vertices)
+    for name in given:
+        one = layer(**{name: given[name]})
+        assert torch.allclose(one.vertices, layer(**zeros | {name: given[name]}).vertices, atol=1e-12)
+    padded = torch.cat([given["shape"][:, :2], torch.zeros(3, 5, dtype=torch.float64)], dim=1)
+    assert torch.equal(layer(shape=given["shape"][:, :2]).vertices, layer(shape=padded).vertices)
+
+
+@pytest.mark.parametrize("single", ["shape", "expression", "global_pose", "jaw_pose", "eye_pose", "translation"])
+def test_a_batch_of_one_is_broadcast(layer, single):
+    given = random_arguments(3)
+    given[single] = given[single][:1]
+    expected = layer(**given | {single: given[single].repeat(3, 1)})
+    for ours, theirs in zip(layer(**given), expected):
+        assert torch.equal(ours, theirs)
+
+
+def test_each_element_of_a_batch_is_on_its_own(layer):
+    given = random_arguments(5)
+    together = layer(**given)
+    alone = layer(**{name: value[3:4] for name, value in given.items()})
+    for ours, theirs in zip(alone, together):
+        assert torch.allclose(ours, theirs[3:4], atol=1e-12)
+
+
+def test_a_model_of_any_size(model):
+    body = random_model(seed=3, V=83, J=24, S=12, E=0, landmarks=False)
+    layer = FLAME(body, shape_params=10, dtype=torch.float64)
+    assert (layer.shape_params, layer.expression_params) == (10, 0)
+    generator = torch.Generator().manual_seed(0)
+    pose = 0.3 * torch.randn(2, 72, generator=generator, dtype=torch.float64)
+    output = layer(torch.randn(1, 10, generator=generator, dtype=torch.float64), pose=pose)
+    assert output.vertices.shape == (2, 83, 3) and output.joints.shape == (2, 24, 3) and output.landmarks is None
+    only_root = torch.cat([pose[:, :3], torch.zeros(2, 69, dtype=torch.float64)], dim=1)
+    assert torch.equal(layer(global_pose=pose[:, :3]).vertices, layer(pose=only_root).vertices)
+    with pytest.raises(ValueError, match="no landmarks"):
+        layer.landmarks()
+    with pytest.raises(ValueError, match="jaw_pose: these are FLAME's joints, but the model has 24"):
+        layer(jaw_pose=pose[:, :3])
+
+
+def test_state_dict_carries_the_model(model, layer):
+    other = FLAME(random_model(seed=9), dtype=torch.float64)
+    given = random_arguments(2)
+    assert not torch.allclose(other(**given).vertices, layer(**given).vertices)
+    other.load_state_dict(layer.state_dict())
+    for ours, theirs in zip(other(**given), layer(**given)):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(other.landmarks(**given), layer.landmarks(**given))
+
+
+def test_dtype(model, layer):
+    given = random_arguments(2)
+    single = FLAME(model)
+    low = {name: value.float() for name, value in given.items()}
+    assert single(**low).vertices.dtype == torch.float32
+    assert torch.allclose(single(**low).vertices.double(), layer(**given).vertices, atol=1e-5)
+    half = {name: value.half() for name, value in given.items()}
+    assert torch.equal(single(**half).vertices, single(**{n: v.float() for n, v in half.items()}).vertices)
+    with pytest.raises(TypeError, match="shape: expected torch.float32 like the layer, got torch.float64"):
+        single(shape=given["shape"])
+    double = single.double()(**given)
+    assert double.vertices.dtype == double.landmarks.dtype == torch.float64
+    assert torch.allclose(double.vertices, layer(**given).vertices, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(shape=torch.zeros(1, 8)), r"shape: expected shape \(B, at most 7\), got \(1, 8\)"),
+        (dict(expression=torch.zeros(4)), r"expression: expected shape \(B, at most 4\), got \(4,\)"),
+        (dict(global_pose=torch.zeros(2, 4)), r"global_pose: expected shape \(B, 3\), got \(2, 4\)"),
+        (dict(eye_pose=torch.zeros(2, 3)), r"eye_pose: expected shape \(B, 6\), got \(2, 3\)"),
+        (dict(pose=torch.zeros(2, 12)), r"pose: expected shape \(B, 15\), got \(2, 12\)"),
+        (dict(pose=torch.zeros(2, 4, 3, 3)), r"pose: expected shape \(B, 5, 3, 3\), got \(2, 4, 3, 3\)"),
+        (dict(pose=torch.zeros(1, 15), neck_pose=torch.zeros(1, 3)), "pose of all joints or neck_pose, got both"),
+        (dict(shape=torch.zeros(2, 7), jaw_pose=torch.zeros(3, 3)), "batch sizes differ: shape 2, jaw_pose 3"),
+        (dict(shape=torch.zeros(1, 7, dtype=torch.int64)), "shape: expected torch.float32 like the layer"),
+        (dict(jaw_pose=torch.zeros(1, 3, device="meta")), "jaw_pose: expected device cpu like the layer, got meta"),
+        (dict(shape=[[0.0] * 7]), "shape: expected a tensor, got list"),
+    ],
+)
+def test_wrong_arguments_are_named(model, arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        FLAME(model)(**arguments)
+
+
+def test_from_a_file(model, layer, tmp_path):
+    model.save(tmp_path / "head.npz")
+    assert torch.equal(FLAME(tmp_path / "head.npz", dtype=torch.float64)().landmarks, layer().landmarks)
+
+
+# The real surface: with the right row of the contour table, the landmarks of the far side are on the silhouette
+
+
+def distance_to_silhouette(vertices, faces, points, pixel=5e-4):
+    """Distance of points to the outline of an orthographic picture of the mesh, in millimetres."""
+    import cv2
+
+    low = vertices[:, :2].min(0) - 20 * pixel
+    width, height = np.ceil((vertices[:, :2].max(0) + 20 * pixel - low) / pixel).astype(int)
+    mask = np.zeros((height, width), np.uint8)
+    for triangle in np.rint((vertices[:, :2] - low) / pixel * 16).astype(np.int32)[faces]:
+        cv2.fillConvexPoly(mask, triangle, 255, shift=4)
+    inside, outside = (cv2.distanceTransform(m, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for m in (mask, 255 - mask))
+    column, row = np.rint((points[:, :2] - low) / pixel).astype(int).T
+    return np.maximum(inside, outside)[row, column] * pixel * 1000
+
+
+@needs_ringnet_data
+@pytest.mark.parametrize("y_down", [False, True], ids=["y_up", "y_down"])
+@pytest.mark.parametrize("yaw", [-39, -30, 30, 39])
+def test_far_side_contour_is_on_the_silhouette(yaw, y_down):
+    head = real_head()
+    layer = FLAME(head, dtype=torch.float64)
+    far = slice(0, 8) if yaw < 0 else slice(9, 17)
+    output = layer(global_pose=axis_angle(turned(yaw, y_down=y_down)))
+    vertices = output.vertices[0].numpy()
+    distance = distance_to_silhouette(vertices, head.faces, output.landmarks[0, far].numpy())
+    assert distance.max() < 3 and np.median(distance) < 1.5
+
+    wrong = contour_row(-yaw)
+    bary = head.landmarks.contour_bary_coords[wrong, far, :, None]
+    points = (vertices[head.faces[head.landmarks.contour_faces_idx[wrong, far]]] * bary).sum(1)
+    distance = distance_to_silhouette(vertices, head.faces, points)
+    assert distance.max() > 20 and np.median(distance) > 8
