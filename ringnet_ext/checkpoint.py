@@ -14,15 +14,15 @@ from safetensors.torch import save
 
 from .flame.files import written_whole
 
-_KEY = "ringnet_ext"
+_FACTS, _CHECKSUM = "ringnet_ext", "sha256"
 
 
 class CheckpointError(ValueError):
     """The file is not a checkpoint, or a damaged one."""
 
 
-def _checksum(tensors: dict[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
+def _checksum(tensors: dict[str, torch.Tensor], facts: str) -> str:
+    digest = hashlib.sha256(facts.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -33,9 +33,9 @@ def _checksum(tensors: dict[str, torch.Tensor]) -> str:
 def write_checkpoint(path: str | os.PathLike, tensors: dict[str, torch.Tensor], facts: dict) -> None:
     """Write tensors and JSON-able facts to one file, atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {_KEY: json.dumps({"facts": facts, "sha256": _checksum(tensors)})}
+    text = json.dumps(facts)
     with written_whole(path) as file:
-        file.write(save(tensors, metadata))
+        file.write(save(tensors, {_FACTS: text, _CHECKSUM: _checksum(tensors, text)}))
 
 
 def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict]:
@@ -49,12 +49,12 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], d
         raise FileNotFoundError(f"checkpoint: no file {os.fspath(path)}")
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[_KEY])
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except KeyError:
-        raise CheckpointError(f"{os.fspath(path)}: a safetensors file, but not a checkpoint of ringnet_ext") from None
     except (SafetensorError, ValueError, OSError) as error:
         raise CheckpointError(f"{os.fspath(path)}: not a readable checkpoint: {error}") from error
-    if _checksum(tensors) != header.get("sha256"):
+    if _FACTS not in metadata:
+        raise CheckpointError(f"{os.fspath(path)}: a safetensors file, but not a checkpoint of ringnet_ext")
+    if _checksum(tensors, metadata[_FACTS]) != metadata.get(_CHECKSUM):
         raise CheckpointError(f"{os.fspath(path)}: the checksum is wrong: the file is damaged")
-    return tensors, header["facts"]
+    return tensors, json.loads(metadata[_FACTS])

@@ -121,16 +121,16 @@ class Trainer:
                 batch = upcoming.result()
                 if self.step + 1 < settings.steps:
                     upcoming = loader.submit(self._batch, self.step + 1)
-                terms = self._update(*(tensor.to(device) for tensor in batch))
+                terms = {name: float(value) for name, value in self._update(*(t.to(device) for t in batch)).items()}
                 self.step += 1
                 bar.update()
-                if not math.isfinite(float(terms["loss"])):
+                if not math.isfinite(terms["loss"]):
                     raise FloatingPointError(
-                        f"step {self.step}: the loss is {float(terms['loss'])}; resume from {self.folder} with a lower "
+                        f"step {self.step}: the loss is {terms['loss']}; resume from {self.folder} with a lower "
                         "learning rate"
                     )
                 for name in sums:
-                    sums[name] += float(terms[name])
+                    sums[name] += terms[name]
                 summed += 1
                 if self.step % settings.checkpoint_steps == 0 or self.step == settings.steps:
                     seconds = time.perf_counter() - since
@@ -167,7 +167,7 @@ class Trainer:
         terms["loss"].backward()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), settings.gradient_clip)
         self.optimizer.step()
-        return terms
+        return {name: value.detach() for name, value in terms.items()}
 
     @torch.no_grad()
     def _validate(self, device) -> dict[str, float]:

@@ -207,13 +207,13 @@ class _Painter:
         points = np.empty_like(vertices)
         points[:, :2] = (camera[0] * (vertices[:, :2] + camera[1:]) + 1) * (size / 2)
         points[:, 2] = vertices[:, 2]
-        draw_mesh(image, points, self.faces, self._light(random, normals, self._albedo(random)))
+        colors = self._light(random, normals, self._albedo(random))
+        draw_mesh(image, points, self.faces, colors, back_faces=False)
         if random.random() < faces.occlusion:
             self._occlude(random, image)
-        image = self._expose(random, image)
         if not faces.color:
-            return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-        return image
+            image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        return self._expose(random, image)
 
     def _albedo(self, random: np.random.Generator) -> np.ndarray:
         skin = _mixed(random, _SKIN) * random.uniform(0.9, 1.1, 3)
@@ -227,8 +227,8 @@ class _Painter:
                 colors[ids] = (1 - opacity) * colors[ids] + opacity * np.asarray(color, np.float32)
 
         # Smooth blotches over the skin, so that light alone doesn't tell the surface.
-        waves = np.sin(self.rest @ random.normal(0, 60, (3, 4)).astype(np.float32) + random.uniform(0, 6.3, 4))
-        colors *= 1 + 0.03 * waves.sum(1, keepdims=True).astype(np.float32)
+        waves = self.rest @ random.normal(0, 60, (3, 3)).astype(np.float32) + random.uniform(0, 6.3, 3).astype(np.float32)
+        colors *= 1 + 0.03 * np.sin(waves).sum(1, keepdims=True)
         if random.random() < 0.85:
             fill("scalp", hair)
         fill("lips", lips)
@@ -258,11 +258,13 @@ class _Painter:
 
     @staticmethod
     def _background(random: np.random.Generator, size: int) -> np.ndarray:
-        image = np.full((size, size, 3), random.uniform(0, 1, 3), np.float32)
-        for cells, strength in ((2, 0.35), (5, 0.2), (16, 0.08)):
-            noise = random.normal(0, strength, (cells, cells, 3)).astype(np.float32)
-            image += cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
-        return np.clip(image, 0, 1)
+        # Blotches of three sizes, in brightness rather than in colour.
+        image = np.zeros((1, 1, 3), np.float32) + random.uniform(0.05, 0.95) + random.normal(0, 0.08, 3)
+        for cells, brightness, color in ((3, 0.25, 0.06), (8, 0.12, 0.03), (24, 0.08, 0.01)):
+            noise = random.normal(0, brightness, (cells, cells, 1)) + random.normal(0, color, (cells, cells, 3))
+            image = cv2.resize(image.astype(np.float32), (cells, cells), interpolation=cv2.INTER_LINEAR) + noise
+        image = cv2.resize(image.astype(np.float32), (size, size), interpolation=cv2.INTER_LINEAR)
+        return np.clip(image, 0, 1, out=image)
 
     @staticmethod
     def _occlude(random: np.random.Generator, image: np.ndarray) -> None:

@@ -1,0 +1,196 @@
+"""Rings, crops, synthetic faces and image files."""
+
+import dataclasses
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from ringnet_ext.camera import UPRIGHT, project, to_normalised, to_pixels, yaw_of
+from ringnet_ext.data.augment import FLIP, crop
+from ringnet_ext.data.faces import FaceSet
+from ringnet_ext.data.rings import RingSampler
+from ringnet_ext.data.synthetic import SyntheticFaces, global_pose
+from ringnet_ext.flame import FLAME
+from ringnet_ext.images import ImageError, fit_square, read_image, write_image
+
+SMALL = SyntheticFaces(identities=5, images_per_identity=3, size=64)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("faces")
+
+
+@pytest.fixture(scope="module")
+def faces(cache):
+    return SMALL.load(cache=cache)
+
+
+class TestRings:
+    identity = np.repeat(np.arange(10), 7)[::-1].copy()
+
+    def test_the_last_one_is_another_person(self):
+        sampler = RingSampler(self.identity, 6, 4, seed=0)
+        for step in range(20):
+            people = self.identity[sampler.rings(step)]
+            assert people.shape == (4, 6)
+            assert (people[:, :-1] == people[:, :1]).all() and (people[:, -1] != people[:, 0]).all()
+
+    def test_images_of_a_ring_differ_where_there_are_enough(self):
+        rings = RingSampler(self.identity, 6, 10, seed=0).rings(0)
+        assert all(len(set(ring)) == 6 for ring in rings)
+
+    def test_every_identity_leads_one_ring_an_epoch_in_a_fresh_order(self):
+        sampler = RingSampler(self.identity, 4, 5, seed=1)
+        epochs = [[self.identity[r[0]] for s in range(2 * e, 2 * e + 2) for r in sampler.rings(s)] for e in range(3)]
+        assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+        assert epochs[0] != epochs[1]
+
+    def test_a_step_depends_on_seed_and_step_alone(self):
+        one, other = RingSampler(self.identity, 6, 4, seed=3), RingSampler(self.identity, 6, 4, seed=3)
+        for step in range(7):
+            one.rings(step)
+        assert np.array_equal(one.rings(2), other.rings(2))
+        assert not np.array_equal(one.rings(2), RingSampler(self.identity, 6, 4, seed=4).rings(2))
+
+    def test_people_with_few_images_repeat_them(self):
+        identity = np.array([0, 0, 1, 2, 2, 2])
+        rings = RingSampler(identity, 6, 3, seed=0).rings(0)
+        assert (identity[rings[:, :-1]] == identity[rings[:, :1]]).all()
+
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match="ring_size.*at least 3"):
+            RingSampler(self.identity, 2, 1, 0)
+        with pytest.raises(ValueError, match="at least two people"):
+            RingSampler(np.zeros(9, int), 3, 1, 0)
+
+
+class TestSynthetic:
+    def test_landmarks_are_the_projected_truth(self, faces):
+        truth = {name: torch.from_numpy(value) for name, value in faces.truth.items()}
+        points = FLAME().landmarks(
+            truth["shape"], truth["expression"], truth["global_pose"], jaw_pose=truth["jaw_pose"]
+        )
+        assert np.allclose(project(points, truth["camera"]).numpy(), faces.landmarks, atol=1e-4)
+        assert np.abs(faces.landmarks).max() < 1
+
+    def test_a_person_keeps_the_shape_and_nothing_else(self, faces):
+        for person in range(SMALL.identities):
+            rows = faces.identity == person
+            assert len(np.unique(faces.truth["shape"][rows], axis=0)) == 1
+            assert len(np.unique(faces.truth["expression"][rows], axis=0)) == SMALL.images_per_identity
+        assert len(np.unique(faces.truth["shape"], axis=0)) == SMALL.identities
+
+    def test_same_configuration_same_pictures(self, faces, tmp_path):
+        again = SMALL.load(cache=tmp_path)
+        assert np.array_equal(again.images, faces.images) and np.array_equal(again.landmarks, faces.landmarks)
+
+    def test_splits_and_seeds_hold_other_people(self, faces, cache):
+        for change in ({"split": "test"}, {"seed": 1}):
+            other = dataclasses.replace(SMALL, **change).load(cache=cache)
+            assert not np.isclose(other.truth["shape"][:, None], faces.truth["shape"][None]).all(-1).any()
+
+    def test_the_cache_is_used_and_holds_nothing_unfinished(self, faces, cache):
+        before = {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
+        SMALL.load(cache=cache)
+        assert before and before == {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
+        assert not [path for path in cache.iterdir() if path.name.startswith(".")]
+
+    def test_the_face_is_where_the_landmarks_are(self, cache):
+        """Pixels inside the landmarks' hull are skin, as those of one picture rendered twice with other backgrounds are."""
+        plain = dataclasses.replace(SMALL, identities=2, images_per_identity=2, occlusion=0.0, color=True)
+        faces = plain.load(cache=cache)
+        assert faces.images.shape == (4, 64, 64, 3)
+        for image, landmarks in zip(faces.images, faces.landmarks, strict=True):
+            hull = cv2.convexHull(((landmarks + 1) * 32).astype(np.float32)).astype(np.int32)
+            mask = cv2.fillConvexPoly(np.zeros(image.shape[:2], np.uint8), hull, 1) > 0
+            assert mask.mean() > 0.1
+            # A background crosses the border of the face; skin is smoother than that.
+            chroma = image[mask].astype(float) / np.maximum(image[mask].sum(1, keepdims=True), 1)
+            assert np.median(np.abs(chroma - np.median(chroma, axis=0))) < 0.06
+
+    @pytest.mark.parametrize("yaw", [-60, -39, 0, 20, 60])
+    def test_pose_has_the_yaw_it_was_made_with(self, yaw):
+        pose = global_pose(np.radians(yaw), np.radians(8), np.radians(-5))
+        assert np.degrees(float(yaw_of(torch.from_numpy(pose)[None])[0])) == pytest.approx(yaw, abs=0.7)
+
+    def test_poses_of_similar_heads_are_similar(self):
+        assert np.allclose(global_pose(0, 0, 0), UPRIGHT)
+        for angles in ((0.01, 0, 0), (0, 0.01, 0), (0, -0.01, 0), (0, 0, -0.01)):
+            assert np.linalg.norm(global_pose(*angles) - UPRIGHT) < 0.02
+
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match="split.*'training'"):
+            SyntheticFaces(split="training")
+        with pytest.raises(ValueError, match="yaw_limit"):
+            SyntheticFaces(yaw_limit=90)
+
+
+class TestCrop:
+    def test_flip_is_an_involution_that_mirrors_the_mean_head(self):
+        assert np.array_equal(FLIP[FLIP], np.arange(68))
+        points = FLAME().landmarks()[0].numpy()
+        assert np.abs(points[FLIP] * [-1, 1, 1] - points).max() < 2e-3
+
+    def test_landmarks_stay_on_their_pixels(self):
+        """Bright dots at the landmarks: after any crop they are where the cropped landmarks say."""
+        random = np.random.default_rng(0)
+        points = random.uniform(-0.4, 0.4, (8, 68, 2)).astype(np.float32)
+        images = np.zeros((8, 256, 256), np.uint8)
+        for image, landmarks in zip(images, points, strict=True):
+            x, y = (landmarks[0] + 1) * 128
+            cv2.circle(image, (round(float(x - 0.5) * 16), round(float(y - 0.5) * 16)), 6 * 16, 255, -1, cv2.LINE_AA, 4)
+        faces = FaceSet(images, points, np.ones((8, 68), np.float32), np.arange(8))
+        crops, landmarks = crop(faces, np.arange(8).reshape(4, 2), 128, random)
+        grid = (torch.arange(128) + 0.5) / 64 - 1
+        assert len({float(row) for row in torch.sign(landmarks[:, FLIP[0], 0] - landmarks[:, 0, 0])}) >= 1
+        mirrored = 0
+        for image, target in zip((crops[:, 0] + 1) / 2, landmarks, strict=True):
+            weight = image / image.sum()
+            centre = torch.stack([(weight.sum(0) * grid).sum(), (weight.sum(1) * grid).sum()])
+            distances = (target - centre).norm(dim=-1)
+            assert distances.min() < 0.01
+            assert int(distances.argmin()) in (0, FLIP[0])
+            mirrored += int(distances.argmin()) == FLIP[0]
+        assert 0 < mirrored < 8 and mirrored % 2 == 0  # whole rings of two
+
+    def test_without_jitter_the_box_fills_the_frame(self, faces):
+        images, landmarks = crop(faces, np.arange(4)[:, None], 32)
+        assert images.shape == (4, 1, 32, 32) and images.min() >= -1 and images.max() <= 1
+        extent = (landmarks.amax(1) - landmarks.amin(1)).amax(1)
+        assert torch.allclose(extent, torch.full((4,), 1.6), atol=1e-5)
+
+    def test_pixels_and_normalised_coordinates(self):
+        points = torch.tensor([[-1.0, -1.0], [1.0, 0.0]])
+        assert to_pixels(points, 224).tolist() == [[0, 0], [224, 112]]
+        assert torch.equal(to_normalised(to_pixels(points, 224), 224), points)
+
+
+class TestImages:
+    def test_round_trip_and_exif(self, tmp_path):
+        image = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+        write_image(tmp_path / "a.png", image)
+        assert np.array_equal(read_image(tmp_path / "a.png"), image)
+        assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+    @pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
+    def test_what_is_no_image(self, tmp_path, content):
+        (tmp_path / "x.png").write_bytes(content)
+        with pytest.raises(ImageError, match="x.png"):
+            read_image(tmp_path / "x.png")
+        with pytest.raises(FileNotFoundError, match="nowhere.jpg"):
+            read_image(tmp_path / "nowhere.jpg")
+
+    @pytest.mark.parametrize("shape", [(100, 50), (50, 100), (1, 1), (300, 224), (3, 1000)])
+    def test_fit_square(self, shape):
+        image = np.full((*shape, 3), 7, np.uint8)
+        square = fit_square(image)
+        assert square.image.shape == (224, 224, 3) and (square.image == 7).all()
+        middle = np.array([[112.0, 112.0]])
+        assert np.abs(square.to_original(middle) - np.array([[shape[1] / 2, shape[0] / 2]])).max() < 1 / square.scale
+
+    def test_fit_square_refuses(self):
+        with pytest.raises(ValueError, match="uint8"):
+            fit_square(np.zeros((5, 5, 3)))

@@ -1,0 +1,173 @@
+"""Encoders, RingNet, checkpoints."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ringnet_ext.camera import FILL
+from ringnet_ext.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from ringnet_ext.encoder import ENCODERS, CompactEncoder, ResNet50
+from ringnet_ext.model import HeadParams, RingNet
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return RingNet().eval()
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_encoders_take_any_size_grey_or_rgb(name, channels):
+    encoder = ENCODERS[name]().eval()
+    with torch.no_grad():
+        features = encoder(torch.rand(2, channels, 96, 96) * 2 - 1)
+    assert features.shape == (2, encoder.features) and torch.isfinite(features).all()
+
+
+def test_compact_encoder_does_not_see_brightness_and_contrast():
+    encoder = CompactEncoder().eval()
+    images = torch.rand(2, 1, 64, 64) - 0.5
+    with torch.no_grad():
+        assert torch.allclose(encoder(images), encoder(images * 0.8 + 0.1), atol=1e-2)
+
+
+def test_grey_and_equal_rgb_are_the_same_image():
+    encoder = CompactEncoder().eval()
+    grey = torch.rand(2, 1, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(encoder(grey), encoder(grey.expand(-1, 3, -1, -1)), atol=1e-5)
+
+
+def test_resnet50_has_the_published_size_and_takes_torchvision_keys(tmp_path):
+    encoder = ResNet50()
+    assert sum(p.numel() for p in encoder.parameters()) == 25_557_032 - 2048 * 1000 - 1000  # without the classifier
+    state = {name: torch.randn_like(value) if value.is_floating_point() else value for name, value in encoder.state_dict().items()}
+    assert {"conv1.weight", "bn1.running_mean", "layer1.0.downsample.0.weight", "layer4.2.conv3.weight"} <= set(state)
+    state |= {"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}
+    torch.save(state, tmp_path / "r.pth")
+    save_file(state, tmp_path / "r.safetensors")
+    for name in ("r.pth", "r.safetensors"):
+        fresh = ResNet50()
+        fresh.load_pretrained(tmp_path / name)
+        assert all(torch.equal(value, state[key]) for key, value in fresh.state_dict().items())
+
+
+def test_pretrained_weights_that_do_not_fit_are_refused(tmp_path):
+    encoder = ResNet50()
+    state = encoder.state_dict()
+    for change, message in (
+        (lambda s: s.pop("layer2.0.conv1.weight"), "1 keys missing.*layer2.0.conv1.weight"),
+        (lambda s: s.update({"extra": torch.zeros(1)}), "1 keys unexpected.*extra"),
+        (lambda s: s.update({"conv1.weight": torch.zeros(64, 3, 3, 3)}), "of another shape.*conv1.weight"),
+    ):
+        broken = dict(state)
+        change(broken)
+        torch.save(broken, tmp_path / "r.pth")
+        with pytest.raises(ValueError, match=message):
+            encoder.load_pretrained(tmp_path / "r.pth")
+    (tmp_path / "junk.pth").write_bytes(b"junk")
+    with pytest.raises(ValueError, match="junk.pth"):
+        encoder.load_pretrained(tmp_path / "junk.pth")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        encoder.load_pretrained(tmp_path / "nowhere.pth")
+
+
+def test_params_are_ringnets_vector():
+    vector = torch.randn(4, 159)
+    params = HeadParams.from_vector(vector)
+    assert torch.equal(params.to_vector(), vector)
+    assert torch.equal(params.camera, vector[:, 0:3]) and torch.equal(params.global_pose, vector[:, 3:6])
+    assert torch.equal(params.jaw_pose, vector[:, 6:9]) and torch.equal(params.shape, vector[:, 9:109])
+    assert torch.equal(params.expression, vector[:, 109:159])
+    with pytest.raises(ValueError, match="vector"):
+        HeadParams.from_vector(torch.zeros(4, 50))
+
+
+def test_an_untrained_model_starts_at_the_mean_head_in_the_frame(model):
+    with torch.no_grad():
+        params = model(torch.rand(2, 3, 64, 64) * 2 - 1)
+        landmarks = model.landmarks(params)
+    assert params.to_vector().shape == (2, 159)
+    extent = (landmarks.amax(1) - landmarks.amin(1)).amax(1)
+    assert torch.allclose(extent, torch.full((2,), 2 * FILL), atol=0.1)
+    # Upright: brows above the chin, and the subject's right, which iBUG numbers first, on the left of the image.
+    assert (landmarks[:, 19, 1] < landmarks[:, 8, 1]).all() and (landmarks[:, 36, 0] < landmarks[:, 45, 0]).all()
+
+
+def test_landmarks_are_those_of_the_mesh(model):
+    params = HeadParams.from_vector(model.regressor.mean + 0.1 * torch.randn(3, 159))
+    posed = model.flame(params.shape, params.expression, params.global_pose, jaw_pose=params.jaw_pose)
+    from ringnet_ext.camera import project
+
+    assert torch.allclose(project(posed.landmarks, params.camera), model.landmarks(params), atol=1e-4)
+
+
+def test_save_and_load(model, tmp_path):
+    model.save(tmp_path / "best.safetensors")
+    images = torch.rand(2, 3, 64, 64)
+    for path in (tmp_path, tmp_path / "best.safetensors"):
+        again = RingNet.load(path)
+        with torch.no_grad():
+            assert torch.equal(again(images).to_vector(), model(images).to_vector())
+    assert [path.name for path in tmp_path.iterdir()] == ["best.safetensors"]
+    assert (tmp_path / "best.safetensors").stat().st_size < 4.2 * sum(p.numel() for p in model.parameters())
+
+
+def test_reconstruct(model):
+    image = np.random.default_rng(0).integers(0, 255, (300, 200, 3), dtype=np.uint8)
+    face = model.reconstruct(image)
+    assert face.vertices.shape == (5023, 3) and face.landmarks.shape == (68, 2) and face.faces.shape == (9976, 3)
+    assert np.abs(face.landmarks - np.array([100, 150])).max() < 150 and face.image.shape == (224, 224, 3)
+    # y up in the world, y down in the image
+    assert face.vertices[:, 1] @ face.image_vertices[:, 1] < 0
+
+
+class TestCheckpoints:
+    def write(self, path):
+        write_checkpoint(path, {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3)}, {"step": 7, "list": [1.5]})
+
+    def test_round_trip(self, tmp_path):
+        self.write(tmp_path / "c.safetensors")
+        tensors, facts = read_checkpoint(tmp_path / "c.safetensors")
+        assert torch.equal(tensors["a"], torch.arange(6.0).view(2, 3)) and tensors["b"] == 3
+        assert facts == {"step": 7, "list": [1.5]}
+
+    def test_every_flipped_byte_and_every_truncation_is_noticed(self, tmp_path):
+        path = tmp_path / "c.safetensors"
+        self.write(path)
+        good = path.read_bytes()
+        random = np.random.default_rng(0)
+        for position in [*random.integers(0, len(good), 60), len(good) - 1]:
+            damaged = bytearray(good)
+            damaged[position] ^= 1 << random.integers(0, 8)
+            path.write_bytes(damaged)
+            try:
+                tensors, facts = read_checkpoint(path)
+            except CheckpointError:
+                continue
+            # What is not noticed is white space or the like: the content is the same.
+            assert facts == {"step": 7, "list": [1.5]} and torch.equal(tensors["a"], torch.arange(6.0).view(2, 3))
+        for length in random.integers(0, len(good), 30):
+            path.write_bytes(good[:length])
+            with pytest.raises(CheckpointError, match="c.safetensors"):
+                read_checkpoint(path)
+
+    def test_other_files_are_refused(self, tmp_path, model):
+        save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+        with pytest.raises(CheckpointError, match="not a checkpoint of ringnet_ext"):
+            read_checkpoint(tmp_path / "other.safetensors")
+        self.write(tmp_path / "c.safetensors")
+        with pytest.raises(CheckpointError, match="not of a RingNet"):
+            RingNet.load(tmp_path / "c.safetensors")
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            RingNet.load(tmp_path / "nowhere")
+
+    def test_another_head_is_refused(self, tmp_path, model):
+        import dataclasses
+
+        model.save(tmp_path / "m.safetensors")
+        other = dataclasses.replace(model.head, v_template=model.head.v_template * 1.01)
+        with pytest.raises(CheckpointError, match="another head"):
+            RingNet.load(tmp_path / "m.safetensors", head=other)
