@@ -46,11 +46,10 @@ def model_arguments(content) -> dict:
             raise ValueError(f"{name}: expected an array, got {'a sparse matrix' if array is None else 'a number'}")
     parents = _parents(arrays.get("kintree_table"))
     if isinstance(regressor, Sparse):
-        # Before it is made dense, its size must be that of arrays which the file holds in full.
-        wanted = (len(parents), len(arguments["v_template"]))
-        if regressor.shape != wanted or arguments["lbs_weights"].shape != wanted[::-1]:
+        # Before it is made dense, its size must be that of an array which the file holds in full.
+        if regressor.shape != arguments["lbs_weights"].shape[::-1]:
             raise ValueError(
-                f"J_regressor, weights: expected shapes {wanted} and {wanted[::-1]}, "
+                f"J_regressor: expected shape (J, V) where weights has (V, J), "
                 f"got {regressor.shape} and {arguments['lbs_weights'].shape}"
             )
         regressor = regressor.dense()
