@@ -1,0 +1,69 @@
+"""``python -m ringnet_ext.convert``: model and landmark files of the field -> .npz or .safetensors."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from .flame import FlameModel, LandmarkEmbedding
+from .flame.files import read_file
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ringnet_ext.convert",
+        description="Convert a head model (FLAME 2017 to 2023 Open, or any of SMPL's family: .pkl, .npz) or a landmark "
+        "embedding (RingNet's .pkl and .npy, DECA's .npy, MediaPipe's .npz) to this project's .npz or .safetensors, which "
+        "every reader of arrays can open. Nothing in the files is executed; what they are is told by their content.",
+    )
+    parser.add_argument("source", type=Path, metavar="SRC", help="model or landmark file")
+    parser.add_argument("destination", type=Path, metavar="DST", help="file to write, *.npz or *.safetensors")
+    parser.add_argument(
+        "--landmarks", type=Path, nargs="+", metavar="FILE",
+        help="landmark embedding to store with the model, or RingNet's static and dynamic ones; beside a landmark "
+        "SRC, the file of its contour [the model's own, if it has any]",
+    )  # fmt: skip
+    parser.add_argument("--regions", type=Path, metavar="FILE", help="FLAME_masks.pkl, to store with the model [none]")
+    parser.add_argument("--full", action="store_true", help="of DECA's embedding, take the 68 static points")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        content = read_file(options.source)
+        if isinstance(content, dict) and "v_template" in content:
+            landmarks = LandmarkEmbedding.load(*options.landmarks, full=options.full) if options.landmarks else None
+            model = FlameModel.load(options.source, landmarks, options.regions)
+            model.save(options.destination)
+            print(f"{options.destination}: {_describe_model(model)}")
+        else:
+            landmarks = LandmarkEmbedding.load(options.source, *(options.landmarks or ()), full=options.full)
+            landmarks.save(options.destination)
+            print(f"{options.destination}: {_describe_landmarks(landmarks)}")
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _describe_model(model: FlameModel) -> str:
+    vertices, _, shapes = model.shapedirs.shape
+    parts = [
+        f"{vertices} vertices, {len(model.faces)} faces, {len(model.parents)} joints",
+        f"{shapes} shape and {model.expressiondirs.shape[2]} expression directions",
+    ]
+    if model.landmarks is not None:
+        parts.append(_describe_landmarks(model.landmarks))
+    if model.regions:
+        parts.append(f"{len(model.regions)} regions")
+    return ", ".join(parts)
+
+
+def _describe_landmarks(landmarks: LandmarkEmbedding) -> str:
+    return f"{landmarks.num_contour} contour and {landmarks.num_static} static landmarks"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+from flame_files import deca_content, flame_2017_pickle, python2_pickle
+from heads import random_model
+from safetensors.numpy import load_file
+
+from ringnet_ext.convert import main
+from ringnet_ext.flame import FlameModel, LandmarkEmbedding
+
+
+@pytest.fixture
+def model(tmp_path):
+    model = random_model(S=300, E=100, V=20, F=30)
+    (tmp_path / "generic_model.pkl").write_bytes(flame_2017_pickle(model))
+    (tmp_path / "masks.pkl").write_bytes(python2_pickle(model.regions, 2))
+    np.save(tmp_path / "embedding.npy", deca_content(model.landmarks), allow_pickle=True)
+    return model
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_models(model, tmp_path, suffix, capsys):
+    source, destination = tmp_path / "generic_model.pkl", tmp_path / f"head.{suffix}"
+    beside = ["--landmarks", str(tmp_path / "embedding.npy"), "--regions", str(tmp_path / "masks.pkl")]
+    assert main([str(source), str(destination), *beside]) == 0
+    assert "300 shape and 100 expression directions, 17 contour and 51 static landmarks" in capsys.readouterr().out
+    read = FlameModel.load(destination)
+    assert np.array_equal(read.shapedirs, model.shapedirs) and np.array_equal(read.J_regressor, model.J_regressor)
+    assert np.array_equal(read.landmarks.contour_bary_coords, model.landmarks.contour_bary_coords)
+    assert read.regions.keys() == model.regions.keys()
+    plain = np.load(destination) if suffix == "npz" else load_file(destination)
+    assert np.array_equal(plain["v_template"], model.v_template)
+
+
+def test_landmarks(model, tmp_path):
+    assert main([str(tmp_path / "embedding.npy"), str(tmp_path / "landmarks.npz")]) == 0
+    assert LandmarkEmbedding.load(tmp_path / "landmarks.npz").num_contour == 17
+    assert main([str(tmp_path / "embedding.npy"), str(tmp_path / "landmarks.npz"), "--full"]) == 0
+    assert LandmarkEmbedding.load(tmp_path / "landmarks.npz").num_static == 68
+
+
+@pytest.mark.parametrize(
+    "source, destination, message",
+    [
+        ("none.pkl", "head.npz", "No such file"),
+        ("masks.pkl", "head.npz", "masks.pkl: no landmark embedding: it holds face"),
+        ("generic_model.pkl", "head.pkl", "expected a name that ends in .npz or .safetensors"),
+        ("generic_model.pkl", "nowhere/head.npz", "No such file"),
+    ],
+)
+def test_errors(model, tmp_path, capsys, source, destination, message):
+    before = sorted(tmp_path.iterdir())
+    assert main([str(tmp_path / source), str(tmp_path / destination)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error
+    assert sorted(tmp_path.iterdir()) == before
