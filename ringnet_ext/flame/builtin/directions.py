@@ -230,32 +230,37 @@ def without_pose(field, v):
     return field - (basis @ np.linalg.lstsq(basis, field.ravel(), rcond=None)[0]).reshape(field.shape)
 
 
-def orthogonal_directions(fields, count, spectrum, cap, total):
-    """The first `count` fields made orthogonal in turn, scaled to the spectrum; (V, 3, count), sorted by RMS.
+def orthogonal_directions(fields, faces, vertices, count, spectrum, cap, strain, total):
+    """`count` of the fields, made orthogonal in the order of their RMS and scaled to the spectrum: (V, 3, count), sorted.
 
     Args:
         fields: list of (V, 3); one of which little is left after the earlier ones is skipped.
+        faces, vertices: the mesh, for the strain.
         spectrum: (count,) wanted RMS displacement, up to a common factor.
         cap: (count,) largest displacement of a vertex per unit, mm.
+        strain: largest relative change of length per unit, of all edges but the most changed 2 %.
         total: RMS displacement of a head with standard normal coefficients, mm.
     """
-    basis = []
+    fields = sorted(fields, key=lambda field: -np.linalg.norm(field))
+    n = len(vertices)
+    basis = np.zeros((count, 3 * n))
+    found = 0
     for field in fields:
         d = field.ravel() / np.linalg.norm(field)
-        rest = d
-        for _ in range(2):
-            for b in basis:
-                rest = rest - b * (b @ rest)
-        if np.linalg.norm(rest) > 0.25:
-            basis.append(rest / np.linalg.norm(rest))
-        if len(basis) == count:
+        for _ in range(2):  # twice, for orthogonality to the last digit
+            d = d - (basis[:found] @ d) @ basis[:found]
+        if np.linalg.norm(d) > 0.3:
+            basis[found] = d / np.linalg.norm(d)
+            found += 1
+        if found == count:
             break
-    if len(basis) < count:
-        raise ValueError(f"fields: expected {count} that differ, got {len(basis)}")
-    vertices = len(fields[0])
-    unit = np.array(basis).reshape(count, vertices, 3) * np.sqrt(vertices)  # RMS 1
-    peak = np.linalg.norm(unit, axis=2).max(1)
-    limit = cap / peak
+    else:
+        raise ValueError(f"fields: expected {count} that differ, got {found}")
+    unit = basis.reshape(count, n, 3) * np.sqrt(n)  # RMS 1
+    a, b = faces.T[:2]
+    length = np.linalg.norm(vertices[a] - vertices[b], axis=1)
+    change = np.linalg.norm(unit[:, a] - unit[:, b], axis=2) / np.maximum(length, 1.0)
+    limit = np.minimum(cap / np.linalg.norm(unit, axis=2).max(1), strain / np.quantile(change, 0.98, axis=1))
     low, high = 0.0, 100 * total
     for _ in range(60):
         scale = (low + high) / 2
@@ -270,16 +275,11 @@ def shape_directions(head: T.Template, normals: np.ndarray) -> np.ndarray:
     f = Fields(head)
     fields = shape_fields(f)
     fields = [without_pose(d, head.vertices) for d in fields[:12]] + fields[12:]
-    odd = odd_shape_fields(f)
-    # Faces are nearly symmetric: oddities come late, among the small traits.
-    mixed = fields[:24]
-    for i, d in enumerate(fields[24:]):
-        mixed.append(d)
-        if i % 3 == 2 and i // 3 < len(odd):
-            mixed.append(odd[i // 3])
-    mixed += odd[(len(fields) - 24) // 3 :] + filling_fields(f, normals)
+    fields += odd_shape_fields(f) + [0.25 * d for d in filling_fields(f, normals)]
     index = np.arange(100)
-    return orthogonal_directions(mixed, 100, (index + 1) ** -0.9, np.where(index < 4, 7.0, 4.0), 4.0)
+    return orthogonal_directions(
+        fields, head.faces, head.vertices, 100, (index + 1) ** -0.9, np.where(index < 4, 7.0, 4.0), 0.12, 4.0
+    )
 
 
 # --- expressions ---------------------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def _outline(head):
     the turned slice reaches furthest to the side.
     """
     grid = head.vertices[1 + T.HALF : T.SKIN].reshape(T.RINGS, T.COLUMNS, 3)
-    first, last = T.BROW - 3, T.JAW + 2
+    first, last = T.BROW - 5, T.JAW
     yaw = np.radians(np.arange(CONTOUR_MAX_DEGREES + 1))[:, None]
     result = np.zeros((len(yaw), len(_CONTOUR_Y), 2))
     for k, y in enumerate(_CONTOUR_Y):
@@ -88,10 +88,12 @@ def _outline(head):
             path[::2], path[1::2] = along, diagonal
             at[::2], at[1::2] = np.arange(first, last), np.arange(first, last - 1) + (1 - u)
             i = np.argmax(path[:, 1] < y)
+            if path[i, 1] >= y or i == 0:  # already under the jaw
+                break
             f = (y - path[i - 1, 1]) / (path[i, 1] - path[i - 1, 1])
             rings.append(at[i - 1] + f * (at[i] - at[i - 1]))
             points.append(path[i - 1] + f * (path[i] - path[i - 1]))
-        points = np.array(points)
+        points, columns = np.array(points), columns[: len(points)]
         side = points[:, 0] * np.cos(yaw) + points[:, 2] * np.sin(yaw)  # (40, columns)
         # The flat top of the slice rather than its one highest sample, so that the point moves smoothly with the turn.
         weight = np.exp((side - side.max(1, keepdims=True)) / 0.15)
@@ -141,8 +143,7 @@ def regions(head: T.Template) -> dict[str, np.ndarray]:
     lips = (ring >= T.UPPER_BORDER) & (ring <= T.LOWER_BORDER) & ~mouth & (ax < T.MOUTH_HALF_WIDTH + 0.5) & front
     nose_half_width = np.interp(-y, [-30, -5, 12, 30], [9, 11, 17, 18.5])
     nose = front & (y < 30) & (y > -30) & (ax < nose_half_width)
-    brow_y = 40.5 + 2.5 * np.exp(-(((ax - 36) / 14) ** 2)) - 3 * np.exp(-((ax / 12) ** 2))
-    brows = front & (np.abs(y - brow_y) < np.interp(ax, [8, 14, 40, 52], [4.5, 5, 4, 1.5])) & (ax > 8) & (ax < 52)
+    brows = (ring == T.BROW) & (ax > 8) & (ax < 51)
     result = {
         "face": ids(face),
         "forehead": ids(face & (y > 45)),

@@ -50,7 +50,7 @@ def skinning_weights(head: T.Template) -> np.ndarray:
     ring = head.ring
     body = smoothstep((ring - 57.5) / 6.5)
     # The jaw takes over between the lips; the further from the mouth's corner, the wider the band.
-    band = 1.6 + 0.30 * np.maximum(x - T.MOUTH_HALF_WIDTH, 0)
+    band = 1.6 + 17 * smoothstep((x - 6) / 22)
     jaw = smoothstep(0.5 + (ring - 41.5) / (2 * band))
     jaw *= smoothstep((z + 22) / 46) * smoothstep((61 - ring) / 6)
     jaw[np.abs(head.column) > T.EAR[0]] = 0

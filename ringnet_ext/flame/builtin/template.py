@@ -20,15 +20,15 @@ EYE_RINGS, EYE_COLUMNS = 17, 32
 EYE = 2 + EYE_RINGS * EYE_COLUMNS
 
 # Rings that run along features. The rings between a pair of margins are the fold behind it.
-HAIRLINE, BROW, CREASE, UPPER_LID, LOWER_LID, CHEEK = 6, 11, 14, 16, 21, 24
-NOSE_BASE, UPPER_BORDER, UPPER_LIP, LOWER_LIP, LOWER_BORDER = 33, 36, 39, 44, 47
+HAIRLINE, BROW, CREASE, UPPER_LID, LOWER_LID, CHEEK = 5, 11, 14, 16, 21, 24
+NOSE_TIP, NOSE_BASE, UPPER_BORDER, UPPER_LIP, LOWER_LIP, LOWER_BORDER = 28, 33, 36, 39, 44, 47
 SULCUS, CHIN, JAW, THROAT, COLLAR = 50, 54, 57, 60, 64
 INNER_CANTHUS, OUTER_CANTHUS, MOUTH_CORNER, NOSE_WING = 4, 12, 8, 6  # columns
-EAR = (17, 24)  # columns in front of and behind the ear
+EAR = (16, 24)  # columns in front of and behind the ear
 
 EYE_CENTER = np.array([31.0, 20.0, 25.5])  # the left one
 EYE_RADIUS = 12.5
-CANTHI = np.array([[17.5, 18.6], [45.0, 20.6]])  # inner, outer (x, y)
+CANTHI = np.array([[18.0, 18.4], [43.6, 20.2]])  # inner, outer (x, y)
 MOUTH_HALF_WIDTH, STOMION = 25.5, -48.0
 
 
@@ -99,14 +99,14 @@ _LOFT = np.array([
     [   0,      0,   52,    70,    4,   -13,     0, -129,  2.0],
     [ -20,    -20,   54,    67,  -13,   -11,   -18, -117,  2.0],
     [ -40,    -40,   56,    63,  -29,   -10,   -34, -106,  1.9],
-    [ -60,    -60,   55,    59,  -45,   -10,   -48,  -99,  1.75],
-    [ -80,    -80,   53,    55,  -60,   -13,   -60,  -95,  1.65],
-    [ -92,    -91,   45,    51,  -67,   -18,   -68,  -94,  1.65],
-    [-102,    -95,   36,    49,  -72,   -22,   -73,  -93,  1.7],
-    [-120,   -100,   18,    48,  -81,   -27,   -80,  -92,  1.8],
-    [-140,   -112,    6,    49,  -95,   -31,   -90,  -93,  2.0],
-    [-170,   -140,    2,    55, -122,   -36,  -112,  -98,  2.0],
-    [-200,   -166,    9,    68, -150,   -40,  -134, -106,  2.0],
+    [ -60,    -60,   55,    58,  -45,   -10,   -48,  -99,  1.7],
+    [ -80,    -80,   53,    53,  -60,   -13,   -60,  -95,  1.55],
+    [ -92,    -91,   45,    50,  -67,   -18,   -68,  -94,  1.6],
+    [-102,    -95,   36,    47,  -72,   -22,   -73,  -93,  1.8],
+    [-120,   -100,   18,    46,  -81,   -28,   -80,  -92,  2.1],
+    [-140,   -112,    6,    47,  -95,   -33,   -90,  -93,  2.2],
+    [-170,   -140,    0,    51, -122,   -38,  -112,  -99,  2.2],
+    [-200,   -166,    5,    64, -150,   -42,  -134, -110,  2.2],
 ], float)[::-1]  # fmt: skip
 
 
@@ -115,7 +115,7 @@ def _loft(level, t):
     yf, zf, xs, ys, zs, yb, zb, n = np.moveaxis(spline(_LOFT[:, 0], _LOFT[:, 1:], level), -1, 0)
     xs = np.maximum(xs, 0)
     s, front = np.sin(t), t < np.pi / 2
-    soft = 0.12  # rounds the curve where it crosses the middle of the face
+    soft = 0.2  # rounds the curve where it crosses the middle of the face
     power = lambda s: (s * s + soft**2) ** (np.where(front, n, 2.2) / 2)
     depth = np.sqrt(np.clip(1 - (power(s) - power(0)) / (power(1) - power(0)), 0, 1))
     z = zs + np.where(front, zf - zs, zb - zs) * depth
@@ -144,6 +144,11 @@ def _lid_line(x):
     return yi + (yo - yi) * np.clip((x - xi) / (xo - xi), -0.3, 1.5)
 
 
+def brow_line(x):
+    """Height of the brows at distance x >= 0 from the middle of the face."""
+    return 39.5 + 3.2 * np.exp(-(((x - 37) / 15) ** 2)) - 1.5 * np.exp(-((x / 13) ** 2))
+
+
 def _feature_levels(x, nominal):
     """Level of each key ring at distance x >= 0 from the middle of the face, where the ring's x is `x` (keys, columns)."""
     rings = np.array(list(nominal))
@@ -156,8 +161,8 @@ def _feature_levels(x, nominal):
         f = smoothstep((at(ring) - start) / reach)
         level[row[ring]] = inside * (1 - f) + level[row[ring]] * f
 
-    xb = at(BROW)
-    fan(BROW, 40.5 + 2.5 * np.exp(-(((xb - 36) / 14) ** 2)) - 3 * np.exp(-((xb / 12) ** 2)), 45, 22)
+    for ring, above in ((BROW - 1, 4.5), (BROW, 0.0), (BROW + 1, -3.8)):
+        fan(ring, brow_line(at(ring)) + above, 46, 24)
     nose_side = lambda x: 2.2 * smoothstep(1 - x / CANTHI[0, 0])
     upper = lambda x: _lid_line(x) + 0.9 + nose_side(x) + 5.4 * _lid_shape(x, 0.44)
     lower = lambda x: _lid_line(x) - 0.9 - nose_side(x) - 4.2 * _lid_shape(x, 0.56)
@@ -168,30 +173,30 @@ def _feature_levels(x, nominal):
     line = lambda x: STOMION - 0.8 * np.clip(x / MOUTH_HALF_WIDTH, 0, 1.6) ** 2
     bow = lambda x: 1.3 * np.exp(-(((x - 6) / 4) ** 2)) - 0.6 * np.exp(-((x / 3) ** 2))
     corner = (MOUTH_HALF_WIDTH + 1, 24)
-    fan(UPPER_BORDER, line(at(UPPER_BORDER)) + 1.7 + 5.8 * lip_shape(at(UPPER_BORDER)) ** 0.75 + bow(at(UPPER_BORDER)), *corner)
-    fan(UPPER_LIP, line(at(UPPER_LIP)) + 0.8 - 0.7 * lip_shape(at(UPPER_LIP)) ** 0.5, *corner)
-    fan(LOWER_LIP, line(at(LOWER_LIP)) - 0.8 + 0.7 * lip_shape(at(LOWER_LIP)) ** 0.5, *corner)
-    fan(LOWER_BORDER, line(at(LOWER_BORDER)) - 1.7 - 7.6 * lip_shape(at(LOWER_BORDER)) ** 0.7, *corner)
+    fan(UPPER_BORDER, line(at(UPPER_BORDER)) + 1.7 + 5.2 * lip_shape(at(UPPER_BORDER)) ** 0.75 + bow(at(UPPER_BORDER)), *corner)
+    fan(UPPER_LIP, line(at(UPPER_LIP)) + 0.8 - 0.78 * lip_shape(at(UPPER_LIP)) ** 0.5, *corner)
+    fan(LOWER_LIP, line(at(LOWER_LIP)) - 0.8 + 0.78 * lip_shape(at(LOWER_LIP)) ** 0.5, *corner)
+    fan(LOWER_BORDER, line(at(LOWER_BORDER)) - 1.7 - 6.9 * lip_shape(at(LOWER_BORDER)) ** 0.7, *corner)
     return level
 
 
 # Level of the key rings at the side and the back of the head.
 _NOMINAL = {
-    -2: 160.0, -1: 148.0, 0: 137.0, HAIRLINE: 86.0, BROW: 41.0, CREASE: 30.5, UPPER_LID: 25.5, LOWER_LID: 13.5, CHEEK: 5.5,
-    NOSE_BASE: -28.5, UPPER_BORDER: -40.0, UPPER_LIP: -46.0, LOWER_LIP: -51.0, LOWER_BORDER: -57.0, SULCUS: -65.0,
+    -2: 160.0, -1: 148.0, 0: 137.0, HAIRLINE: 87.0, BROW - 1: 48.0, BROW: 42.0, BROW + 1: 38.0, CREASE: 30.5, UPPER_LID: 25.0, LOWER_LID: 13.5, CHEEK: 5.5,
+    NOSE_TIP: -14.5, NOSE_BASE: -28.5, UPPER_BORDER: -40.0, UPPER_LIP: -46.0, LOWER_LIP: -51.0, LOWER_BORDER: -57.0, SULCUS: -65.0,
     CHIN: -81.0, JAW: -98.0, THROAT: -127.0, COLLAR: -200.0,
 }  # fmt: skip
 
-# x of the columns 0-17 on rings across the face; degrees of the others.
+# x of the columns 0-16 on rings across the face; degrees of the others.
 _FACE_X = {
-    HAIRLINE: np.linspace(0, 1, 18) * 65,
-    BROW: [0, 5, 10, 14.5, 18.5, 22, 25.6, 29.2, 33, 36.8, 40.5, 44.2, 48, 52.5, 57.5, 62.5, 67, 71],
-    CREASE: [0, 4.8, 9.4, 13.6, 17.5, 20.7, 24.1, 27.6, 31.2, 34.8, 38.4, 41.8, 45, 49.5, 54.8, 60.2, 65.2, 69.2],
-    CHEEK: [0, 4.2, 8.4, 12.4, 16.2, 19.8, 23.4, 27, 30.7, 34.4, 38.2, 42, 45.8, 50.2, 55, 60, 64.4, 67.6],
-    31: [0, 3, 6, 9, 12, 15, 18, 21.2, 24.8, 28.8, 33.2, 37.8, 42.4, 47, 51.6, 56, 59.8, 62.6],
-    UPPER_BORDER: [0, 3, 6, 9.2, 12.4, 15.8, 19.2, 22.5, 25.5, 28.8, 32.6, 36.8, 41.2, 45.6, 49.6, 53, 55.6, 57.4],
-    LOWER_BORDER: [0, 3, 6, 9.2, 12.4, 15.8, 19.2, 22.5, 25.5, 28.6, 32, 35.8, 39.8, 43.8, 47.4, 50.4, 52.8, 54.2],
-    CHIN: [0, 3.4, 6.8, 10.2, 13.6, 17, 20.4, 23.7, 26.9, 30, 33, 36, 38.8, 41.4, 43.9, 46.2, 48.2, 49.6],
+    HAIRLINE: np.linspace(0, 1, 17) * 65,
+    BROW: [0, 5, 10, 14.5, 18.5, 22, 25.5, 29, 32.6, 36.2, 39.8, 43.4, 47, 52.2, 58, 64, 70],
+    CREASE: [0, 4.8, 9.4, 13.8, 18, 20.9, 24.1, 27.4, 30.8, 34.2, 37.5, 40.7, 43.6, 49, 55.4, 62, 68],
+    CHEEK: [0, 4.2, 8.4, 12.4, 16.2, 19.8, 23.4, 27, 30.7, 34.3, 37.8, 41.4, 45.2, 50, 55.6, 61.4, 66.6],
+    31: [0, 3, 6, 9, 12, 15, 18, 21.2, 24.8, 28.8, 33.2, 37.8, 42.4, 47.2, 52.2, 57.2, 61.8],
+    UPPER_BORDER: [0, 3, 6, 9.2, 12.4, 15.8, 19.2, 22.5, 25.5, 28.9, 33, 37.4, 42.0, 46.6, 50.8, 54.4, 57.2],
+    LOWER_BORDER: [0, 3, 6, 9.2, 12.4, 15.8, 19.2, 22.5, 25.5, 28.7, 32.4, 36.4, 40.6, 44.6, 48.2, 51.4, 54],
+    CHIN: [0, 3.4, 6.8, 10.2, 13.6, 17, 20.4, 23.7, 26.9, 30.1, 33.3, 36.4, 39.4, 42.2, 44.8, 47.2, 49.3],
 }
 _EAR_DEGREES = (83.5, 101.0)
 
@@ -238,28 +243,31 @@ def _bump(x, y, cx, cy, rx, ry, power=1.0):
 
 _NOSE = np.array([
     # y   height half-width
-    [ 52,   0.0, 14.0], [ 42,  1.2, 13.0], [ 33,  3.2, 10.5], [ 25,  5.2,  8.6], [ 14,  9.6, 8.6], [2, 14.5, 9.6],
-    [ -9,  19.2, 10.6], [-16, 21.6, 11.0], [-20, 21.2, 11.0], [-24, 15.5, 10.6], [-28, 6.5, 9.5], [-32, 2.0, 9.0],
-    [-38,   0.6,  9.0], [-46,  0.0,  9.0],
+    [ 52,   0.0, 14.0], [ 42,  0.8, 13.0], [ 33,  2.4,  9.5], [ 25,  4.4,  7.6], [ 14,  8.4, 7.8], [2, 12.6, 9.0],
+    [ -9,  16.2,  9.6], [-16, 17.8,  9.2], [-20, 16.6,  9.0], [-24, 11.8,  8.8], [-28, 5.6, 8.6], [-32, 1.6, 9.0],
+    [-38,   0.4,  9.0], [-46,  0.0,  9.0],
 ])[::-1]  # fmt: skip
 
 
 def _features(p):
-    """Displacement along z (...) of skull points p (..., 3) on the subject's left, and along x."""
+    """Height (...) over skull points p (..., 3) of the subject's left, along z."""
     x, y, z = np.moveaxis(p, -1, 0)
     height, width = np.moveaxis(spline(_NOSE[:, 0], _NOSE[:, 1:], np.clip(y, -46, 52)), -1, 0)
-    h = height * np.exp(-(np.abs(x / width) ** 2.2))
-    h += 7.5 * _bump(x, y, 12.8, -20.5, 5.6, 6.6, 1.6)  # wing
-    h -= 6.0 * _bump(x, y, 6.4, -26.8, 3.6, 2.2)  # nostril
-    h -= 1.4 * _bump(x, y, 18.5, -24, 3.5, 6)  # crease behind the wing
-    h += 4.2 * np.exp(-((((y - 39 - 0.06 * x) / 7) ** 2))) * np.exp(-(((x - 26) / 22) ** 4))  # brow ridge
+    h = height * np.exp(-((x / width) ** 2))
+    h += 4.6 * _bump(x, y, 0, -18.2, 7.0, 7.0)  # tip
+    h += 7.6 * _bump(x, y, 12.8, -20.2, 5.2, 6.0, 1.2)  # wing
+    h -= 5.0 * _bump(x, y, 7.2, -25.2, 3.4, 2.6)  # nostril
+    h += 1.5 * _bump(x, y, 0, -27.5, 2.8, 3.5)  # columella
+    h -= 1.2 * _bump(x, y, 19.0, -23, 3.5, 6)  # crease behind the wing
+    h += 3.4 * np.exp(-(((y - brow_line(x) + 1) / 8) ** 2)) * np.exp(-(((x - 25) / 25) ** 4))  # brow ridge
     h += 2.5 * _bump(x, y, 47, 33, 9, 9)  # outer rim of the orbit
     h += 3.2 * _bump(x, y, 43, -4, 17, 13)  # cheekbone
     h -= 1.5 * _bump(x, y, 40, -40, 14, 16)  # hollow of the cheek
     h += 4.0 * _bump(x, y, 0, -48, 27, 19, 1.3)  # muzzle
     h -= 1.3 * _bump(x, y, 0, -34.5, 2.6, 6) - 0.7 * _bump(x, y, 5, -35, 2.2, 6)  # philtrum
     h -= 2.4 * _bump(x, y, 0, -65.5, 16, 5)  # fold over the chin
-    h += 4.5 * _bump(x, y, 0, -80, 15, 10)  # chin
+    h -= 1.8 * _bump(x, y, MOUTH_HALF_WIDTH + 1, -49, 5, 4)  # corner of the mouth
+    h += 4.5 * _bump(x, y, 0, -80, 16, 11)  # chin
     return h
 
 
@@ -280,9 +288,7 @@ def _lips(x, ring):
     """How far the lips stand out over the muzzle."""
     keys = [NOSE_BASE, UPPER_BORDER, 37, 38, UPPER_LIP, LOWER_LIP, 45, 46, LOWER_BORDER, SULCUS]
     out = spline(keys, [0, 0.9, 2.8, 3.2, 0.4, 0.2, 2.9, 3.4, 1.4, 0], np.clip(ring, NOSE_BASE, SULCUS))
-    return out * np.clip(1 - (x / (MOUTH_HALF_WIDTH + 1.0)) ** 2, 0, 1) ** 0.8 - 1.6 * _bump(
-        x, 1.8 * (ring - 41.5), MOUTH_HALF_WIDTH, 0, 4, 6
-    )
+    return out * np.clip(1 - (x / (MOUTH_HALF_WIDTH + 1.0)) ** 2, 0, 1) ** 0.8
 
 
 def half_grid():
@@ -303,26 +309,33 @@ def half_grid():
 
 
 EAR_TOP, EAR_BOTTOM = 30.0, -33.0
-# Across the ear, from its front to the back of its root: how far back and out of the head, as parts of its width.
-_EAR_PROFILE = np.array([[0.0, 0.05], [0.33, 0.10], [0.62, 0.42], [1.0, 0.72], [0.96, 0.52], [0.45, 0.10]])
+# Sections of the ear from its top to its lobe: how far back and how far out of the head (mm) each column is.
+_EAR_SECTIONS = np.array([
+    # tragus   hollow      fold       groove      rim          behind      root
+    [[1, 0.5], [6.0, 2.0], [11, 4.0], [15, 4.5], [18.5, 4.5], [19.0, 2.5], [18, 0.0]],
+    [[1, 1.0], [7.0, 6.0], [13, 8.5], [18, 9.5], [22.0, 12.5], [21.5, 7.5], [16, 0.5]],
+    [[1, 1.0], [8.0, 2.5], [14, 8.5], [21, 10.5], [27.5, 17.5], [26.0, 11.0], [15, 0.5]],
+    [[1, 3.5], [6.5, -1.5], [14, 9.5], [20, 10.5], [26.5, 17.0], [24.5, 10.5], [13, 0.5]],
+    [[1, 3.5], [6.5, -1.0], [12, 9.0], [16, 9.5], [19.5, 13.0], [18.0, 8.0], [11, 0.5]],
+    [[1, 1.0], [4.5, 5.0], [7.5, 7.5], [10, 8.5], [12.0, 8.5], [11.5, 5.0], [9, 0.5]],
+    [[0, 0.0], [3.0, 2.0], [5.0, 3.0], [6.5, 3.0], [8.0, 3.0], [9.0, 1.5], [9, 0.0]],
+])  # fmt: skip
+_EAR_SECTION_AT = np.array([0.0, 0.1, 0.28, 0.5, 0.75, 0.92, 1.0])
 
 
 def _ear(p):
-    """A shell between the columns EAR: front, hollow, inner fold, rim, back."""
+    """A shell between the columns EAR."""
     columns = slice(EAR[0] + 1, EAR[1])
-    base = p[:, columns]
-    s = (EAR_TOP - base[:, :1, 1]) / (EAR_TOP - EAR_BOTTOM)
-    inside = (s > 0) & (s < 1)
-    s = np.clip(s, 0, 1)
-    width = 31 * (1 - 0.42 * s) * (4 * s * (1 - s)) ** 0.45
-    back, out = _EAR_PROFILE.T
-    hollow = np.array([0.02, -0.1, -0.06, 0, 0, 0]) * np.exp(-(((s - 0.62) / 0.2) ** 2))
-    ear = np.repeat(base[:, :1], len(back), 1)
-    ear[..., 0] += width * (out + hollow)
-    ear[..., 2] -= width * back
-    ear[..., 1] += 3 * (1 - s) * back
-    blend = inside * smoothstep(np.minimum(s, 1 - s) / 0.1)
-    p[:, columns] += blend[..., None] * (ear - base)
+    base = p[:, columns].copy()
+    s = (EAR_TOP - base[:, 0, 1]) / (EAR_TOP - EAR_BOTTOM)
+    section = spline(_EAR_SECTION_AT, _EAR_SECTIONS, np.clip(s, 0, 1))
+    blend = smoothstep((np.minimum(s, 1 - s) + 0.08) / 0.16)
+    for ring in np.flatnonzero(blend):
+        back, out = section[ring].T
+        z = base[ring, 0, 2] - back - 6 * (0.5 - s[ring])
+        around = p[ring, ::-1]  # z grows from the back of the head to the front
+        ear = np.stack([np.interp(z, around[:, 2], around[:, 0]) + out, base[ring, 0, 1] + 0.12 * back, z], -1)
+        p[ring, columns] += blend[ring] * (ear - base[ring])
 
 
 def _fold_lids(p):
