@@ -185,8 +185,8 @@ template <class T> index_t landmarks_index_size(index_t K, index_t J, index_t L,
 template <class T> index_t landmarks_state_size(index_t K, index_t J, index_t L, index_t C, bool keep);
 template <class T> index_t landmarks_workspace_size(index_t B, index_t K, index_t J, index_t L, index_t C);
 
-template <class T> void pack_lbs(const LbsConstants<T>&, T* packed, std::int32_t* index);
-template <class T> void pack_landmarks(const LandmarkConstants<T>&, T* packed, std::int32_t* index);
+template <class T> void pack_lbs(const LbsConstants<T>&, T* packed, std::int32_t* index, int threads);
+template <class T> void pack_landmarks(const LandmarkConstants<T>&, T* packed, std::int32_t* index, int threads);
 
 template <class T> void lbs_forward(const LbsForward<T>&, int threads);
 template <class T> void lbs_backward(const LbsBackward<T>&, int threads);

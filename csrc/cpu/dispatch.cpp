@@ -1,0 +1,98 @@
+// The CPU's entry points: chooses the instruction set once, when first asked.
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#include "kernels.h"
+
+namespace ringnet::cpu {
+namespace {
+
+const Kernels* supported(const std::string& name) {
+    if (name == kernels_baseline.name) return &kernels_baseline;
+#if defined(RN_X86)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (name == kernels_avx2.name && avx2) return &kernels_avx2;
+    if (name == kernels_avx512.name && avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
+        return &kernels_avx512;
+#endif
+    return nullptr;
+}
+
+const Kernels& kernels() {
+    static const Kernels& chosen = []() -> const Kernels& {
+        const char* wanted = std::getenv("RINGNET_SIMD");
+        if (wanted && *wanted) {
+            if (const Kernels* k = supported(wanted)) return *k;
+            throw std::runtime_error(std::string("RINGNET_SIMD=") + wanted +
+                                     ": expected avx512, avx2 or baseline, and a processor that has it");
+        }
+        for (const char* name : {"avx512", "avx2"})
+            if (const Kernels* k = supported(name)) return *k;
+        return kernels_baseline;
+    }();
+    return chosen;
+}
+
+template <class T>
+const KernelsOf<T>& of();
+template <>
+const KernelsOf<float>& of<float>() { return kernels().f32; }
+template <>
+const KernelsOf<double>& of<double>() { return kernels().f64; }
+
+}  // namespace
+
+const char* simd_level() { return kernels().name; }
+
+template <class T> index_t lbs_packed_size(index_t V, index_t K, index_t J) { return of<T>().lbs_packed_size(V, K, J); }
+template <class T> index_t lbs_index_size(index_t V, index_t K, index_t J) { return of<T>().lbs_index_size(V, K, J); }
+template <class T> index_t lbs_state_size(index_t V, index_t K, index_t J, bool keep) {
+    return of<T>().lbs_state_size(V, K, J, keep);
+}
+template <class T> index_t lbs_workspace_size(index_t B, index_t V, index_t K, index_t J, bool grad_v_template_shared) {
+    return of<T>().lbs_workspace_size(B, V, K, J, grad_v_template_shared);
+}
+template <class T> index_t landmarks_packed_size(index_t K, index_t J, index_t L, index_t C) {
+    return of<T>().landmarks_packed_size(K, J, L, C);
+}
+template <class T> index_t landmarks_index_size(index_t K, index_t J, index_t L, index_t C) {
+    return of<T>().landmarks_index_size(K, J, L, C);
+}
+template <class T> index_t landmarks_state_size(index_t K, index_t J, index_t L, index_t C, bool keep) {
+    return of<T>().landmarks_state_size(K, J, L, C, keep);
+}
+template <class T> index_t landmarks_workspace_size(index_t, index_t, index_t, index_t, index_t) { return 0; }
+
+template <class T> void pack_lbs(const LbsConstants<T>& c, T* packed, std::int32_t* index, int threads) {
+    of<T>().pack_lbs(c, packed, index, threads);
+}
+template <class T> void pack_landmarks(const LandmarkConstants<T>& c, T* packed, std::int32_t* index, int threads) {
+    of<T>().pack_landmarks(c, packed, index, threads);
+}
+template <class T> void lbs_forward(const LbsForward<T>& p, int threads) { of<T>().lbs_forward(p, threads); }
+template <class T> void lbs_backward(const LbsBackward<T>& p, int threads) { of<T>().lbs_backward(p, threads); }
+template <class T> void landmarks_forward(const LandmarksForward<T>& p, int threads) { of<T>().landmarks_forward(p, threads); }
+template <class T> void landmarks_backward(const LandmarksBackward<T>& p, int threads) { of<T>().landmarks_backward(p, threads); }
+
+#define RN_INSTANTIATE(T)                                                                   \
+    template index_t lbs_packed_size<T>(index_t, index_t, index_t);                         \
+    template index_t lbs_index_size<T>(index_t, index_t, index_t);                          \
+    template index_t lbs_state_size<T>(index_t, index_t, index_t, bool);                    \
+    template index_t lbs_workspace_size<T>(index_t, index_t, index_t, index_t, bool);       \
+    template index_t landmarks_packed_size<T>(index_t, index_t, index_t, index_t);          \
+    template index_t landmarks_index_size<T>(index_t, index_t, index_t, index_t);           \
+    template index_t landmarks_state_size<T>(index_t, index_t, index_t, index_t, bool);     \
+    template index_t landmarks_workspace_size<T>(index_t, index_t, index_t, index_t, index_t); \
+    template void pack_lbs<T>(const LbsConstants<T>&, T*, std::int32_t*, int);              \
+    template void pack_landmarks<T>(const LandmarkConstants<T>&, T*, std::int32_t*, int);   \
+    template void lbs_forward<T>(const LbsForward<T>&, int);                                \
+    template void lbs_backward<T>(const LbsBackward<T>&, int);                              \
+    template void landmarks_forward<T>(const LandmarksForward<T>&, int);                    \
+    template void landmarks_backward<T>(const LandmarksBackward<T>&, int);
+RN_INSTANTIATE(float)
+RN_INSTANTIATE(double)
+
+}  // namespace ringnet::cpu

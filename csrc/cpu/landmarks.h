@@ -1,0 +1,357 @@
+// Landmarks on the CPU, without the mesh: only the vertices that the chosen landmarks touch.
+//
+// A corner is one vertex of one landmark's triangle; corner e belongs to landmark e / 3. Corners are skinned in tiles of one
+// vector as in lbs.h, with the barycentric coordinate multiplied into the skinning weights, so that a landmark is the
+// plain sum of its three corners. Blending reads the directions of a vertex as three rows of features: any row of the
+// contour table can be served from one small table of vertices that stays in L2.
+//
+// Packed constants, in this order:
+//   directions  [vertex][xyz][feature, padded with zeros to whole vectors]   each touched vertex once
+//   template    [vertex][xyz]
+//   weights     [static tile][slot][lane], then [contour row][tile][slot][lane]   skinning weight times barycentric coordinate
+// index: vertex of each corner, [static corner], then [contour row][corner], padded to whole tiles;
+//        joints of each tile, [tile][1 + J], in the order of the weights.
+// A row of state: features, transforms (12 J), contour row, and if kept the blended corners [tile][xyz][lane], static first.
+#pragma once
+
+#include "../contour.h"
+#include "lbs.h"
+
+namespace ringnet {
+namespace {
+
+template <class T>
+struct LandmarkLayout {
+    static constexpr int W = lanes<T>;
+
+    LandmarkLayout(index_t K, index_t J_, index_t L_, index_t C_)
+        : J(J_), L(L_), C(C_), F(K + 9 * (J_ - 1)), feature_vectors(ceil_div(F, W)), static_tiles(ceil_div(3 * L_, W)),
+          contour_tiles(ceil_div(3 * C_, W)), transforms(round_up(feature_vectors * W, 16)),
+          row(transforms + round_up(12 * J, 16)), blended(row + 16) {}
+
+    index_t J, L, C, F, feature_vectors, static_tiles, contour_tiles;
+    index_t transforms, row, blended;  // offsets in a row of state; features are at 0
+
+    index_t direction_row() const { return feature_vectors * W; }
+    index_t max_vertices() const { return 3 * L + contour_table_rows * 3 * C; }
+    index_t tiles() const { return static_tiles + contour_table_rows * contour_tiles; }  // in the tables
+    index_t chosen_tiles() const { return static_tiles + contour_tiles; }                // of one batch element
+    index_t template_() const { return max_vertices() * 3 * direction_row(); }
+    index_t weights() const { return round_up(template_() + 3 * max_vertices(), 16); }
+    index_t packed_size() const { return weights() + tiles() * J * W; }
+    index_t index_size() const { return tiles() * (W + 1 + J); }
+    index_t state_size(bool keep) const { return blended + (keep ? round_up(chosen_tiles() * 3 * W, 16) : 0); }
+
+    // Of the tables' tiles, the t-th that is chosen when the contour row is `r`.
+    index_t chosen(index_t t, index_t r) const { return t < static_tiles ? t : t + r * contour_tiles; }
+};
+
+template <class T>
+void pack_landmarks(const LandmarkConstants<T>& c, T* packed, std::int32_t* index, int) {
+    constexpr int W = lanes<T>;
+    const index_t K = c.lbs.K, J = c.lbs.J, V = c.lbs.V;
+    const LandmarkLayout<T> lay(K, J, c.L, c.C);
+    std::int32_t* joints = index + lay.tiles() * W;
+
+    // Vertices are numbered in the order of first use.
+    Scratch<std::int32_t> numbers(V);
+    std::int32_t* number = numbers.data();
+    for (index_t v = 0; v < V; ++v) number[v] = -1;
+    std::int32_t used = 0;
+    const auto vertex = [&](index_t v) {
+        if (number[v] < 0) {
+            T* rows = packed + used * 3 * lay.direction_row();
+            for (int xyz = 0; xyz < 3; ++xyz) {
+                for (index_t k = 0; k < lay.direction_row(); ++k)
+                    *rows++ = k < K       ? c.lbs.shapedirs[(3 * v + xyz) * K + k]
+                              : k < lay.F ? c.lbs.posedirs[(k - K) * 3 * V + 3 * v + xyz]
+                                          : T(0);
+                packed[lay.template_() + 3 * used + xyz] = c.v_template[3 * v + xyz];
+            }
+            number[v] = used++;
+        }
+        return number[v];
+    };
+    const auto pack_tiles = [&](index_t first_tile, index_t tiles, index_t corners, const std::int64_t* vertices, const T* bary) {
+        for (index_t t = 0; t < tiles; ++t) {
+            const index_t tile = first_tile + t;
+            for (int l = 0; l < W; ++l)
+                index[tile * W + l] = t * W + l < corners ? vertex(vertices[t * W + l]) : std::int32_t(0);
+            T* weights = packed + lay.weights() + tile * J * W;
+            std::int32_t* ids = joints + tile * (1 + J);
+            std::int32_t count = 0;
+            for (index_t j = 0; j < J; ++j) {
+                bool any = false;
+                for (int l = 0; l < W; ++l) {
+                    const index_t e = t * W + l;
+                    const T w = e < corners ? bary[e] * c.lbs.lbs_weights[vertices[e] * J + j] : T(0);
+                    weights[count * W + l] = w;
+                    any |= w != T(0);
+                }
+                if (any) ids[1 + count++] = static_cast<std::int32_t>(j);
+            }
+            ids[0] = count;
+        }
+    };
+    pack_tiles(0, lay.static_tiles, 3 * c.L, c.static_vertices, c.static_bary);
+    for (index_t r = 0; r < contour_table_rows; ++r)
+        pack_tiles(lay.static_tiles + r * lay.contour_tiles, lay.contour_tiles, 3 * c.C, c.contour_vertices + r * 3 * c.C,
+                   c.contour_bary + r * 3 * c.C);
+}
+
+// What a call works with, in short names.
+template <class T>
+struct LandmarkTables {
+    LandmarkLayout<T> lay;
+    const T* directions;
+    const T* v_template;
+    const T* weights;
+    const std::int32_t* vertices;
+    const std::int32_t* joints;
+
+    explicit LandmarkTables(const LandmarkModel<T>& m)
+        : lay(m.K, m.J, m.L, m.C), directions(m.packed), v_template(m.packed + lay.template_()),
+          weights(m.packed + lay.weights()), vertices(m.index), joints(m.index + lay.tiles() * lanes<T>) {}
+
+    RN_HOST_DEVICE TileSkin<T> skin(index_t tile) const {
+        const std::int32_t* ids = joints + tile * (1 + lay.J);
+        return {ids[0], ids + 1, weights + tile * lay.J * lanes<T>};
+    }
+};
+
+// Blends `corners` neighbouring corners of one tile for `group` elements: out[b] is that element's tile, [xyz][lane].
+template <class T, int corners, int group>
+RN_HOST_DEVICE void blend_corners(const LandmarkTables<T>& m, const std::int32_t* vertices, const T* const* features,
+                                  T* const* out) {
+    constexpr int W = lanes<T>;
+    const index_t row = m.lay.direction_row();
+    vec<T> acc[corners][group][3] = {};
+    const T* d[corners];
+    RN_UNROLL for (int e = 0; e < corners; ++e) d[e] = m.directions + index_t(vertices[e]) * 3 * row;
+    for (index_t k = 0; k < row; k += W) {
+        RN_UNROLL for (int e = 0; e < corners; ++e) {
+            const vec<T> dx = load(d[e] + k), dy = load(d[e] + row + k), dz = load(d[e] + 2 * row + k);
+            RN_UNROLL for (int b = 0; b < group; ++b) {
+                const vec<T> f = load(features[b] + k);
+                acc[e][b][0] += dx * f;
+                acc[e][b][1] += dy * f;
+                acc[e][b][2] += dz * f;
+            }
+        }
+    }
+    RN_UNROLL for (int e = 0; e < corners; ++e) {
+        RN_UNROLL for (int b = 0; b < group; ++b) {
+            RN_UNROLL for (int c = 0; c < 3; ++c)
+                out[b][c * W + e] = m.v_template[3 * index_t(vertices[e]) + c] + sum<T>(acc[e][b][c]);
+        }
+    }
+}
+
+// The other way: d_features[b] += the corners' directions times their gradients.
+template <class T, int corners, int group>
+RN_HOST_DEVICE void blend_corners_vjp(const LandmarkTables<T>& m, const std::int32_t* vertices, const T* const* gradient,
+                                      T* const* d_features) {
+    constexpr int W = lanes<T>;
+    const index_t row = m.lay.direction_row();
+    const T* d[corners];
+    vec<T> g[corners][group][3];
+    RN_UNROLL for (int e = 0; e < corners; ++e) {
+        d[e] = m.directions + index_t(vertices[e]) * 3 * row;
+        RN_UNROLL for (int b = 0; b < group; ++b) {
+            RN_UNROLL for (int c = 0; c < 3; ++c) g[e][b][c] = broadcast(gradient[b][c * W + e]);
+        }
+    }
+    for (index_t k = 0; k < row; k += W) {
+        vec<T> acc[group];
+        RN_UNROLL for (int b = 0; b < group; ++b) acc[b] = load(d_features[b] + k);
+        RN_UNROLL for (int e = 0; e < corners; ++e) {
+            const vec<T> dx = load(d[e] + k), dy = load(d[e] + row + k), dz = load(d[e] + 2 * row + k);
+            RN_UNROLL for (int b = 0; b < group; ++b) acc[b] += dx * g[e][b][0] + (dy * g[e][b][1] + dz * g[e][b][2]);
+        }
+        RN_UNROLL for (int b = 0; b < group; ++b) store(d_features[b] + k, acc[b]);
+    }
+}
+
+// Calls visit(corners, vertices, offset of the corner in a tile's row, tile of the element) for every corner of the chosen
+// tiles [t0, t1): one by one for a group of elements, `together` at a time for a single element.
+template <class T, int together, class Visit>
+RN_HOST_DEVICE void each_corner(const LandmarkTables<T>& m, index_t t0, index_t t1, index_t row, const Visit& visit) {
+    constexpr int W = lanes<T>, step = together < W ? together : W;
+    for (index_t t = t0; t < t1; ++t) {
+        // The last tile of each table is padded; whole steps of padding are left out.
+        const index_t corners = t < m.lay.static_tiles ? 3 * m.lay.L - t * W : 3 * m.lay.C - (t - m.lay.static_tiles) * W;
+        const std::int32_t* vertices = m.vertices + m.lay.chosen(t, row) * W;
+        for (index_t l = 0; l < min_of(W, corners); l += step) visit(std::integral_constant<int, step>{}, vertices + l, t * 3 * W + l);
+    }
+}
+
+// Scratch of one thread: a group's blended corners or their gradients, one element's posed corners, gradients of features.
+template <class T>
+struct LandmarkScratch {
+    explicit LandmarkScratch(const LandmarkLayout<T>& lay)
+        : corners(lay.chosen_tiles() * 3 * lanes<T>), features(lay.direction_row()),
+          sums(12 * lay.J),
+          values((max_group + 1) * corners + max_group * (features + sums) + TransformGradient<T>::size(lay.J)),
+          pose(PoseScratch::size(lay.J)) {}
+    T* group(index_t b) { return values.data() + b * corners; }
+    T* posed() { return values.data() + max_group * corners; }
+    T* d_features(index_t b) { return posed() + corners + b * features; }
+    T* transform_sums(index_t b) { return d_features(max_group) + b * sums; }
+    T* transforms() { return transform_sums(max_group); }
+
+    index_t corners, features, sums;  // elements of each
+    Scratch<T> values;
+    Scratch<double> pose;
+};
+
+template <class T>
+PoseInput<T> pose_input(const LandmarkModel<T>& m, const T* betas, const T* pose, bool axis_angle) {
+    return {m.K, m.J, m.parents, m.joint_dirs, m.joint_template, betas, pose, axis_angle};
+}
+
+template <class T, int group>
+void landmarks_forward_group(const LandmarksForward<T>& p, const LandmarkTables<T>& m, index_t b0, LandmarkScratch<T>& scratch) {
+    constexpr int W = lanes<T>, together = group == 1 ? 4 : 1;
+    const LandmarkLayout<T>& lay = m.lay;
+    const PoseScratch s(scratch.pose.data(), lay.J);
+    const T* features[group];
+    T* blended[group];
+    index_t rows[group];
+    for (int b = 0; b < group; ++b) {
+        T* state = p.state + (b0 + b) * lay.state_size(p.keep);
+        for (index_t k = lay.F; k < lay.direction_row(); ++k) state[k] = T(0);
+        pose_forward<T>(pose_input(p.model, p.betas + (b0 + b) * p.betas_stride, p.pose + (b0 + b) * p.pose_stride, p.axis_angle),
+                        s, state, state + lay.transforms, nullptr);
+        rows[b] = lay.C > 0 ? contour_row(s.world_r + 9 * p.model.neck_joint) : 0;
+        state[lay.row] = static_cast<T>(rows[b]);
+        features[b] = state;
+        blended[b] = p.keep ? state + lay.blended : scratch.group(b);
+    }
+    each_corner<T, together>(m, 0, lay.static_tiles, 0, [&](auto corners, const std::int32_t* vertices, index_t offset) {
+        T* out[group];
+        RN_UNROLL for (int b = 0; b < group; ++b) out[b] = blended[b] + offset;
+        blend_corners<T, corners(), group>(m, vertices, features, out);
+    });
+    for (int b = 0; b < group; ++b) {
+        each_corner<T, 4>(m, lay.static_tiles, lay.chosen_tiles(), rows[b], [&](auto corners, const std::int32_t* vertices, index_t offset) {
+            T* out = blended[b] + offset;
+            blend_corners<T, corners(), 1>(m, vertices, features + b, &out);
+        });
+        T* posed = scratch.posed();
+        for (index_t t = 0; t < lay.chosen_tiles(); ++t) {
+            vec<T> M[12], v[3], q[3];
+            for (int c = 0; c < 3; ++c) v[c] = load(blended[b] + (3 * t + c) * W);
+            m.skin(lay.chosen(t, rows[b])).blend(features[b] + lay.transforms, M);
+            transform_point(M, v, q);
+            for (int c = 0; c < 3; ++c) store(posed + (3 * t + c) * W, q[c]);
+        }
+        const auto write = [&](T* out, const T* tiles, index_t n) {
+            for (index_t i = 0; i < n; ++i)
+                for (int c = 0; c < 3; ++c) {
+                    T total = T(0);
+                    for (index_t e = 3 * i; e < 3 * i + 3; ++e) total += tiles[(e / W * 3 + c) * W + e % W];
+                    out[3 * i + c] = total;
+                }
+        };
+        T* out = p.landmarks + (b0 + b) * 3 * (lay.C + lay.L);
+        write(out, posed + lay.static_tiles * 3 * W, lay.C);
+        write(out + 3 * lay.C, posed, lay.L);
+    }
+}
+
+template <class T, int group>
+void landmarks_backward_group(const LandmarksBackward<T>& p, const LandmarkTables<T>& m, index_t b0, LandmarkScratch<T>& scratch) {
+    constexpr int W = lanes<T>, together = group == 1 ? 4 : 1;
+    const LandmarkLayout<T>& lay = m.lay;
+    const PoseScratch s(scratch.pose.data(), lay.J);
+    index_t rows[group];
+    for (int b = 0; b < group; ++b) {
+        const T* state = p.state + (b0 + b) * lay.state_size(true);
+        rows[b] = static_cast<index_t>(state[lay.row]);
+        T* gradient = scratch.group(b);
+        const T* g = p.grad_landmarks + (b0 + b) * p.grad_landmarks_stride[0];
+        const auto spread = [&](index_t first, index_t n, T* tiles, index_t count) {
+            for (index_t e = 0; e < count * W; ++e)
+                for (int c = 0; c < 3; ++c)
+                    tiles[(e / W * 3 + c) * W + e % W] =
+                        e < 3 * n ? g[(first + e / 3) * p.grad_landmarks_stride[1] + c * p.grad_landmarks_stride[2]] : T(0);
+        };
+        spread(0, lay.C, gradient + lay.static_tiles * 3 * W, lay.contour_tiles);
+        spread(lay.C, lay.L, gradient, lay.static_tiles);
+
+        TransformGradient<T> transforms(scratch.transforms(), lay.J);
+        for (index_t t = 0; t < lay.chosen_tiles(); ++t) {
+            const TileSkin<T> skin = m.skin(lay.chosen(t, rows[b]));
+            vec<T> M[12], q[3], v[3], dv[3];
+            for (int c = 0; c < 3; ++c) {
+                q[c] = load(gradient + (3 * t + c) * W);
+                v[c] = load(state + lay.blended + (3 * t + c) * W);
+            }
+            skin.blend(state + lay.transforms, M);
+            transform_point_vjp(M, q, dv);
+            transforms.add(skin, v, q);
+            for (int c = 0; c < 3; ++c) store(gradient + (3 * t + c) * W, dv[c]);
+        }
+        T* sums = scratch.transform_sums(b);
+        for (index_t i = 0; i < 12 * lay.J; ++i) sums[i] = T(0);
+        transforms.flush(sums);
+        for (index_t k = 0; k < lay.direction_row(); ++k) scratch.d_features(b)[k] = T(0);
+    }
+    T* d_features[group];
+    for (int b = 0; b < group; ++b) d_features[b] = scratch.d_features(b);
+    each_corner<T, together>(m, 0, lay.static_tiles, 0, [&](auto corners, const std::int32_t* vertices, index_t offset) {
+        const T* gradient[group];
+        RN_UNROLL for (int b = 0; b < group; ++b) gradient[b] = scratch.group(b) + offset;
+        blend_corners_vjp<T, corners(), group>(m, vertices, gradient, d_features);
+    });
+    for (int b = 0; b < group; ++b) {
+        each_corner<T, 4>(m, lay.static_tiles, lay.chosen_tiles(), rows[b], [&](auto corners, const std::int32_t* vertices, index_t offset) {
+            const T* gradient = scratch.group(b) + offset;
+            blend_corners_vjp<T, corners(), 1>(m, vertices, &gradient, d_features + b);
+        });
+        for (index_t i = 0; i < 12 * lay.J; ++i) s.d_transforms[i] = scratch.transform_sums(b)[i];
+        pose_backward<T>(pose_input(p.model, p.betas + (b0 + b) * p.betas_stride, p.pose + (b0 + b) * p.pose_stride, p.axis_angle),
+                         s, d_features[b], nullptr, p.grad_betas ? p.grad_betas + (b0 + b) * p.model.K : nullptr,
+                         p.grad_pose ? p.grad_pose + (b0 + b) * (p.axis_angle ? 3 : 9) * lay.J : nullptr, nullptr);
+    }
+}
+
+// Runs call(group size, first element, scratch) over the batch: full groups first, then what is left, one by one.
+template <class T, class Call>
+void over_groups(const LandmarkTables<T>& m, index_t B, int threads, const Call& call) {
+    const index_t full = B / max_group, work = full + B % max_group;
+    [[maybe_unused]] const int n =
+        useful_threads(threads, double(B) * m.lay.chosen_tiles() * lanes<T> * 3 * (m.lay.F + 12));
+#pragma omp parallel num_threads(n)
+    {
+        LandmarkScratch<T> scratch(m.lay);
+#pragma omp for schedule(static)
+        for (index_t w = 0; w < work; ++w) {
+            if (w < full)
+                call(std::integral_constant<int, max_group>{}, w * max_group, scratch);
+            else
+                call(std::integral_constant<int, 1>{}, full * max_group + (w - full), scratch);
+        }
+    }
+}
+
+template <class T>
+void landmarks_forward(const LandmarksForward<T>& p, int threads) {
+    if (p.B == 0) return;
+    const LandmarkTables<T> m(p.model);
+    over_groups(m, p.B, threads, [&](auto group, index_t b0, LandmarkScratch<T>& scratch) {
+        landmarks_forward_group<T, group()>(p, m, b0, scratch);
+    });
+}
+
+template <class T>
+void landmarks_backward(const LandmarksBackward<T>& p, int threads) {
+    if (p.B == 0) return;
+    const LandmarkTables<T> m(p.model);
+    over_groups(m, p.B, threads, [&](auto group, index_t b0, LandmarkScratch<T>& scratch) {
+        landmarks_backward_group<T, group()>(p, m, b0, scratch);
+    });
+}
+
+}  // namespace
+}  // namespace ringnet

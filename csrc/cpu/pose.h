@@ -1,0 +1,100 @@
+// The pose of one batch element: features, transforms and posed joints from betas and pose, and the way back. All of it in
+// double: it is a thousandth of the work, and leaves the sums over features as the only float32 rounding.
+#pragma once
+
+#include "../kinematics.h"
+#include "../rotation.h"
+#include "simd.h"
+
+namespace ringnet {
+namespace {
+
+// What pose_forward and pose_backward need to know, for one batch element.
+template <class T>
+struct PoseInput {
+    index_t K, J;
+    const std::int32_t* parents;
+    const T* joint_dirs;      // (K, 3 J)
+    const T* joint_template;  // (3 J)
+    const T* betas;           // (K)
+    const T* pose;            // (3 J) or (9 J)
+    bool axis_angle;
+};
+
+// Scratch of one thread, by name.
+struct PoseScratch {
+    static constexpr index_t size(index_t J) { return 75 * J; }
+    PoseScratch(double* p, index_t J)
+        : local_r(p), rest(p + 9 * J), world_r(p + 12 * J), posed(p + 21 * J), transforms(p + 24 * J),
+          d_transforms(p + 36 * J), d_posed(p + 48 * J), d_local_r(p + 51 * J), d_rest(p + 60 * J), chain(p + 63 * J) {}
+    double *local_r, *rest, *world_r, *posed, *transforms;                // forward
+    double *d_transforms, *d_posed, *d_local_r, *d_rest, *chain;          // backward
+};
+
+template <class T>
+void pose_chain(const PoseInput<T>& in, const PoseScratch& s) {
+    for (index_t j = 0; j < in.J; ++j) {
+        double* R = s.local_r + 9 * j;
+        if (in.axis_angle) {
+            const double r[3] = {in.pose[3 * j], in.pose[3 * j + 1], in.pose[3 * j + 2]};
+            rodrigues(r, R);
+        } else {
+            for (int i = 0; i < 9; ++i) R[i] = in.pose[9 * j + i];
+        }
+    }
+    const index_t n = 3 * in.J;
+    for (index_t i = 0; i < n; ++i) s.rest[i] = in.joint_template[i];
+    for (index_t k = 0; k < in.K; ++k) {
+        const double beta = in.betas[k];
+        for (index_t i = 0; i < n; ++i) s.rest[i] += beta * in.joint_dirs[n * k + i];
+    }
+    chain(in.J, in.parents, s.local_r, s.rest, s.world_r, s.posed, s.transforms);
+}
+
+// features (F), transforms (12 J), joints (3 J; null where not wanted).
+template <class T>
+void pose_forward(const PoseInput<T>& in, const PoseScratch& s, T* features, T* transforms, T* joints) {
+    pose_chain(in, s);
+    for (index_t k = 0; k < in.K; ++k) features[k] = in.betas[k];
+    T* f = features + in.K;
+    for (index_t i = 9; i < 9 * in.J; ++i) *f++ = static_cast<T>(s.local_r[i] - (i % 9 % 4 == 0 ? 1.0 : 0.0));
+    for (index_t i = 0; i < 12 * in.J; ++i) transforms[i] = static_cast<T>(s.transforms[i]);
+    if (joints)
+        for (index_t i = 0; i < 3 * in.J; ++i) joints[i] = static_cast<T>(s.posed[i]);
+}
+
+// s.d_transforms holds the gradient of the transforms, d_features (F) that of the features. Outputs may be null.
+template <class T>
+void pose_backward(const PoseInput<T>& in, const PoseScratch& s, const T* d_features, const T* d_joints, T* grad_betas,
+                   T* grad_pose, T* grad_joint_template) {
+    const index_t J = in.J, n = 3 * J;
+    pose_chain(in, s);
+    for (index_t i = 0; i < n; ++i) s.d_posed[i] = d_joints ? static_cast<double>(d_joints[i]) : 0.0;
+    chain_vjp(J, in.parents, s.local_r, s.rest, s.world_r, s.d_transforms, s.d_posed, s.d_local_r, s.d_rest, s.chain);
+    if (grad_joint_template)
+        for (index_t i = 0; i < n; ++i) grad_joint_template[i] = static_cast<T>(s.d_rest[i]);
+    if (grad_betas) {
+        for (index_t k = 0; k < in.K; ++k) {
+            double g = d_features[k];
+            for (index_t i = 0; i < n; ++i) g += s.d_rest[i] * in.joint_dirs[n * k + i];
+            grad_betas[k] = static_cast<T>(g);
+        }
+    }
+    if (grad_pose) {
+        for (index_t i = 9; i < 9 * J; ++i) s.d_local_r[i] += d_features[in.K + i - 9];
+        for (index_t j = 0; j < J; ++j) {
+            const double* dR = s.d_local_r + 9 * j;
+            if (in.axis_angle) {
+                const double r[3] = {in.pose[3 * j], in.pose[3 * j + 1], in.pose[3 * j + 2]};
+                double dr[3];
+                rodrigues_vjp(r, dR, dr);
+                for (int i = 0; i < 3; ++i) grad_pose[3 * j + i] = static_cast<T>(dr[i]);
+            } else {
+                for (int i = 0; i < 9; ++i) grad_pose[9 * j + i] = static_cast<T>(dR[i]);
+            }
+        }
+    }
+}
+
+}  // namespace
+}  // namespace ringnet

@@ -1,0 +1,155 @@
+// Vectors of the instruction set this translation unit is compiled for, by the compiler's own vector types: + - * work lane by
+// lane, and a * b + c is fused where the machine can.
+//
+// Everything here has internal linkage (see RN_HOST_DEVICE in common.h for the reason).
+#pragma once
+
+#include <cstring>
+#include <utility>
+
+#include "../common.h"
+
+#if defined(__AVX512F__)
+#define RN_VECTOR_BYTES 64
+#elif defined(__AVX__)
+#define RN_VECTOR_BYTES 32
+#else
+#define RN_VECTOR_BYTES 16
+#endif
+
+// For loops over accumulators: they live in registers only if the loop disappears.
+#if defined(__clang__)
+#define RN_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define RN_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+namespace ringnet {
+namespace {
+
+template <class T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+    typedef float type __attribute__((vector_size(RN_VECTOR_BYTES)));
+    typedef std::int32_t mask __attribute__((vector_size(RN_VECTOR_BYTES)));
+};
+template <>
+struct VectorOf<double> {
+    typedef double type __attribute__((vector_size(RN_VECTOR_BYTES)));
+    typedef std::int64_t mask __attribute__((vector_size(RN_VECTOR_BYTES)));
+};
+template <class T>
+using vec = typename VectorOf<T>::type;
+template <class T>
+constexpr int lanes = RN_VECTOR_BYTES / sizeof(T);
+
+// Batch elements that share one pass over the directions: 3 accumulators each, 16 or 32 registers in all.
+constexpr int max_group = RN_VECTOR_BYTES == 64 ? 8 : 4;
+
+template <class T>
+RN_HOST_DEVICE vec<T> load(const T* p) {
+    vec<T> v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+template <class T>
+RN_HOST_DEVICE void store(T* p, vec<T> v) {
+    std::memcpy(p, &v, sizeof v);
+}
+
+template <class T>
+RN_HOST_DEVICE vec<T> broadcast(T x) {
+    return x - vec<T>{};
+}
+
+// Lane l of the result is lane Index::at(l) of a and b laid end to end.
+template <class T, class Index, int... l>
+RN_HOST_DEVICE vec<T> permute(vec<T> a, vec<T> b, Index, std::integer_sequence<int, l...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+    return __builtin_shufflevector(a, b, Index::at(l)...);
+#else
+    return __builtin_shuffle(a, b, typename VectorOf<T>::mask{Index::at(l)...});
+#endif
+}
+
+template <class T, class Index>
+RN_HOST_DEVICE vec<T> permute(vec<T> a, vec<T> b, Index index) {
+    return permute<T>(a, b, index, std::make_integer_sequence<int, lanes<T>>{});
+}
+
+// Sum of the lanes, as a tree.
+template <int half>
+struct UpperHalf {
+    static constexpr int at(int l) { return l < half ? l + half : l; }
+};
+template <class T, int half>
+RN_HOST_DEVICE T sum_tree(vec<T> v) {
+    v += permute<T>(v, v, UpperHalf<half>{});
+    if constexpr (half > 1) return sum_tree<T, half / 2>(v);
+    return v[0];
+}
+template <class T>
+RN_HOST_DEVICE T sum(vec<T> v) {
+    return sum_tree<T, lanes<T> / 2>(v);
+}
+
+// Three vectors of xyzxyz... in memory order to one of x, y, z each, and back. The first step serves the lanes that lie
+// in the first two inputs, the second step the rest.
+template <int W, int c>
+struct SplitFirst {
+    static constexpr int at(int l) { return 3 * l + c < 2 * W ? 3 * l + c : 0; }
+};
+template <int W, int c>
+struct SplitSecond {
+    static constexpr int at(int l) { return 3 * l + c < 2 * W ? l : 3 * l + c - W; }
+};
+template <class T, int c>
+RN_HOST_DEVICE vec<T> split_component(const vec<T> m[3]) {
+    constexpr int W = lanes<T>;
+    return permute<T>(permute<T>(m[0], m[1], SplitFirst<W, c>{}), m[2], SplitSecond<W, c>{});
+}
+
+template <int W, int m>
+struct MergeFirst {
+    static constexpr int at(int l) { return (m * W + l) % 3 == 1 ? W + (m * W + l) / 3 : (m * W + l) / 3; }
+};
+template <int W, int m>
+struct MergeSecond {
+    static constexpr int at(int l) { return (m * W + l) % 3 == 2 ? W + (m * W + l) / 3 : l; }
+};
+template <class T, int m>
+RN_HOST_DEVICE vec<T> merge_part(const vec<T> xyz[3]) {
+    constexpr int W = lanes<T>;
+    return permute<T>(permute<T>(xyz[0], xyz[1], MergeFirst<W, m>{}), xyz[2], MergeSecond<W, m>{});
+}
+
+// The first `count` (at most lanes) points of p, stored xyzxyz..., as three vectors; zero beyond count.
+template <class T>
+RN_HOST_DEVICE void load_points(const T* p, index_t count, vec<T> xyz[3]) {
+    constexpr int W = lanes<T>;
+    T padded[3 * W];
+    if (count < W) {
+        for (index_t i = 0; i < 3 * W; ++i) padded[i] = i < 3 * count ? p[i] : T(0);
+        p = padded;
+    }
+    const vec<T> m[3] = {load(p), load(p + W), load(p + 2 * W)};
+    xyz[0] = split_component<T, 0>(m), xyz[1] = split_component<T, 1>(m), xyz[2] = split_component<T, 2>(m);
+}
+
+template <class T>
+RN_HOST_DEVICE void store_points(T* p, index_t count, const vec<T> xyz[3]) {
+    constexpr int W = lanes<T>;
+    const vec<T> m[3] = {merge_part<T, 0>(xyz), merge_part<T, 1>(xyz), merge_part<T, 2>(xyz)};
+    if (count >= W) {
+        for (int i = 0; i < 3; ++i) store(p + i * W, m[i]);
+    } else {
+        T padded[3 * W];
+        for (int i = 0; i < 3; ++i) store(padded + i * W, m[i]);
+        for (index_t i = 0; i < 3 * count; ++i) p[i] = padded[i];
+    }
+}
+
+}  // namespace
+}  // namespace ringnet

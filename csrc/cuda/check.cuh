@@ -1,0 +1,37 @@
+// Launching kernels. Errors are thrown with the CUDA error's name.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdio>
+#include <stdexcept>
+#include <string>
+
+#include "../ops.h"
+
+namespace ringnet::cuda {
+
+inline void check(cudaError_t error, const char* what) {
+    if (error == cudaSuccess) return;
+    (void)cudaGetLastError();  // the error is reported here: it must not surface again in somebody else's call
+    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorName(error) + ", " + cudaGetErrorString(error));
+}
+
+// Launches a kernel with a one-dimensional grid on the given stream. Nothing is launched where blocks == 0.
+template <class... Parameters, class... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), index_t blocks, int threads, std::size_t shared_bytes,
+            stream_t stream, Arguments&&... arguments) {
+    if (blocks == 0) return;
+    if (blocks > 0x7fffffff)
+        throw std::runtime_error(std::string(name) + ": " + std::to_string(blocks) + " thread blocks, more than one launch takes");
+    if (shared_bytes > 48 * 1024)  // more than any kernel may use without asking
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)), name);
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = static_cast<cudaStream_t>(stream);
+    check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), name);
+}
+
+}  // namespace ringnet::cuda

@@ -1,0 +1,69 @@
+// Small pieces that every kernel uses: 16-byte vectors, asynchronous copies, groups of threads.
+#pragma once
+
+#include "check.cuh"
+
+namespace ringnet::cuda {
+
+constexpr int lanes = 32;
+
+// What one load or store instruction moves at most: 16 bytes. Addresses must be 16-byte aligned.
+template <class T>
+struct alignas(16) Vec {
+    static constexpr int size = 16 / sizeof(T);
+    T v[size];
+};
+
+template <class T>
+__device__ __forceinline__ Vec<T> load_vec(const T* address) {
+    return *reinterpret_cast<const Vec<T>*>(address);
+}
+
+template <class T>
+__device__ __forceinline__ void store_vec(T* address, const Vec<T>& value) {
+    *reinterpret_cast<Vec<T>*>(address) = value;
+}
+
+// Global to shared memory without passing through registers (sm_80 on); complete after wait_copies and a barrier.
+// Value is a scalar of 4 or 8 bytes or a Vec.
+template <class Value>
+__device__ __forceinline__ void copy_async(Value* shared, const Value* global) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+    if constexpr (sizeof(Value) == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(address), "l"(global), "n"(sizeof(Value)) : "memory");
+#else
+    *shared = *global;
+#endif
+}
+
+// Waits for this thread's copies, all of them. Other threads see them after the next barrier.
+__device__ __forceinline__ void wait_copies() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+// Threads that work on the same thing together.
+struct Warp {
+    __device__ int rank() const { return static_cast<int>(threadIdx.x) % lanes; }
+    __device__ int size() const { return lanes; }
+    __device__ void sync() const { __syncwarp(); }
+};
+
+struct Block {
+    __device__ int rank() const { return static_cast<int>(threadIdx.x); }
+    __device__ int size() const { return static_cast<int>(blockDim.x); }
+    __device__ void sync() const { __syncthreads(); }
+};
+
+// A kernel's dynamic shared memory.
+template <class T>
+__device__ __forceinline__ T* shared_memory() {
+    extern __shared__ __align__(16) unsigned char dynamic_shared_memory[];
+    return reinterpret_cast<T*>(dynamic_shared_memory);
+}
+
+}  // namespace ringnet::cuda

@@ -1,0 +1,169 @@
+// Where things are in the private buffers (packed, index, state, workspace), and which kernel takes which sizes. Everything here is a
+// function of sizes only: shapes can be inferred without a device, and a captured graph stays valid.
+#pragma once
+
+#include "../ops.h"
+
+namespace ringnet::cuda {
+
+constexpr index_t tile_vertices = 32;               // one vertex per lane of a warp
+constexpr index_t tile_columns = 3 * tile_vertices; // x of the tile's vertices, then y, then z
+constexpr index_t feature_multiple = 16;            // rows of features end in zeros up to a multiple of this: no loop has a tail
+constexpr index_t shared_bytes = 48 * 1024;         // what every GPU gives to a block without asking
+
+RN_HOST_DEVICE constexpr index_t feature_count(index_t K, index_t J) { return K + 9 * (J - 1); }
+RN_HOST_DEVICE constexpr index_t padded_features(index_t K, index_t J) {
+    return round_up(feature_count(K, J), feature_multiple);
+}
+
+// The constants of a model, cut into tiles of 32 vertices. `packed` holds, one after the other,
+//   directions (tile, padded features, 3, 32), weights (tile, J, 32) and, for landmarks only, template (tile, 3, 32) and bary (tile, 32);
+// `index` holds (tile, 1 + J): how many joints move any vertex of the tile, then which. Weights come in the same order.
+template <class T>
+struct TileModel {
+    index_t K, J, F, Fp, tiles;
+    const T *directions, *weights, *rest, *bary;
+    const std::int32_t* joints;
+
+    RN_HOST_DEVICE const T* tile_directions(index_t tile) const { return directions + tile * Fp * tile_columns; }
+    RN_HOST_DEVICE const T* tile_weights(index_t tile) const { return weights + tile * J * tile_vertices; }
+    RN_HOST_DEVICE const std::int32_t* tile_joints(index_t tile) const { return joints + tile * (1 + J); }
+};
+
+inline index_t packed_size(index_t tiles, index_t K, index_t J, bool landmarks) {
+    return tiles * (padded_features(K, J) * tile_columns + J * tile_vertices + (landmarks ? tile_columns + tile_vertices : 0));
+}
+inline index_t index_size(index_t tiles, index_t J) { return tiles * (1 + J); }
+
+template <class T>
+TileModel<T> tile_model(index_t tiles, index_t K, index_t J, const T* packed, const std::int32_t* index) {
+    TileModel<T> m{K, J, feature_count(K, J), padded_features(K, J), tiles, packed, nullptr, nullptr, nullptr, index};
+    m.weights = m.directions + tiles * m.Fp * tile_columns;
+    m.rest = m.weights + tiles * J * tile_vertices;  // landmarks only
+    m.bary = m.rest + tiles * tile_columns;          // landmarks only
+    return m;
+}
+
+// Landmarks as tiles: ten to a tile, a lane for each corner of their triangles (two lanes idle). An element's tiles are its row of the
+// contour table, then the static landmarks; the packed tiles are all rows of the contour table, then the static landmarks.
+constexpr index_t tile_landmarks = 10;
+struct LandmarkTiles {
+    index_t contour, fixed;  // tiles of one contour row; tiles of the static landmarks
+    RN_HOST_DEVICE index_t per_element() const { return contour + fixed; }
+    RN_HOST_DEVICE index_t packed() const { return contour_table_rows_ * contour + fixed; }
+    static constexpr index_t contour_table_rows_ = 79;
+};
+RN_HOST_DEVICE constexpr LandmarkTiles landmark_tiles(index_t L, index_t C) {
+    return {ceil_div(C, tile_landmarks), ceil_div(L, tile_landmarks)};
+}
+
+// What the forward call leaves for the backward call: features (B, Fp), transforms (B, J, 12) and, where kept, the contour row (B, 16: the
+// first counts) and the blended vertices (B, tiles, 3, 32) before skinning.
+template <class T>
+struct State {
+    T *features, *transforms, *rows, *blended;
+};
+
+inline index_t state_size(index_t tiles, index_t K, index_t J, bool keep) {
+    return round_up(padded_features(K, J) + 12 * J + feature_multiple + (keep ? tiles * tile_columns : 0), 16);
+}
+
+template <class T>
+State<T> state_of(T* state, index_t B, index_t K, index_t J, bool keep) {
+    State<T> s;
+    s.features = state;
+    s.transforms = s.features + B * padded_features(K, J);
+    s.rows = s.transforms + B * 12 * J;
+    s.blended = keep ? s.rows + B * feature_multiple : nullptr;
+    return s;
+}
+
+// ---- Which kernel: the one place --------------------------------------------------------------------------------
+
+// Forward, small batch: a block per tile of vertices and a few batch elements; its threads split the features. The pose is
+// computed by every block again where that fits shared memory: one launch.
+constexpr int small_workers = 384;  // threads that share the features: (16-byte columns of a tile) x (slots)
+template <class T>
+constexpr int small_slots() { return small_workers / static_cast<int>(tile_columns * sizeof(T) / 16); }
+
+template <class T>
+index_t small_forward_bytes(index_t K, index_t J, index_t elements, bool fused) {
+    return static_cast<index_t>(sizeof(T)) * elements *
+           (padded_features(K, J) + (small_slots<T>() + 1) * tile_columns + (fused ? 36 * J : 0));
+}
+
+struct ForwardPlan {
+    bool small;    // the small-batch kernel, else the one tiled over the batch
+    bool fused;    // small only: the pose in the same launch
+    int elements;  // small: batch elements per block; else per thread, a quarter of a block's
+};
+
+template <class T>
+ForwardPlan small_forward_plan(index_t B, index_t K, index_t J, bool fused) {
+    int elements = B >= 3 ? 4 : B == 2 ? 2 : 1;
+    fused = fused && small_forward_bytes<T>(K, J, 1, true) <= shared_bytes;
+    while (elements > 1 && small_forward_bytes<T>(K, J, elements, fused) > shared_bytes) elements /= 2;
+    return {true, fused, elements};
+}
+
+template <class T>
+ForwardPlan mesh_forward_plan(index_t B, index_t K, index_t J) {
+    if (B <= 8) return small_forward_plan<T>(B, K, J, true);
+    return {false, false, B <= 16 ? 4 : B <= 32 ? 8 : 16};
+}
+
+template <class T>
+ForwardPlan landmarks_forward_plan(index_t B, index_t K, index_t J) {
+    return small_forward_plan<T>(B, K, J, B <= 64);
+}
+
+// Backward: partial sums of d(features) and d(transforms) over `chunks` groups of tiles.
+struct BackwardPlan {
+    bool small;
+    int elements;            // small: batch elements per block; else per thread, an eighth of a block's
+    index_t groups;          // of batch elements
+    index_t chunks;          // of tiles
+    index_t tiles_per_chunk;
+};
+
+inline BackwardPlan small_backward_plan(index_t B, index_t tiles) {
+    const int elements = B >= 3 ? 4 : B == 2 ? 2 : 1;
+    return {true, elements, ceil_div(B, elements), tiles, 1};
+}
+
+// Double runs with half the batch elements and a third of the features per thread, to fit registers and shared memory.
+template <class T>
+constexpr int backward_features() { return sizeof(T) == 4 ? 6 : 2; }
+
+template <class T>
+BackwardPlan mesh_backward_plan(index_t B, index_t V) {
+    const index_t tiles = ceil_div(V, tile_vertices);
+    if (B <= 16) return small_backward_plan(B, tiles);
+    const int elements = B <= 32 || sizeof(T) == 8 ? 4 : 8;
+    const index_t groups = ceil_div(B, 8 * elements);
+    // About 256 blocks: with two resident on each multiprocessor, one wave of a large GPU.
+    const index_t per_chunk = ceil_div(tiles, min_of(tiles, ceil_div(256, groups)));
+    return {false, elements, groups, ceil_div(tiles, per_chunk), per_chunk};
+}
+
+// The workspace of a backward call: partial d(features) (chunk, B, Fp), partial d(transforms) (chunk, B, J, 12) and, where the template is
+// shared, partial d(template) (group, tiles, 3, 32).
+template <class T>
+struct Workspace {
+    T *features, *transforms, *rest;
+};
+
+inline index_t workspace_size(const BackwardPlan& plan, index_t B, index_t K, index_t J, index_t rest_tiles) {
+    return plan.chunks * B * (padded_features(K, J) + 12 * J) + plan.groups * rest_tiles * tile_columns;
+}
+
+template <class T>
+Workspace<T> workspace_of(T* workspace, const BackwardPlan& plan, index_t B, index_t K, index_t J) {
+    Workspace<T> w;
+    w.features = workspace;
+    w.transforms = w.features + plan.chunks * B * padded_features(K, J);
+    w.rest = w.transforms + plan.chunks * B * 12 * J;
+    return w;
+}
+
+}  // namespace ringnet::cuda
