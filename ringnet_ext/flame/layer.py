@@ -180,8 +180,11 @@ class FLAME(nn.Module):
         if self.lmk_faces_idx is None:
             raise ValueError("the model of this layer has no landmarks; give FlameModel a LandmarkEmbedding")
 
-    @torch.no_grad()
     def _contour_row(self, pose):
+        return contour_rows(self._head_rotation(pose))
+
+    @torch.no_grad()
+    def _head_rotation(self, pose):
         if pose.dim() == 4:
             rotations = pose[:, self._head_chain]
         else:
@@ -190,7 +193,7 @@ class FLAME(nn.Module):
         head = rotations[:, 0]
         for i in range(1, len(self._head_chain)):
             head = head @ rotations[:, i]
-        return contour_rows(head)
+        return head
 
     def _arguments(self, shape, expression, global_pose, neck_pose, jaw_pose, eye_pose, translation, pose):
         """Checks all, and returns betas (B, K), pose (B, 3J) or (B, J, 3, 3), translation (B, 1, 3) or None."""

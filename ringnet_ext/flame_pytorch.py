@@ -1,0 +1,147 @@
+"""FLAME_PyTorch's names on this project's decoder.
+
+Code written for ``from flame_pytorch import FLAME, get_config`` runs with ``from ringnet_ext.flame_pytorch import FLAME,
+get_config``: same configuration, same forward, same two results. What is different, and meant to be:
+
+- any batch size; ``batch_size`` of the configuration is not needed
+- no argument of forward has to be given, and fewer coefficients than configured stand for the first ones
+- contour landmarks are on the visible side in any frame; ``original_contour`` gives the original's choice, which is right
+  only where y points down (RingNet's frame) and the head isn't pitched
+- ``--flag False`` on the command line means False
+- model files are read without chumpy, and without running what is in them
+- the coefficients that the configuration leaves out are not computed, so there are no ``shape_betas`` and
+  ``expression_betas`` to hold their zeros
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from torch import Tensor, nn
+
+from .flame import FLAME as _Layer
+from .flame import FlameModel, LandmarkEmbedding
+from .ops.reference import contour_rows
+
+
+def _boolean(text: str) -> bool:
+    """`True` and `False` in any spelling that argparse's own `type=bool`, which takes all of them for True, was given."""
+    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "": False}
+    try:
+        return values[text.lower()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}") from None
+
+
+def get_config(arguments: list[str] | None = None) -> argparse.Namespace:
+    """FLAME_PyTorch's configuration from command line arguments; None for those of the program."""
+    parser = argparse.ArgumentParser(description="FLAME model")
+
+    def add(name, default, text):
+        kind = _boolean if isinstance(default, bool) else type(default)
+        parser.add_argument(f"--{name}", type=kind, default=default, help=f"{text} [{default}]")
+
+    add("flame_model_path", "./model/generic_model.pkl", "FLAME model file, of any year")
+    add("static_landmark_embedding_path", "./model/flame_static_embedding.pkl", "embedding of the 51 static landmarks")
+    add("dynamic_landmark_embedding_path", "./model/flame_dynamic_embedding.npy", "embedding of the 17 contour landmarks")
+    add("shape_params", 100, "number of shape coefficients")
+    add("expression_params", 50, "number of expression coefficients")
+    add("pose_params", 6, "number of pose parameters: 3 of the root, 3 of the jaw")
+    add("use_face_contour", True, "whether the landmarks begin with those of the contour")
+    add("use_3D_translation", True, "whether forward adds its transl; RingNet has False")
+    add("optimize_eyeballpose", True, "for the caller: whether to optimise the eyes' pose; RingNet has False")
+    add("optimize_neckpose", True, "for the caller: whether to optimise the neck's pose; RingNet has False")
+    add("num_worker", 4, "for the caller: data loading processes")
+    add("batch_size", 8, "for the caller: forward takes any")
+    add("ring_margin", 0.5, "for the caller: margin of the ring loss, in squared coefficients")
+    add("ring_loss_weight", 1.0, "for the caller: weight of the ring loss")
+    add("original_contour", False, "whether to choose the contour by the original's formula")
+    return parser.parse_args(arguments)
+
+
+class _OriginalContour(_Layer):
+    """The layer with the contour row that FLAME_PyTorch chooses: that of minus the second Euler angle of the head."""
+
+    def _contour_row(self, pose):
+        head = self._head_rotation(pose)
+        # A turn about y by minus the Euler angle has the row that is wanted.
+        sine, cosine = head[:, 2, 0], torch.hypot(head[:, 0, 0], head[:, 1, 0])
+        turn = torch.zeros_like(head)
+        turn[:, 2, 0], turn[:, 2, 2] = -sine, cosine
+        return contour_rows(turn)
+
+
+# FLAME_PyTorch's buffers -> the decoder's
+_BUFFERS = {
+    "v_template": "v_template", "shapedirs": "shapedirs", "posedirs": "posedirs", "J_regressor": "J_regressor",
+    "parents": "parents", "lbs_weights": "lbs_weights", "faces_tensor": "faces", "lmk_faces_idx": "lmk_faces_idx",
+    "lmk_bary_coords": "lmk_bary_coords", "dynamic_lmk_faces_idx": "contour_faces_idx",
+    "dynamic_lmk_bary_coords": "contour_bary_coords",
+}  # fmt: skip
+
+
+class FLAME(nn.Module):
+    """FLAME_PyTorch's layer. `config` is what :func:`get_config` returns, or any object with the same attributes; its
+    `flame_model_path` may be None for the built-in head with its own landmarks."""
+
+    NECK_IDX = 1
+
+    def __init__(self, config):
+        super().__init__()
+        model = config.flame_model_path
+        if model is not None:
+            paths = [config.static_landmark_embedding_path]
+            if config.use_face_contour:
+                paths.append(config.dynamic_landmark_embedding_path)
+            landmarks = LandmarkEmbedding.load(*paths)
+            model = FlameModel.load(model, landmarks)
+        layer = _OriginalContour if getattr(config, "original_contour", False) else _Layer
+        self.decoder = layer(model, shape_params=config.shape_params, expression_params=config.expression_params)
+        if not config.use_face_contour:
+            self.decoder.contour_faces_idx = self.decoder.contour_bary_coords = None
+        self.use_face_contour, self.use_3D_translation = config.use_face_contour, config.use_3D_translation
+        self.batch_size = getattr(config, "batch_size", 1)
+        for name, size in (("eye_pose", 6), ("neck_pose", 3), ("transl", 3)):  # what stands in for a missing argument
+            self.register_parameter(name, nn.Parameter(torch.zeros(1, size), requires_grad=False))
+
+    def forward(
+        self,
+        shape_params: Tensor | None = None,
+        expression_params: Tensor | None = None,
+        pose_params: Tensor | None = None,
+        neck_pose: Tensor | None = None,
+        eye_pose: Tensor | None = None,
+        transl: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Vertices (B, V, 3) and landmarks (B, 68, 3), or (B, 51, 3) without the contour; metres.
+
+        shape_params, expression_params (B, n) coefficients; pose_params (B, 6) axis-angle of the root and the jaw;
+        neck_pose (B, 3), eye_pose (B, 6); transl (B, 3), added where `use_3D_translation` is on.
+        """
+        if pose_params is not None and (pose_params.dim() != 2 or pose_params.shape[1] != 6):
+            raise ValueError(f"pose_params: expected shape (B, 6), got {tuple(pose_params.shape)}")
+        output = self.decoder(
+            shape_params,
+            expression_params,
+            None if pose_params is None else pose_params[:, :3],
+            self.neck_pose if neck_pose is None else neck_pose,
+            None if pose_params is None else pose_params[:, 3:],
+            self.eye_pose if eye_pose is None else eye_pose,
+            (self.transl if transl is None else transl) if self.use_3D_translation else None,
+        )
+        return output.vertices, output.landmarks
+
+    @property
+    def faces(self):
+        """Triangles (F, 3), a numpy array."""
+        return self.decoder.faces.cpu().numpy()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.v_template.dtype
+
+    def __getattr__(self, name):
+        if name in _BUFFERS:
+            return getattr(self.decoder, _BUFFERS[name])
+        return super().__getattr__(name)

@@ -1,0 +1,136 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from flame_files import flame_2017_pickle
+from heads import random_model
+from smplx.lbs import batch_rodrigues, lbs, vertices2landmarks
+from smplx.utils import rot_mat_to_euler
+
+from ringnet_ext.flame import FlameModel
+from ringnet_ext.flame_pytorch import FLAME, get_config
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(V=50, F=60, S=300, E=100)
+
+
+@pytest.fixture
+def paths(model, tmp_path):
+    """FLAME_PyTorch's three files."""
+    embedding = model.landmarks
+    (tmp_path / "model.pkl").write_bytes(flame_2017_pickle(model))
+    static = {"lmk_face_idx": embedding.static_faces_idx, "lmk_b_coords": embedding.static_bary_coords}
+    (tmp_path / "static.pkl").write_bytes(pickle.dumps(static, 2))
+    dynamic = {"lmk_face_idx": list(embedding.contour_faces_idx), "lmk_b_coords": list(embedding.contour_bary_coords)}
+    np.save(tmp_path / "dynamic.npy", dynamic, allow_pickle=True)
+    return [
+        f"--flame_model_path={tmp_path / 'model.pkl'}",
+        f"--static_landmark_embedding_path={tmp_path / 'static.pkl'}",
+        f"--dynamic_landmark_embedding_path={tmp_path / 'dynamic.npy'}",
+    ]
+
+
+def original(model, shape, expression, pose, neck, eyes, dtype=torch.float64):
+    """FLAME_PyTorch's forward, on smplx: all 400 coefficients, and the contour of minus the Euler angle."""
+    tensors = {name: torch.tensor(getattr(model, name), dtype=dtype) for name in ("v_template", "J_regressor")}
+    directions = torch.tensor(np.concatenate([model.shapedirs, model.expressiondirs], axis=2), dtype=dtype)
+    batch = len(pose)
+    betas = torch.zeros(batch, 400, dtype=dtype)
+    betas[:, : shape.shape[1]], betas[:, 300 : 300 + expression.shape[1]] = shape, expression
+    full_pose = torch.cat([pose[:, :3], neck, pose[:, 3:], eyes], dim=1)
+    vertices, _ = lbs(
+        betas, full_pose, tensors["v_template"].repeat(batch, 1, 1), directions,
+        torch.tensor(model.posedirs, dtype=dtype).reshape(-1, 36).T, tensors["J_regressor"],
+        torch.tensor(model.parents), torch.tensor(model.lbs_weights, dtype=dtype),
+    )  # fmt: skip
+    root, neck = batch_rodrigues(pose[:, :3]), batch_rodrigues(neck)
+    angle = torch.round(torch.clamp(-rot_mat_to_euler(root @ neck) * 180 / np.pi, -39, 39)).long()
+    row = torch.where(angle < 0, 39 - angle, angle)
+    embedding = model.landmarks
+    faces = np.concatenate([embedding.contour_faces_idx[row], np.tile(embedding.static_faces_idx, (batch, 1))], axis=1)
+    bary = np.concatenate(
+        [embedding.contour_bary_coords[row], np.tile(embedding.static_bary_coords, (batch, 1, 1))], axis=1
+    )
+    return vertices, vertices2landmarks(
+        vertices, torch.tensor(model.faces), torch.tensor(faces), torch.tensor(bary, dtype=dtype)
+    )
+
+
+def arguments(batch, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, n, generator=generator) * scale for n, scale in ((100, 1), (50, 1), (6, 0.4), (3, 0.2), (6, 0.2))]
+
+
+def test_parity_with_the_original(model, paths):
+    layer = FLAME(get_config([*paths, "--original_contour", "True"]))
+    given = arguments(8)
+    vertices, landmarks = layer(*given)
+    expected = original(model, *(value.double() for value in given))
+    assert torch.allclose(vertices.double(), expected[0], atol=2e-6)
+    assert torch.allclose(landmarks.double(), expected[1], atol=2e-6)
+
+
+def test_the_readme_example(paths, model):
+    """main.py of FLAME_PyTorch without its window."""
+    config = get_config(paths)
+    radian = np.pi / 180.0
+    flamelayer = FLAME(config)
+    shape_params = torch.zeros(8, 100)
+    pose_params = torch.zeros(8, 6)
+    pose_params[:, 1] = torch.tensor([30.0, -30.0, 85.0, -48.0, 10.0, -15.0, 0.0, -0.0]) * radian
+    expression_params = torch.zeros(8, 50)
+    vertice, landmark = flamelayer(shape_params, expression_params, pose_params)
+    assert vertice.size() == (8, 50, 3) and landmark.size() == (8, 68, 3)
+    assert config.optimize_eyeballpose and config.optimize_neckpose
+    again = flamelayer(shape_params, expression_params, pose_params, torch.zeros(8, 3), torch.zeros(8, 6))
+    assert torch.allclose(again[0], vertice) and torch.allclose(again[1], landmark)
+    assert np.array_equal(flamelayer.faces, model.faces) and isinstance(flamelayer.faces, np.ndarray)
+    # In this frame (y up) the original takes the hidden side; ours has the rows of the yaw itself.
+    rows = [30, 69, 39, 78, 10, 54, 0, 0]
+    corners = vertice[torch.arange(8)[:, None, None], model.faces[model.landmarks.contour_faces_idx[rows]]]
+    expected = (corners * torch.tensor(model.landmarks.contour_bary_coords[rows])[..., None]).sum(2)
+    assert torch.allclose(landmark[:, :17].double(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 20])
+def test_any_batch_size(paths, batch):
+    layer = FLAME(get_config([*paths, "--batch_size=8"]))
+    given = arguments(batch)
+    vertices, landmarks = layer(*given, transl=torch.ones(batch, 3))
+    assert vertices.shape == (batch, 50, 3) and landmarks.shape == (batch, 68, 3)
+    plain = layer(*given)
+    assert torch.allclose(vertices - 1, plain[0], atol=1e-6) and torch.allclose(landmarks - 1, plain[1], atol=1e-6)
+    assert torch.equal(layer()[0], layer(torch.zeros(1, 100), torch.zeros(1, 50), torch.zeros(1, 6))[0])
+    with pytest.raises(ValueError, match=r"pose_params: expected shape \(B, 6\), got \(2, 15\)"):
+        layer(pose_params=torch.zeros(2, 15))
+
+
+def test_flags(paths, model):
+    layer = FLAME(get_config([*paths, "--use_face_contour", "False", "--use_3D_translation", "False"]))
+    vertices, landmarks = layer(*arguments(2), transl=torch.ones(2, 3))
+    assert landmarks.shape == (2, 51, 3) and torch.equal(vertices, layer(*arguments(2))[0])
+    assert not hasattr(layer, "nothing")
+    defaults = vars(get_config([]))
+    assert (defaults["shape_params"], defaults["expression_params"], defaults["ring_margin"]) == (100, 50, 0.5)
+    for spelled, value in (("False", False), ("false", False), ("0", False), ("True", True), ("yes", True)):
+        assert get_config(["--optimize_neckpose", spelled]).optimize_neckpose is value
+    with pytest.raises(SystemExit):
+        get_config(["--optimize_neckpose", "maybe"])
+
+
+def test_poses_can_be_optimised_as_the_layer_s_own(paths):
+    layer = FLAME(get_config(paths))
+    layer.neck_pose.requires_grad_(True)
+    layer(*arguments(4)[:3])[1].sum().backward()
+    assert layer.neck_pose.grad.shape == (1, 3) and layer.neck_pose.grad.abs().max() > 0
+
+
+def test_buffers_under_their_old_names(paths, model):
+    layer = FLAME(get_config(paths))
+    assert torch.equal(layer.faces_tensor, torch.tensor(model.faces)) and layer.dtype == torch.float32
+    assert layer.shapedirs.shape == (50, 3, 150) and layer.posedirs.shape == (36, 150)
+    assert layer.dynamic_lmk_faces_idx.shape == (79, 17) and layer.lmk_bary_coords.shape == (51, 3)
+    assert layer.double()()[0].dtype == torch.float64
