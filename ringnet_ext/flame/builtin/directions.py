@@ -48,6 +48,10 @@ class Fields:
                 q = self.points * [side, 1, 1] - center
                 g = np.exp(-0.5 * ((q / radii) ** 2).sum(1, keepdims=True)) * (push + stretch * q)
                 d += g * [side, 1, 1] * (side if odd else 1)
+        return self.with_rigid_eyes(d)
+
+    def with_rigid_eyes(self, d):
+        """The field d at the vertices and the two eye centres (V + 2, 3), with the eyeballs moving as their centres do: (V, 3)."""
         d, eyes = d[:-2], d[-2:]
         with_eye = self.with_eye[:, None]
         d = d * (1 - with_eye) + np.where(self.side[:, None] > 0, eyes[0], eyes[1]) * with_eye
@@ -55,6 +59,13 @@ class Fields:
             first = T.SKIN + side * T.EYE
             d[first : first + T.EYE] = eyes[side]
         return d
+
+    def without_pose(self, field):
+        """The field less what is translation, rotation and scaling of the whole head, which a camera can't tell from a pose."""
+        q = self.points - self.v.mean(0)
+        moves = [np.tile(axis, (len(q), 1)) for axis in np.eye(3)] + [np.cross(axis, q) for axis in np.eye(3)] + [q]
+        basis = np.stack([self.with_rigid_eyes(move).ravel() for move in moves], 1)
+        return field - (basis @ np.linalg.lstsq(basis, field.ravel(), rcond=None)[0]).reshape(field.shape)
 
     def lid(self, upper=0.0, lower=0.0, odd=False, tilt=0.0):
         """Lids turn over the eyeball: 1 closes them halfway each, from above (upper) and below (lower); `tilt` grows outwards."""
@@ -99,7 +110,7 @@ class Fields:
             (lower_border, keys_low, [0, 0, 0, 1, 0.3, 0]),
         ):
             d += (np.interp(r, keys, values) * along)[:, None] * np.array(push, float)
-        return d * (self.side[:, None] if odd else 1)
+        return d * (np.tanh(self.v[:, :1] / 8) if odd else 1)
 
     def jaw(self, weights, push):
         """Pushes what the jaw carries."""
@@ -222,14 +233,6 @@ def filling_fields(f: Fields, normals: np.ndarray, spacing=11.0):
     return result
 
 
-def without_pose(field, v):
-    """The field less its best translation, rotation and scaling of v (V, 3)."""
-    q = v - v.mean(0)
-    basis = [np.tile(e, (len(v), 1)) for e in np.eye(3)] + [np.cross(e, q) for e in np.eye(3)] + [q]
-    basis = np.stack([b.ravel() for b in basis], 1)
-    return field - (basis @ np.linalg.lstsq(basis, field.ravel(), rcond=None)[0]).reshape(field.shape)
-
-
 def orthogonal_directions(fields, faces, vertices, count, spectrum, cap, strain, total):
     """`count` of the fields, made orthogonal in the order of their RMS and scaled to the spectrum: (V, 3, count), sorted.
 
@@ -274,7 +277,7 @@ def shape_directions(head: T.Template, normals: np.ndarray) -> np.ndarray:
     """100 orthogonal shape directions (V, 3, 100) in mm per standard deviation."""
     f = Fields(head)
     fields = shape_fields(f)
-    fields = [without_pose(d, head.vertices) for d in fields[:12]] + fields[12:]
+    fields = [f.without_pose(d) for d in fields[:12]] + fields[12:]
     fields += odd_shape_fields(f) + [0.25 * d for d in filling_fields(f, normals)]
     index = np.arange(100)
     return orthogonal_directions(
@@ -286,9 +289,14 @@ def shape_directions(head: T.Template, normals: np.ndarray) -> np.ndarray:
 
 
 def expression_fields(f: Fields, jaw: np.ndarray) -> dict[str, np.ndarray]:
-    """The 50 expressions by name, in mm per standard deviation. `jaw`: the jaw's skinning weights (V,)."""
+    """The 50 expressions by name, in mm per standard deviation. `jaw`: the jaw's skinning weights (V,).
+
+    They are left as they read rather than made orthogonal. What works one way only is one way around neutral: a blink is
+    complete at 3 standard deviations, and a negative jaw open tucks the lower lip behind the upper one. Names that end in
+    "left" are what the two sides do in opposition; faces move nearly symmetrically, so these are weaker.
+    """
     smile = lambda odd=False: (
-        f(term(_CORNER, (13, 13, 20), (2.6, 2.4, -1.6)), term((36, -18, 48), (14, 14, 18), (0.3, 1.6, 1.2)), odd=odd)
+        f(term(_CORNER, (13, 13, 20), (3.0, 2.8, -2.0)), term((36, -18, 48), (15, 14, 18), (0.4, 1.8, 1.4)), odd=odd)
         + f.lid(lower=0.18, odd=odd)
     )
     brows = lambda odd=False: f(term((28, 44, 50), (26, 14, 24), (0, 3.2, 0)), term((30, 33, 46), (22, 7, 20), (0, 1.2, 0)), odd=odd)
@@ -320,22 +328,22 @@ def expression_fields(f: Fields, jaw: np.ndarray) -> dict[str, np.ndarray]:
         "mouth stretched": corners((3.2, -0.6, -1.8)),
         "chin raised": f(term((0, -72, 54), (17, 14, 20), (0, 2.4, 0.9))) + f.lips(lower=(0, 0, 0.8)),
         "funnel": f.lips(upper=(0, 1.4, 2.4), lower=(0, -1.8, 2.4), upper_border=(0, 1, 1.5), lower_border=(0, -1, 1.5)) + corners((-1.8, 0, 0.8)),
-        "smile to the left": smile(odd=True),
-        "blink left": f.lid(upper=1 / 6, lower=1 / 6, odd=True),
-        "brow up left": brows(odd=True),
-        "jaw to the left": f.jaw(jaw, (2.2, 0, 0)),
-        "jaw forward": f.jaw(jaw, (0, 0.2, 2.2)),
+        "smile to the left": smile(odd=True) / 2,
+        "blink left": f.lid(upper=1 / 8, lower=1 / 8, odd=True),
+        "brow up left": brows(odd=True) / 2,
+        "jaw to the left": f.jaw(jaw, (1.6, 0, 0)),
+        "jaw forward": f.jaw(jaw, (0, 0.2, 1.8)),
         "inner brows up": f(term((13, 42, 54), (12, 12, 18), (0, 3, 0))),
         "outer brows up": f(term((44, 42, 40), (14, 13, 22), (0, 3, 0))),
         "squint": f.lid(lower=0.4, upper=0.08) + f(term((36, 6, 42), (14, 8, 16), (0, 1.3, 0.6))),
         "eyes wide": f.lid(upper=-0.2, lower=0.0) + f(term((30, 32, 46), (18, 6, 18), (0, 0.8, 0))),
         "cheeks raised": f(term((38, -6, 44), (16, 13, 20), (0, 2.4, 1.4))),
-        "upper lip up left": raise_lip(odd=True),
-        "lower lip down left": drop_lip(odd=True),
-        "corners down left": corners((0.4, -1.8, -0.4), odd=True),
-        "nose wrinkled left": wrinkle(odd=True),
-        "puffed left": puff(odd=True),
-        "frown left": frown(odd=True),
+        "upper lip up left": raise_lip(odd=True) / 2,
+        "lower lip down left": drop_lip(odd=True) / 2,
+        "corners down left": corners((0.3, -1.2, -0.3), odd=True),
+        "nose wrinkled left": wrinkle(odd=True) / 2,
+        "puffed left": puff(odd=True) / 2,
+        "frown left": frown(odd=True) / 2,
         "cheeks sucked in": f(term((44, -40, 32), (13, 16, 20), (-2.4, 0, -1.6))),
         "nostrils flared": f(term((13, -21, 60), (6, 7, 12), (1.8, 0.4, 0.3))),
         "upper lip rolled in": f.lips(upper=(0, -0.6, -1.6), upper_border=(0, -1.8, -0.4)),
@@ -376,7 +384,7 @@ def pose_fields(f: Fields, jaw: np.ndarray) -> dict[str, np.ndarray]:
         "jaw turn z": f(term((46, -50, 28), (16, 20, 22), (3, 0, 0)), odd=True),
         "jaw fold x": f(term((40, -45, 35), (16, 22, 24), (-4, 0, 0))),
         "jaw fold y": f(term((40, -45, 35), (16, 22, 24), (-2, 0, 0))),
-        "jaw fold z": f(term((40, -45, 35), (16, 22, 24), (-2, 0, 0))),
+        "jaw fold z": f(term((40, -45, 35), (16, 22, 24), (-1, 0, 0))),
     }
     # Lids follow the gaze: a turn about x by +w looks down.
     follow = f.lid(upper=0.75) - f.lid(lower=0.45)

@@ -46,14 +46,14 @@ def _eye_weights():
 def skinning_weights(head: T.Template) -> np.ndarray:
     """Skinning weights (V, 5)."""
     weights = np.zeros((len(head.vertices), 5))
-    x, z = np.abs(head.vertices[: T.SKIN, 0]), head.vertices[: T.SKIN, 2]
+    x, y, z = head.vertices[: T.SKIN].T
     ring = head.ring
     body = smoothstep((ring - 57.5) / 6.5)
-    # The jaw takes over between the lips; the further from the mouth's corner, the wider the band.
-    band = 1.6 + 17 * smoothstep((x - 6) / 22)
-    jaw = smoothstep(0.5 + (ring - 41.5) / (2 * band))
-    jaw *= smoothstep((z + 22) / 46) * smoothstep((61 - ring) / 6)
-    jaw[np.abs(head.column) > T.EAR[0]] = 0
+    # The jaw begins at a line from the mouth up to its joint: between the lips at once, elsewhere gradually.
+    line = T.STOMION + 0.7 * np.maximum(50 - z, 0)
+    lips = np.sqrt(T.lip_shape(x)) * (z > 0) * np.clip((ring - 41.5) / 2.5, -1, 1)
+    jaw = smoothstep(0.5 + 0.5 * lips + (line - y) / 40)
+    jaw *= smoothstep((z + 18) / 56) * smoothstep((63 - ring) / 7.5)
     weights[: T.SKIN, JAW] = jaw * (1 - body)
     weights[: T.SKIN, NECK] = (1 - jaw) * (1 - body)
     weights[: T.SKIN, 0] = body

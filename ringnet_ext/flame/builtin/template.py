@@ -174,8 +174,8 @@ def _feature_levels(x, nominal):
     bow = lambda x: 1.3 * np.exp(-(((x - 6) / 4) ** 2)) - 0.6 * np.exp(-((x / 3) ** 2))
     corner = (MOUTH_HALF_WIDTH + 1, 24)
     fan(UPPER_BORDER, line(at(UPPER_BORDER)) + 1.7 + 5.2 * lip_shape(at(UPPER_BORDER)) ** 0.75 + bow(at(UPPER_BORDER)), *corner)
-    fan(UPPER_LIP, line(at(UPPER_LIP)) + 0.8 - 0.78 * lip_shape(at(UPPER_LIP)) ** 0.5, *corner)
-    fan(LOWER_LIP, line(at(LOWER_LIP)) - 0.8 + 0.78 * lip_shape(at(LOWER_LIP)) ** 0.5, *corner)
+    fan(UPPER_LIP, line(at(UPPER_LIP)) + 0.8 - 0.79 * (at(UPPER_LIP) < MOUTH_HALF_WIDTH - 1), *corner)
+    fan(LOWER_LIP, line(at(LOWER_LIP)) - 0.8 + 0.79 * (at(LOWER_LIP) < MOUTH_HALF_WIDTH - 1), *corner)
     fan(LOWER_BORDER, line(at(LOWER_BORDER)) - 1.7 - 6.9 * lip_shape(at(LOWER_BORDER)) ** 0.7, *corner)
     return level
 
@@ -259,7 +259,7 @@ def _features(p):
     h -= 5.0 * _bump(x, y, 7.2, -25.2, 3.4, 2.6)  # nostril
     h += 1.5 * _bump(x, y, 0, -27.5, 2.8, 3.5)  # columella
     h -= 1.2 * _bump(x, y, 19.0, -23, 3.5, 6)  # crease behind the wing
-    h += 3.4 * np.exp(-(((y - brow_line(x) + 1) / 8) ** 2)) * np.exp(-(((x - 25) / 25) ** 4))  # brow ridge
+    h += 2.8 * np.exp(-(((y - brow_line(x) + 1) / 8) ** 2)) * np.exp(-(((x - 25) / 25) ** 4))  # brow ridge
     h += 2.5 * _bump(x, y, 47, 33, 9, 9)  # outer rim of the orbit
     h += 3.2 * _bump(x, y, 43, -4, 17, 13)  # cheekbone
     h -= 1.5 * _bump(x, y, 40, -40, 14, 16)  # hollow of the cheek
@@ -312,13 +312,13 @@ EAR_TOP, EAR_BOTTOM = 30.0, -33.0
 # Sections of the ear from its top to its lobe: how far back and how far out of the head (mm) each column is.
 _EAR_SECTIONS = np.array([
     # tragus   hollow      fold       groove      rim          behind      root
-    [[1, 0.5], [6.0, 2.0], [11, 4.0], [15, 4.5], [18.5, 4.5], [19.0, 2.5], [18, 0.0]],
+    [[1, 0.5], [6.0, 1.5], [11, 2.5], [15, 3.0], [18.5, 2.5], [19.0, 1.0], [18, 0.0]],
     [[1, 1.0], [7.0, 6.0], [13, 8.5], [18, 9.5], [22.0, 12.5], [21.5, 7.5], [16, 0.5]],
     [[1, 1.0], [8.0, 2.5], [14, 8.5], [21, 10.5], [27.5, 17.5], [26.0, 11.0], [15, 0.5]],
     [[1, 3.5], [6.5, -1.5], [14, 9.5], [20, 10.5], [26.5, 17.0], [24.5, 10.5], [13, 0.5]],
     [[1, 3.5], [6.5, -1.0], [12, 9.0], [16, 9.5], [19.5, 13.0], [18.0, 8.0], [11, 0.5]],
     [[1, 1.0], [4.5, 5.0], [7.5, 7.5], [10, 8.5], [12.0, 8.5], [11.5, 5.0], [9, 0.5]],
-    [[0, 0.0], [3.0, 2.0], [5.0, 3.0], [6.5, 3.0], [8.0, 3.0], [9.0, 1.5], [9, 0.0]],
+    [[0, 0.0], [3.0, 1.5], [5.0, 2.0], [6.5, 2.0], [8.0, 1.5], [9.0, 0.5], [9, 0.0]],
 ])  # fmt: skip
 _EAR_SECTION_AT = np.array([0.0, 0.1, 0.28, 0.5, 0.75, 0.92, 1.0])
 
@@ -342,7 +342,8 @@ def _fold_lids(p):
     """The rings between the lid margins go around the margins' edge and into the socket."""
     r = lambda ring: p[ring + 1]
     x = r(UPPER_LID)[:, 0]
-    inside = (_lid_shape(x, 0.5) ** 0.5 * (np.arange(HALF + 1) <= OUTER_CANTHUS))[:, None]
+    column = np.arange(HALF + 1)
+    inside = (_lid_shape(x, 0.5) ** 0.5 * (column > INNER_CANTHUS) * (column < OUTER_CANTHUS))[:, None]
     for margin, edge, deep in ((UPPER_LID, 17, 18), (LOWER_LID, 20, 19)):
         out = r(margin) - EYE_CENTER
         unit = out / np.linalg.norm(out, axis=1, keepdims=True)
