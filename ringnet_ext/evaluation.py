@@ -135,7 +135,7 @@ def evaluate(model: RingNet, faces: FaceSet) -> Report:
 def shape_errors(model: RingNet, shape: Tensor, true_shape: Tensor, batch: int = 64) -> ShapeErrors:
     """Errors of (N, S) coefficients in the neutral pose, aligned on the part that is measured."""
     device = model.flame.v_template.device
-    face = model.head.regions.get("face", np.arange(len(model.head.v_template)))
+    face = torch.tensor(model.head.regions.get("face", np.arange(len(model.head.v_template))))
     sums = np.zeros(2)
     for start in range(0, len(shape), batch):
         rows = slice(start, start + batch)

@@ -111,7 +111,7 @@ def head_picture(
     draw_mesh(image, pixels, faces, clay(vertex_normals(view, faces), albedo))
     image = to_uint8(cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA))
     if points is not None:
-        mark_points(image, seen(points)[:, :2] * (size / extent) + size / 2)
+        mark_points(image, seen(points)[:, :2] * (size / extent) + size / 2, radius=max(1.0, size / 140))
     return image
 
 
