@@ -16,7 +16,7 @@ _METRES = 1e-3
 
 @lru_cache(maxsize=1)
 def builtin_head() -> FlameModel:
-    """The built-in head, made on first use (well under 3 s) and kept; the same to the last bit in every process.
+    """The built-in head, made on first use (in about a second) and kept; nothing about it is random.
 
     5,023 vertices (3,931 of the skin, 546 of the left, 546 of the right eyeball), 9,976 triangles, 100 shape directions
     (orthogonal, sorted by RMS, 4 mm RMS in all) and 50 expressions, both for standard normal coefficients, 36 pose

@@ -244,21 +244,16 @@ def orthogonal_directions(fields, faces, vertices, count, spectrum, cap, strain,
         strain: largest relative change of length per unit, of all edges but the most changed 2 %.
         total: RMS displacement of a head with standard normal coefficients, mm.
     """
-    fields = sorted(fields, key=lambda field: -np.linalg.norm(field))
+    fields = np.array(sorted(fields, key=lambda field: -np.linalg.norm(field)))
     n = len(vertices)
-    basis = np.zeros((count, 3 * n))
-    found = 0
-    for field in fields:
-        d = field.ravel() / np.linalg.norm(field)
-        for _ in range(2):  # twice, for orthogonality to the last digit
-            d = d - (basis[:found] @ d) @ basis[:found]
-        if np.linalg.norm(d) > 0.3:
-            basis[found] = d / np.linalg.norm(d)
-            found += 1
-        if found == count:
-            break
-    else:
-        raise ValueError(f"fields: expected {count} that differ, got {found}")
+    fields = fields.reshape(len(fields), -1)
+    fields = fields / np.linalg.norm(fields, axis=1, keepdims=True)
+    new = np.abs(np.diagonal(np.linalg.qr(fields.T, mode="r"))) > 0.3  # how much of each the earlier ones lack
+    if new.sum() < count:
+        raise ValueError(f"fields: expected {count} that differ, got {new.sum()}")
+    fields = fields[new][:count]
+    basis, r = np.linalg.qr(fields.T)
+    basis = (basis * np.sign(np.diagonal(r))).T
     unit = basis.reshape(count, n, 3) * np.sqrt(n)  # RMS 1
     a, b = faces.T[:2]
     length = np.linalg.norm(vertices[a] - vertices[b], axis=1)

@@ -133,11 +133,12 @@ def regions(head: T.Template) -> dict[str, np.ndarray]:
     ids = lambda mask: np.flatnonzero(mask)
     front = column <= T.EAR[0]
     ear = (column > T.EAR[0]) & (column < T.EAR[1]) & (y < T.EAR_TOP + 1) & (y > T.EAR_BOTTOM - 1)
-    neck = ring > T.JAW
     lids_fold = (ring > T.UPPER_LID) & (ring < T.LOWER_LID) & (column > T.INNER_CANTHUS) & (column < T.OUTER_CANTHUS)
     mouth = (ring > T.UPPER_LIP) & (ring < T.LOWER_LIP) & (column < T.MOUTH_CORNER)
     hairline = 76 - 0.0065 * np.maximum(ax - 8, 0) ** 2  # y
-    scalp = ~neck & ~ear & ((y > hairline) | (~front & (y > -58 - 0.0 * z)) & ~((z > -32) & (y < -12)))
+    scalp = ~ear & ((y > hairline) | ~front & (y > np.interp(z, [-60, -30], [-62, -8])))
+    neck = (ring > T.JAW) | ~front & ~ear & ~scalp
+    scalp &= ~neck
     face = front & ~neck & ~scalp & ~lids_fold & ~mouth
     eye = ((ax - 31) / 23) ** 2 + ((y - 22) / 17) ** 2 < 1
     lips = (ring >= T.UPPER_BORDER) & (ring <= T.LOWER_BORDER) & ~mouth & (ax < T.MOUTH_HALF_WIDTH + 0.5) & front
