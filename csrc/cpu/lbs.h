@@ -46,7 +46,7 @@ struct LbsLayout {
     // on sizes alone, so that the sums do too: about 32 pieces of work, counting blocks of the batch.
     index_t blocks() const { return ceil_div(tiles, tiles_per_block); }
     index_t chunk_blocks(index_t B) const {
-        const index_t chunks = ceil_div(32, ceil_div(B, batch_block));
+        const index_t chunks = ceil_div(32, ceil_div(B + (B == 0), batch_block));
         return ceil_div(blocks(), chunks);
     }
     index_t chunks(index_t B) const { return ceil_div(blocks(), chunk_blocks(B)); }

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["batch_rodrigues", "flame_lbs", "vertices2landmarks", "flame_landmarks", "contour_rows"]
+__all__ = ["batch_rodrigues", "flame_lbs", "vertices2landmarks", "flame_landmarks", "contour_rows", "landmark_points"]
 
 _SERIES_TERMS = 10  # x^2 < 1: the first term left out is below 1/(2 * 10 + 1)!, beyond float64
 
@@ -54,9 +54,10 @@ def batch_rodrigues(rot_vecs: Tensor, epsilon: float = 1e-8) -> Tensor:
 
 
 def _rotations(pose: Tensor, num_joints: int, pose2rot: bool) -> Tensor:
+    batch = pose.shape[0]
     if pose2rot:
-        return batch_rodrigues(pose.reshape(-1, 3)).view(-1, num_joints, 3, 3)
-    return pose.reshape(-1, num_joints, 3, 3)
+        pose = batch_rodrigues(pose.reshape(-1, 3))
+    return pose.reshape(batch, num_joints, 3, 3)
 
 
 def flame_lbs(
@@ -93,7 +94,7 @@ def flame_lbs(
     shaped = v_template + torch.einsum("bk,vck->bvc", betas, shapedirs)
     joints = torch.einsum("jv,bvc->bjc", J_regressor, shaped).expand(batch, -1, -1)
     identity = torch.eye(3, dtype=rotations.dtype, device=rotations.device)
-    pose_feature = (rotations[:, 1:] - identity).reshape(batch, -1)
+    pose_feature = (rotations[:, 1:] - identity).flatten(1)
     posed = shaped + (pose_feature @ posedirs).view(batch, num_vertices, 3)
 
     # World transform of each joint: x -> world_r x + world_t in the joint's own frame.
@@ -138,10 +139,34 @@ def contour_rows(rotation: Tensor) -> Tensor:
     and in-plane roll leaves it unchanged. It is positive when the face is turned to the subject's left (+x). Row 0 is
     frontal, 1..39 are +1..+39 degrees, 40..78 are -1..-39; beyond 39 degrees the last row is used.
     """
-    r20, r22 = rotation.detach()[:, 2, 0], rotation.detach()[:, 2, 2]
+    r20, r22 = rotation[:, 2, 0], rotation[:, 2, 2]
     degrees = torch.rad2deg(torch.atan2(torch.where(r22 < 0, r20, -r20), r22.abs()))
     rounded = degrees.nan_to_num(0.0).clamp(-39, 39).round().long()
     return torch.where(rounded < 0, 39 - rounded, rounded)
+
+
+def landmark_points(
+    pose: Tensor,
+    parents: Tensor,
+    lmk_faces_idx: Tensor,
+    lmk_bary_coords: Tensor,
+    contour_faces_idx: Tensor | None,
+    contour_bary_coords: Tensor | None,
+    neck_joint: int,
+    pose2rot: bool,
+) -> tuple[Tensor, Tensor]:
+    """The faces (B, C + L) and barycentric coordinates (B, C + L, 3) of each batch element's landmarks."""
+    batch, chain = pose.shape[0], parents.tolist()
+    index, bary = lmk_faces_idx.expand(batch, -1), lmk_bary_coords.expand(batch, -1, -1)
+    if contour_faces_idx is not None:
+        rotations = _rotations(pose.detach(), len(chain), pose2rot)
+        head, joint = rotations[:, neck_joint], neck_joint
+        while (joint := chain[joint]) >= 0:
+            head = rotations[:, joint] @ head
+        row = contour_rows(head)
+        index = torch.cat([contour_faces_idx[row], index], dim=1)
+        bary = torch.cat([contour_bary_coords[row], bary], dim=1)
+    return index, bary
 
 
 def flame_landmarks(
@@ -181,14 +206,8 @@ def flame_landmarks(
     vertices, _ = flame_lbs(
         betas, pose, v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights, pose2rot=pose2rot
     )
+    index, bary = landmark_points(
+        pose, parents, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords, neck_joint, pose2rot
+    )
     batch = vertices.shape[0]
-    index, bary = lmk_faces_idx.expand(batch, -1), lmk_bary_coords.expand(batch, -1, -1)
-    if contour_faces_idx is not None:
-        rotations = _rotations(pose, J_regressor.shape[0], pose2rot)
-        head, joint, chain = rotations[:, neck_joint], neck_joint, parents.tolist()
-        while (joint := chain[joint]) >= 0:
-            head = rotations[:, joint] @ head
-        row = contour_rows(head).expand(batch)
-        index = torch.cat([contour_faces_idx[row], index], dim=1)
-        bary = torch.cat([contour_bary_coords[row], bary], dim=1)
-    return vertices2landmarks(vertices, faces, index, bary)
+    return vertices2landmarks(vertices, faces, index.expand(batch, -1), bary.expand(batch, -1, -1))

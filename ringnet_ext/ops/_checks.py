@@ -1,0 +1,102 @@
+"""Argument checks. Each error names the argument, what was expected and what came.
+
+Shapes, dtypes and devices are checked here, on real tensors and on the fake ones of a compiler alike; indices are checked
+where a model is prepared, because only real tensors have values.
+"""
+
+from torch import Tensor
+import torch
+
+FLOATS = (torch.float32, torch.float64)
+INTEGERS = (torch.int64, torch.int32)
+
+
+def require(condition: bool, argument: str, expected: str, got: object) -> None:
+    if not condition:
+        raise ValueError(f"{argument}: expected {expected}, got {got}")
+
+
+def require_tensor(argument: str, value: object, shape: tuple, like: Tensor | None = None, dtypes: tuple = FLOATS) -> None:
+    """A dense tensor of this shape (None: any size), of one of the dtypes; of ``like``'s dtype (floats) and device."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{argument}: expected a tensor, got {type(value).__name__}")
+    if like is not None and dtypes is FLOATS:
+        dtypes = (like.dtype,)
+    if value.dtype not in dtypes:
+        names = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+        raise TypeError(f"{argument}: expected {names}, got {str(value.dtype).removeprefix('torch.')}")
+    if value.layout is not torch.strided:
+        raise ValueError(f"{argument}: expected a dense tensor, got {value.layout}")
+    if value.ndim != len(shape) or any(want is not None and want != have for want, have in zip(shape, value.shape)):
+        wanted = ", ".join("any" if s is None else str(s) for s in shape)
+        raise ValueError(f"{argument}: expected shape ({wanted}), got {tuple(value.shape)}")
+    if like is not None and value.device != like.device:
+        raise ValueError(f"{argument}: expected device {like.device}, got {value.device}")
+
+
+def require_range(argument: str, value: Tensor, low: int, high: int, what: str) -> None:
+    """Every element in [low, high). Reads the values."""
+    if value.numel() == 0:
+        return
+    smallest, largest = int(value.min()), int(value.max())
+    bad = smallest if smallest < low else largest
+    require(low <= bad < high, argument, f"{what} in [{low}, {high})", bad)
+
+
+def lbs_constants(
+    shapedirs: Tensor, posedirs: Tensor, J_regressor: Tensor, parents: Tensor, lbs_weights: Tensor
+) -> tuple[int, int, int]:
+    """Check a model's constants; return (V, K, J)."""
+    require_tensor("shapedirs", shapedirs, (None, 3, None))
+    V, _, K = shapedirs.shape
+    require(V >= 1, "shapedirs", "at least one vertex", tuple(shapedirs.shape))
+    require_tensor("J_regressor", J_regressor, (None, V), shapedirs)
+    J = J_regressor.shape[0]
+    require(J >= 1, "J_regressor", "at least one joint", tuple(J_regressor.shape))
+    require_tensor("posedirs", posedirs, ((J - 1) * 9, V * 3), shapedirs)
+    require_tensor("lbs_weights", lbs_weights, (V, J), shapedirs)
+    # The tree is read on the host once; it may live on any device.
+    require_tensor("parents", parents, (J,), dtypes=INTEGERS)
+    return V, K, J
+
+
+def parents_values(parents: Tensor) -> None:
+    values = parents.tolist()
+    require(values[0] == -1, "parents", "-1 for the root, parents[0]", values[0])
+    for joint, parent in enumerate(values[1:], start=1):
+        require(0 <= parent < joint, "parents", f"a parent before its child: parents[{joint}] in [0, {joint})", parent)
+
+
+def lbs_call(betas: Tensor, pose: Tensor, v_template: Tensor, like: Tensor, V: int, K: int, J: int, pose2rot: bool) -> int:
+    """Check what changes from call to call; return the batch size. ``like`` is one of the model's constants."""
+    require_tensor("betas", betas, (None, K), like)
+    B = betas.shape[0]
+    require_tensor("pose", pose, (B, (3 if pose2rot else 9) * J), like)
+    require_tensor("v_template", v_template, (V, 3) if v_template.ndim == 2 else (B, V, 3), like)
+    return B
+
+
+def landmark_constants(
+    like: Tensor,
+    faces: Tensor,
+    lmk_faces_idx: Tensor,
+    lmk_bary_coords: Tensor,
+    contour_faces_idx: Tensor | None,
+    contour_bary_coords: Tensor | None,
+    neck_joint: int,
+    J: int,
+) -> tuple[int, int]:
+    """Check a landmark embedding; return (L, C)."""
+    require_tensor("faces", faces, (None, 3), like, INTEGERS)
+    require_tensor("lmk_faces_idx", lmk_faces_idx, (None,), like, INTEGERS)
+    L, C = lmk_faces_idx.shape[0], 0
+    require_tensor("lmk_bary_coords", lmk_bary_coords, (L, 3), like)
+    if contour_faces_idx is not None:
+        require_tensor("contour_faces_idx", contour_faces_idx, (79, None), like, INTEGERS)
+        C = contour_faces_idx.shape[1]
+        require(contour_bary_coords is not None, "contour_bary_coords", "a tensor, as contour_faces_idx is given", None)
+        require_tensor("contour_bary_coords", contour_bary_coords, (79, C, 3), like)
+        require(0 <= neck_joint < J, "neck_joint", f"a joint in [0, {J})", neck_joint)
+    else:
+        require(contour_bary_coords is None, "contour_bary_coords", "None, as contour_faces_idx is None", "a tensor")
+    return L, C
