@@ -128,85 +128,73 @@ _EYE = tuple(T.EYE_CENTER)
 
 
 def shape_fields(f: Fields) -> list[np.ndarray]:
-    """Named traits, coarse proportions first; each (V, 3)."""
+    """Named traits, each (V, 3), by how much they tell people apart: proportions, features, details."""
     head = (0, 20, -30)
-    return [
-        # proportions
+    odd = lambda *terms: f(*terms, odd=True)
+    proportions = [
         f(term((0, 0, -30), (FAR, 110, FAR), stretch=(0.06, -0.015, 0.0))),  # width
-        f(term((0, -10, 0), (FAR, FAR, FAR), stretch=(-0.01, 0.05, 0)), term(_CHIN, (60, 50, 80), (0, -2.5, 0))),  # length
-        f(term((0, -70, 20), (FAR, 38, 60), stretch=(0.07, 0, 0))),  # jaw width
+        f(term((0, -10, 0), FAR, stretch=(-0.01, 0.05, 0)), term(_CHIN, (60, 50, 80), (0, -2.5, 0))),  # length
+        f(term((0, -70, 20), (FAR, 38, 60), stretch=(0.07, 0, 0))),  # width of the jaw
         f(term(head, FAR, stretch=(0, 0, 0.06))),  # depth
         f(term((0, -80, 40), (60, 32, 60), (0, -5, 1))),  # height of the lower face
-        f(term(_FOREHEAD, (60, 40, 50), (0, 2, 3.5)), term(_CROWN, 50, (0, 4, 0))),  # forehead
         f(term(_CHEEKBONE, (25, 32, 40), (4, 0, 2))),  # cheekbones
-        f(term(_MUZZLE, (45, 35, 40), (0, 0, 4)), term(_CHIN, (40, 25, 40), (0, 0, -2))),  # convexity
-        f(term(_CHIN, (26, 22, 30), (0, 0, 4.5))),  # chin forward
-        f(term(_OCCIPUT, 55, (0, 0, -5))),
-        f(term(_CROWN, (60, 60, 60), (0, 5, 0))),
-        f(term(_NECK, (FAR, 45, FAR), stretch=(0.08, 0, 0.07))),
-        f(term(_GONION, (22, 25, 30), (2, -5, 0))),
-        f(term(_TEMPLE, (30, 35, 35), (4, 0, 0))),
-        f(term(_CHEEK, (20, 22, 30), (3.5, 0, 3.5))),  # fullness
-        # nose
-        f(term(_NOSE_TIP, (13, 15, 20), (0, 0, 4))),
-        f(term(_NOSE_WING, (10, 11, 20), (3, 0, 0))),
-        f(term((0, -20, 65), (20, 14, 25), (0, -4, 0))),
-        f(term((0, 8, 62), (10, 14, 20), (0, 0, 3))),  # hump
-        f(term((0, 26, 56), (12, 11, 15), (0, 0, 3))),  # root
-        f(term(_NOSE_TIP, (11, 9, 14), (0, 3, 0.8))),  # turned up
-        f(term((7, 5, 58), (7, 20, 15), (2, 0, 0))),  # bridge width
-        f(term((6, -17, 68), (6, 8, 10), (2, 0, 0))),  # tip width
-        # brow and eyes
-        f(term(_BROW_RIDGE, (26, 9, 20), (0, 0, 3))),
-        f(term(_BROW_RIDGE, (26, 10, 20), (0, 3, 0))),
-        f(term(_EYE, (22, 22, 24), (2.5, 0, 0))),  # spacing
-        f(term(_EYE, (26, 22, 24), (0, 2.5, 0))),  # height
-        f(term(_EYE, (24, 20, 24), (0, 0, -2.5))),  # depth
-        f.lid(upper=0.35, lower=0.25),  # opening
-        f.lid(upper=0.3, lower=-0.3, tilt=1.2),  # slant
-        f(term((47, 40, 38), (14, 12, 18), (0, 3, 0)), term((12, 39, 55), (10, 10, 15), (0, -2, 0))),
-        f(term((0, 34, 57), (12, 9, 12), (0, 0, 2.5))),  # glabella
-        f.lid(upper=0.25, lower=-0.25),
-        # lips and mouth
-        f(term(_CORNER, (12, 14, 18), (3.5, 0, -0.5))),  # width
-        f(term(_MUZZLE, (28, 14, 25), (0, 3, 0))),  # height
-        f.lips(upper_border=(0, 2.2, 0.5)),
-        f.lips(lower_border=(0, -2.2, 0.5)),
-        f.lips(upper=(0, 0, 2), upper_border=(0, 0, 2), lower=(0, 0, 2), lower_border=(0, 0, 2)),
-        f.lips(upper=(0, 0, 1.5), upper_border=(0, 0, 1), lower=(0, 0, -1.5), lower_border=(0, 0, -1)),
-        f(term(_CORNER, (9, 9, 14), (0, 2.5, 0))),
-        f(term((0, -34, 60), (14, 7, 12), (0, 0, 2))),  # philtrum
-        # chin and cheeks
-        f(term((14, -82, 48), (12, 14, 20), (3, 0, 0.5))),  # chin width
-        f(term((0, -66, 52), (18, 7, 14), (0, 0, 2.5))),  # fold over the chin
-        f(term((0, -80, 58), (6, 9, 10), (0, 0, -2))),  # cleft
-        f(term((0, -100, 25), (30, 16, 25), (0, -4, 2))),  # double chin
-        f(term((42, -62, 30), (14, 14, 20), (3, -1, 1))),  # jowls
-        f(term((30, -8, 50), (14, 12, 16), (0, 0, 2.5))),
-        f(term((28, -28, 50), (12, 12, 14), (0, 0, 2.5))),
-        # ears and forehead
-        f(term(_EAR, (16, 38, 28), (3.5, 0, 0))),
-        f(term(_EAR, (16, 34, 28), stretch=(0, 0.10, 0.08))),
-        f(term(_EAR, (16, 36, 28), (0, 3.5, 0))),
-        f(term((30, 66, 46), (18, 18, 25), (0, 0, 3))),
-        f(term((0, 55, 57), (16, 14, 20), (0, 0, 2.5))),
+        f(term(_MUZZLE, (45, 35, 40), (0, 0, 4)), term(_CHIN, (40, 25, 40), (0, 0, -2))),  # convexity of the profile
+        f(term(_FOREHEAD, (60, 40, 50), (0, 2, 3.5)), term(_CROWN, 50, (0, 4, 0))),  # forehead
+        f(term(_CHEEK, (22, 24, 30), (3.5, 0, 3.5))),  # fullness
     ]
-
-
-def odd_shape_fields(f: Fields) -> list[np.ndarray]:
-    """What makes faces asymmetric, coarse first."""
-    both = lambda center, radii, push: f(term(center, radii, np.array(push) / 2), odd=True)
-    return [
-        f(term((0, -70, 30), (60, 40, 60), (1.5, 0, 0)), odd=True),  # jaw to one side
-        f(term((40, -10, 30), (35, 60, 50), (0, 2, 0)), odd=True),
-        f(term((0, -16, 70), (16, 18, 20), (1.2, 0, 0)), odd=True),
-        f(term(_CHEEK, (24, 28, 35), (1, 0, 2)), odd=True),
-        f(term((0, -48, 58), (26, 14, 22), (1.2, 0, 0)), odd=True),
-        f(term(_EYE, (24, 20, 24), (0, 1.5, 0)), odd=True),
-        f(term(_BROW_RIDGE, (22, 9, 16), (0, 2, 0)), odd=True),
-        f(term(_CORNER, (12, 12, 16), (0, 2, 0)), odd=True),
-        f.lid(upper=0.25, odd=True),
-        f(term(_EAR, (16, 36, 28), (2, 1.5, 0)), odd=True),
+    return [f.without_pose(field) for field in proportions] + [
+        f(term(_NOSE_TIP, (15, 16, 22), (0, 0, 4))),  # how far the nose stands out
+        f(term((0, -20, 65), (21, 15, 25), (0, -4, 0))),  # its length
+        f(term(_BROW_RIDGE, (26, 11, 20), (0, 0, 3))),
+        f(term(_NOSE_WING, (11, 12, 20), (3, 0, 0))),
+        f(term(_EYE, (22, 22, 24), (2.5, 0, 0))),  # distance of the eyes
+        f(term(_CHIN, (26, 22, 30), (0, 0, 4.5))),
+        f(term(_CORNER, (13, 14, 18), (3.5, 0, -0.5))),  # width of the mouth
+        f(term(_NECK, (FAR, 45, FAR), stretch=(0.08, 0, 0.07))),
+        f(term((0, 8, 62), (11, 15, 20), (0, 0, 3))),  # hump of the nose
+        f(term(_BROW_RIDGE, (26, 11, 20), (0, 3, 0))),  # height of the brows
+        f.lips(upper_border=(0, 2.2, 0.6), lower_border=(0, -2.2, 0.6)),  # thickness of the lips
+        f(term(_GONION, (22, 25, 30), (2, -5, 0))),
+        f(term(_EYE, (26, 22, 24), (0, 2.5, 0))),  # height of the eyes
+        f(term(_MUZZLE, (28, 15, 25), (0, 3, 0))),  # height of the mouth
+        f(term((0, 26, 56), (13, 12, 15), (0, 0, 3))),  # root of the nose
+        f(term(_OCCIPUT, 55, (0, 0, -5))),
+        f(term((14, -82, 48), (13, 15, 20), (3, 0, 0.5))),  # width of the chin
+        f(term(_NOSE_TIP, (12, 10, 15), (0, 3, 0.8))),  # turned up
+        odd(term((0, -70, 30), (60, 40, 60), (1.5, 0, 0))),  # jaw to one side
+        f(term(_EYE, (24, 20, 24), (0, 0, -2.5))),  # depth of the eyes
+        f(term((7, 5, 58), (8, 20, 15), (2, 0, 0))),  # width of the bridge
+        f(term(_TEMPLE, (30, 35, 35), (4, 0, 0))),
+        f(term((47, 40, 38), (15, 13, 18), (0, 3, 0)), term((12, 39, 55), (11, 11, 15), (0, -2, 0))),  # slant of the brows
+        f.lips(upper=(0, 0, 2), upper_border=(0, 0, 2), lower=(0, 0, 2), lower_border=(0, 0, 2)),
+        f(term(_CROWN, 60, (0, 5, 0))),
+        f(term(_EAR, (16, 38, 28), (3.5, 0, 0))),  # how far the ears stand out
+        f.lips(upper_border=(0, 2, 0.5), lower_border=(0, 2, -0.5)),  # one lip thicker than the other
+        odd(term((0, -16, 70), (17, 19, 20), (1.2, 0, 0))),  # nose to one side
+        f(term((42, -62, 30), (15, 15, 20), (3, -1, 1))),  # jowls
+        f(term((0, -66, 52), (19, 8, 14), (0, 0, 2.5))),  # fold over the chin
+        f(term((0, 34, 57), (13, 10, 13), (0, 0, 2.5))),  # between the brows
+        f(term(_CORNER, (10, 10, 15), (0, 2.5, 0))),
+        f(term((30, -8, 50), (15, 13, 16), (0, 0, 2.5))),  # under the eyes
+        f(term((28, -28, 50), (13, 13, 14), (0, 0, 2.5))),  # beside the nose
+        odd(term((40, -10, 30), (35, 60, 50), (0, 2, 0))),
+        f(term(_EAR, (16, 34, 28), stretch=(0, 0.10, 0.08))),
+        f(term((6, -17, 68), (7, 9, 11), (2, 0, 0))),  # width of the tip
+        f(term((0, -100, 25), (30, 17, 25), (0, -4, 2))),  # double chin
+        f.lips(upper=(0, 0, 1.5), upper_border=(0, 0, 1), lower=(0, 0, -1.5), lower_border=(0, 0, -1)),  # overbite
+        f(term((30, 66, 46), (19, 19, 25), (0, 0, 3))),
+        f(term((0, 55, 57), (17, 15, 20), (0, 0, 2.5))),
+        odd(term(_CHEEK, (24, 28, 35), (1, 0, 2))),
+        odd(term((0, -48, 58), (26, 15, 22), (1.2, 0, 0))),  # mouth to one side
+        f(term((0, -34, 60), (15, 8, 13), (0, 0, 2))),  # philtrum
+        f(term(_EAR, (16, 36, 28), (0, 3.5, 0))),
+        odd(term(_BROW_RIDGE, (22, 11, 18), (0, 2, 0))),
+        odd(term(_EYE, (24, 20, 24), (0, 1.5, 0))),
+        f(term((0, -80, 58), (8, 10, 11), (0, 0, -2))),  # cleft of the chin
+        f.lid(upper=0.35, lower=0.25),  # opening of the eyes
+        odd(term(_CORNER, (12, 12, 16), (0, 2, 0))),
+        f.lid(upper=0.3, lower=-0.3, tilt=1.2),  # slant of the eyes
+        odd(term(_EAR, (16, 36, 28), (2, 1.5, 0))),
     ]
 
 
@@ -234,7 +222,7 @@ def filling_fields(f: Fields, normals: np.ndarray, spacing=11.0):
 
 
 def orthogonal_directions(fields, faces, vertices, count, spectrum, cap, strain, total):
-    """`count` of the fields, made orthogonal in the order of their RMS and scaled to the spectrum: (V, 3, count), sorted.
+    """`count` of the fields, made orthogonal in turn and scaled to the spectrum: (V, 3, count), sorted by RMS.
 
     Args:
         fields: list of (V, 3); one of which little is left after the earlier ones is skipped.
@@ -244,9 +232,8 @@ def orthogonal_directions(fields, faces, vertices, count, spectrum, cap, strain,
         strain: largest relative change of length per unit, of all edges but the most changed 2 %.
         total: RMS displacement of a head with standard normal coefficients, mm.
     """
-    fields = np.array(sorted(fields, key=lambda field: -np.linalg.norm(field)))
     n = len(vertices)
-    fields = fields.reshape(len(fields), -1)
+    fields = np.array(fields).reshape(len(fields), -1)
     fields = fields / np.linalg.norm(fields, axis=1, keepdims=True)
     new = np.abs(np.diagonal(np.linalg.qr(fields.T, mode="r"))) > 0.3  # how much of each the earlier ones lack
     if new.sum() < count:
@@ -271,12 +258,10 @@ def orthogonal_directions(fields, faces, vertices, count, spectrum, cap, strain,
 def shape_directions(head: T.Template, normals: np.ndarray) -> np.ndarray:
     """100 orthogonal shape directions (V, 3, 100) in mm per standard deviation."""
     f = Fields(head)
-    fields = shape_fields(f)
-    fields = [f.without_pose(d) for d in fields[:12]] + fields[12:]
-    fields += odd_shape_fields(f) + [0.25 * d for d in filling_fields(f, normals)]
+    fields = shape_fields(f) + filling_fields(f, normals)
     index = np.arange(100)
     return orthogonal_directions(
-        fields, head.faces, head.vertices, 100, (index + 1) ** -0.9, np.where(index < 4, 7.0, 4.0), 0.12, 4.0
+        fields, head.faces, head.vertices, 100, (index + 1) ** -0.9, np.where(index < 4, 7.0, 3.0), 0.08, 4.0
     )
 
 
