@@ -2,6 +2,7 @@
 // function of sizes only: shapes can be inferred without a device, and a captured graph stays valid.
 #pragma once
 
+#include "../contour.h"
 #include "../ops.h"
 
 namespace ringnet::cuda {
@@ -50,8 +51,7 @@ constexpr index_t tile_landmarks = 10;
 struct LandmarkTiles {
     index_t contour, fixed;  // tiles of one contour row; tiles of the static landmarks
     RN_HOST_DEVICE index_t per_element() const { return contour + fixed; }
-    RN_HOST_DEVICE index_t packed() const { return contour_table_rows_ * contour + fixed; }
-    static constexpr index_t contour_table_rows_ = 79;
+    RN_HOST_DEVICE index_t packed() const { return contour_table_rows * contour + fixed; }
 };
 RN_HOST_DEVICE constexpr LandmarkTiles landmark_tiles(index_t L, index_t C) {
     return {ceil_div(C, tile_landmarks), ceil_div(L, tile_landmarks)};
@@ -84,12 +84,12 @@ State<T> state_of(T* state, index_t B, index_t K, index_t J, bool keep) {
 // computed by every block again where that fits shared memory: one launch.
 constexpr int small_workers = 384;  // threads that share the features: (16-byte columns of a tile) x (slots)
 template <class T>
-constexpr int small_slots() { return small_workers / static_cast<int>(tile_columns * sizeof(T) / 16); }
+constexpr int small_slots = small_workers / static_cast<int>(tile_columns * sizeof(T) / 16);
 
 template <class T>
 index_t small_forward_bytes(index_t K, index_t J, index_t elements, bool fused) {
     return static_cast<index_t>(sizeof(T)) * elements *
-           (padded_features(K, J) + (small_slots<T>() + 1) * tile_columns + (fused ? 36 * J : 0));
+           (padded_features(K, J) + (small_slots<T> + 1) * tile_columns + (fused ? 36 * J : 0));
 }
 
 struct ForwardPlan {
@@ -133,7 +133,7 @@ inline BackwardPlan small_backward_plan(index_t B, index_t tiles) {
 
 // Double runs with half the batch elements and a third of the features per thread, to fit registers and shared memory.
 template <class T>
-constexpr int backward_features() { return sizeof(T) == 4 ? 6 : 2; }
+constexpr int backward_features = sizeof(T) == 4 ? 6 : 2;
 
 template <class T>
 BackwardPlan mesh_backward_plan(index_t B, index_t V) {

@@ -1,0 +1,125 @@
+#include "pack.cuh"
+#include "small.cuh"
+
+namespace ringnet::cuda {
+namespace {
+
+constexpr int corners = 3;
+
+// Landmarks of packed tiles: all rows of the contour table, then the static ones. `landmark` is the row of a lane's landmark
+// in the contour table, flattened, or among the static ones; -1 for an idle lane.
+struct LandmarkLanes {
+    index_t L, C;
+    __device__ bool is_contour(index_t tile) const { return tile < contour_table_rows * landmark_tiles(L, C).contour; }
+    __device__ index_t landmark(index_t tile, int lane) const {
+        const index_t contour = landmark_tiles(L, C).contour;
+        const index_t in_tile = lane / corners;
+        if (in_tile >= tile_landmarks) return -1;
+        if (is_contour(tile)) {
+            const index_t l = tile % contour * tile_landmarks + in_tile;
+            return l < C ? tile / contour * C + l : -1;
+        }
+        const index_t l = (tile - contour_table_rows * contour) * tile_landmarks + in_tile;
+        return l < L ? l : -1;
+    }
+};
+
+struct LandmarkSource {
+    LandmarkLanes where;
+    const std::int64_t *fixed, *contour;
+    __device__ index_t operator()(index_t tile, int lane) const {
+        const index_t l = where.landmark(tile, lane);
+        return l < 0 ? -1 : (where.is_contour(tile) ? contour : fixed)[corners * l + lane % corners];
+    }
+};
+
+// A warp per tile: the template and the barycentric coordinates of its lanes.
+template <class T>
+__global__ void pack_points_kernel(LandmarkConstants<T> c, LandmarkSource source, T* rest, T* bary) {
+    const index_t tile = blockIdx.x;
+    const int lane = static_cast<int>(threadIdx.x);
+    const index_t v = source(tile, lane), l = source.where.landmark(tile, lane);
+    for (int i = 0; i < 3; ++i) rest[tile * tile_columns + i * lanes + lane] = v < 0 ? T(0) : c.v_template[3 * v + i];
+    const T* from = source.where.is_contour(tile) ? c.contour_bary : c.static_bary;
+    bary[tile * tile_vertices + lane] = l < 0 ? T(0) : from[corners * l + lane % corners];
+}
+
+template <class T>
+TileModel<T> tile_model_of(const LandmarkModel<T>& model) {
+    return tile_model(landmark_tiles(model.L, model.C).packed(), model.K, model.J, model.packed, model.index);
+}
+
+}  // namespace
+
+template <class T>
+index_t landmarks_packed_size(index_t K, index_t J, index_t L, index_t C) {
+    return packed_size(landmark_tiles(L, C).packed(), K, J, true);
+}
+
+template <class T>
+index_t landmarks_index_size(index_t, index_t J, index_t L, index_t C) {
+    return index_size(landmark_tiles(L, C).packed(), J);
+}
+
+template <class T>
+index_t landmarks_state_size(index_t K, index_t J, index_t L, index_t C, bool keep) {
+    return state_size(landmark_tiles(L, C).per_element(), K, J, keep);
+}
+
+template <class T>
+index_t landmarks_workspace_size(index_t B, index_t K, index_t J, index_t L, index_t C) {
+    return B == 0 ? 0 : workspace_size(small_backward_plan(B, landmark_tiles(L, C).per_element()), B, K, J, 0);
+}
+
+template <class T>
+void pack_landmarks(const LandmarkConstants<T>& c, T* packed, std::int32_t* index, stream_t stream) {
+    const TileModel<T> model = tile_model<T>(landmark_tiles(c.L, c.C).packed(), c.lbs.K, c.lbs.J, packed, index);
+    const LandmarkSource source{{c.L, c.C}, c.static_vertices, c.contour_vertices};
+    launch("pack_landmarks", pack_tiles_kernel<T, LandmarkSource>, model.tiles, pack_threads, 0, stream, c.lbs, source, model, packed, index);
+    launch("pack_landmarks", pack_points_kernel<T>, model.tiles, lanes, 0, stream, c, source, packed + (model.rest - model.directions),
+           packed + (model.bary - model.directions));
+}
+
+template <class T>
+void landmarks_forward(const LandmarksForward<T>& p, stream_t stream) {
+    if (p.B == 0 || p.model.L + p.model.C == 0) return;
+    const index_t K = p.model.K, J = p.model.J, neck_joint = p.model.C > 0 ? p.model.neck_joint : -1;
+    const State<T> state = state_of(p.state, p.B, K, J, p.keep);
+    const PoseInput<T> in = pose_input(p, p.model.joint_template, 0);
+    const ForwardPlan plan = landmarks_forward_plan<T>(p.B, K, J);
+    if (!plan.fused) launch_pose(in, p.B, state, static_cast<T*>(nullptr), neck_joint, stream);
+    const Landmarks<T> landmarks{p.model.L, p.model.C, p.landmarks, nullptr, {0, 0, 0}};
+    launch_small_forward("landmarks_forward",
+                         SmallForward<T, Landmarks<T>>{landmarks, tile_model_of(p.model), in, state, p.B, plan.fused, p.keep, nullptr, neck_joint},
+                         plan, stream);
+}
+
+template <class T>
+void landmarks_backward(const LandmarksBackward<T>& p, stream_t stream) {
+    if (p.B == 0) return;
+    const index_t K = p.model.K, J = p.model.J, slots = landmark_tiles(p.model.L, p.model.C).per_element();
+    const State<T> state = state_of(const_cast<T*>(p.state), p.B, K, J, true);  // only read
+    const BackwardPlan plan = small_backward_plan(p.B, slots);
+    const Workspace<T> workspace = workspace_of(p.workspace, plan, p.B, K, J);
+    const auto& stride = p.grad_landmarks_stride;
+    const Landmarks<T> landmarks{p.model.L, p.model.C, nullptr, p.grad_landmarks, {stride[0], stride[1], stride[2]}};
+    launch_small_backward("landmarks_backward", SmallBackward<T, Landmarks<T>>{landmarks, tile_model_of(p.model), state, workspace, p.B}, plan,
+                          stream);
+    launch_pose_backward(PoseBackward<T>{pose_input(p, p.model.joint_template, 0), p.B, slots, workspace.features, workspace.transforms,
+                                         nullptr, p.grad_betas, p.grad_pose, nullptr},
+                         stream);
+}
+
+#define RN_INSTANTIATE(T)                                                                             \
+    template index_t landmarks_packed_size<T>(index_t, index_t, index_t, index_t);                    \
+    template index_t landmarks_index_size<T>(index_t, index_t, index_t, index_t);                     \
+    template index_t landmarks_state_size<T>(index_t, index_t, index_t, index_t, bool);               \
+    template index_t landmarks_workspace_size<T>(index_t, index_t, index_t, index_t, index_t);        \
+    template void pack_landmarks<T>(const LandmarkConstants<T>&, T*, std::int32_t*, stream_t);        \
+    template void landmarks_forward<T>(const LandmarksForward<T>&, stream_t);                         \
+    template void landmarks_backward<T>(const LandmarksBackward<T>&, stream_t);
+RN_INSTANTIATE(float)
+RN_INSTANTIATE(double)
+#undef RN_INSTANTIATE
+
+}  // namespace ringnet::cuda

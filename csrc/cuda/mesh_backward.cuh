@@ -1,0 +1,168 @@
+// The mesh's gradients for large batches, in one pass over grad_vertices: a block takes 8 NB batch elements and a chunk of tiles,
+// un-skins a tile into shared memory and multiplies it with the tile's directions.
+#pragma once
+
+#include "skin.cuh"
+
+namespace ringnet::cuda {
+
+constexpr int mesh_backward_threads = 256;
+
+template <class T>
+struct MeshBackward {
+    TileModel<T> model;
+    State<T> state;
+    Workspace<T> workspace;
+    index_t B, V, chunks, tiles_per_chunk, slices;
+    const T* grad;
+    index_t grad_stride[3];
+    T* grad_v_template;        // (B, V, 3) or null
+    bool sum_grad_v_template;  // into the workspace
+};
+
+constexpr int backward_depth = 16;  // columns of a tile that pass through shared memory at a time
+
+template <class T, int NB>
+constexpr index_t mesh_backward_bytes() {
+    constexpr index_t warps = mesh_backward_threads / lanes, W = 16 / sizeof(T);
+    return static_cast<index_t>(sizeof(T)) * (2 * lanes * backward_features<T> * (backward_depth + W)  // directions, double-buffered
+                                              + warps * NB * (tile_columns + W)                          // un-skinned gradient
+                                              + warps * transform_staging);
+}
+
+// A warp works on its own NB batch elements throughout, so that only the directions are shared between warps. In the product a
+// lane holds NF features, 32 apart, of each of them. Slices split the features between blocks; slice 0 also does what is not about features.
+template <class T, int NB, int NF>
+__global__ void __launch_bounds__(mesh_backward_threads, 2) mesh_backward_kernel(MeshBackward<T> p) {
+    constexpr int W = Vec<T>::size, warps = mesh_backward_threads / lanes;
+    constexpr int slice_features = lanes * NF, row = backward_depth + W;  // padded: lanes' rows fall into different banks
+    constexpr int gradient_row = tile_columns + W, steps = tile_columns / backward_depth;
+    constexpr int buffer_size = slice_features * row;
+
+    const TileModel<T>& m = p.model;
+    const int t = static_cast<int>(threadIdx.x), warp = t / lanes, lane = t % lanes;
+    const index_t slice = blockIdx.x % p.slices, chunk = blockIdx.x / p.slices % p.chunks, group = blockIdx.x / p.slices / p.chunks;
+    const index_t b0 = (group * warps + warp) * NB;  // of this warp
+    const index_t first_tile = chunk * p.tiles_per_chunk, end_tile = min_of(first_tile + p.tiles_per_chunk, m.tiles);
+    const index_t first_feature = slice * slice_features;
+    const index_t J = m.J;
+
+    T* directions = shared_memory<T>();                             // (2, slice_features, row)
+    T* gradient = directions + 2 * buffer_size + warp * NB * gradient_row;  // this warp's (NB, gradient_row)
+    T* all_staging = directions + 2 * buffer_size + warps * NB * gradient_row;
+    T* staging = all_staging + warp * transform_staging;
+
+    // Step s of the block's walk: 16 columns of a tile, six steps to a tile.
+    const auto copy = [&](index_t s) {
+        constexpr int vecs = backward_depth / W;
+        const T* from = m.tile_directions(first_tile + s / steps) + s % steps * backward_depth;
+        T* to = directions + s % 2 * buffer_size;
+#pragma unroll
+        for (int i = 0; i < slice_features * vecs / mesh_backward_threads; ++i) {
+            const int f = (t + i * mesh_backward_threads) / vecs, c = t % vecs * W;
+            const index_t k = min_of(first_feature + f, m.Fp - 1);  // beyond the features: never stored
+            copy_async(reinterpret_cast<Vec<T>*>(to + f * row + c), reinterpret_cast<const Vec<T>*>(from + k * tile_columns + c));
+        }
+    };
+
+    T* d_transforms = p.workspace.transforms + (chunk * p.B + b0) * 12 * J;
+    if (slice == 0)
+        for (int i = 0; i < NB; ++i)
+            if (b0 + i < p.B)
+                for (index_t n = lane; n < 12 * J; n += lanes) d_transforms[i * 12 * J + n] = T(0);
+
+    T acc[NB][NF];
+#pragma unroll
+    for (int i = 0; i < NB; ++i)
+#pragma unroll
+        for (int f = 0; f < NF; ++f) acc[i][f] = T(0);
+
+    if (m.Fp > 0) copy(0);
+    for (index_t tile = first_tile; tile < end_tile; ++tile) {
+        const T* weights = m.tile_weights(tile);
+        const std::int32_t* joints = m.tile_joints(tile);
+        const index_t v = tile * tile_vertices + lane;
+        T sum[3] = {T(0), T(0), T(0)};
+        __syncwarp();  // the last tile's gradient is no longer read
+        for (int i = 0; i < NB; ++i) {
+            const index_t b = b0 + i;
+            T d[3] = {T(0), T(0), T(0)};
+            if (b < p.B) {
+                T g[3], M[12];
+                for (int c = 0; c < 3; ++c)
+                    g[c] = v < p.V ? p.grad[b * p.grad_stride[0] + v * p.grad_stride[1] + c * p.grad_stride[2]] : T(0);
+                blend_transforms(weights, joints, p.state.transforms + b * 12 * J, lane, M);
+                transform_point_vjp(M, g, d);
+                if (slice == 0) {
+                    const T* kept = p.state.blended + (b * m.tiles + tile) * tile_columns + lane;
+                    const T point[3] = {kept[0], kept[lanes], kept[2 * lanes]};
+                    add_transform_gradients(weights, joints, g, point, lane, staging, d_transforms + i * 12 * J);
+                    if (p.grad_v_template && !p.sum_grad_v_template) store_vertices(p.grad_v_template, p.V, b, tile, lane, d, staging);
+                }
+            }
+            for (int c = 0; c < 3; ++c) {
+                gradient[i * gradient_row + c * lanes + lane] = d[c];
+                sum[c] += d[c];
+            }
+        }
+        __syncwarp();
+        if (slice == 0 && p.sum_grad_v_template) {
+            for (int c = 0; c < 3; ++c) staging[c * lanes + lane] = sum[c];
+            __syncthreads();
+            if (t < tile_columns) {
+                T total = T(0);
+                for (int w = 0; w < warps; ++w) total += all_staging[w * transform_staging + t];
+                p.workspace.rest[(group * m.tiles + tile) * tile_columns + t] = total;
+            }
+            __syncthreads();
+        }
+        if (m.Fp == 0) continue;
+        for (int step = 0; step < steps; ++step) {
+            const index_t s = (tile - first_tile) * steps + step;
+            wait_copies();
+            __syncthreads();  // this step's columns are here, and nobody reads the other buffer any more
+            if (s + 1 < (end_tile - first_tile) * steps) copy(s + 1);
+            const T* d = directions + s % 2 * buffer_size + lane * row;
+            const T* g = gradient + step * backward_depth;
+#pragma unroll
+            for (int n = 0; n < backward_depth; n += W) {
+                Vec<T> dn[NF];
+#pragma unroll
+                for (int f = 0; f < NF; ++f) dn[f] = load_vec(d + f * lanes * row + n);
+#pragma unroll
+                for (int i = 0; i < NB; ++i) {
+                    const Vec<T> gn = load_vec(g + i * gradient_row + n);
+#pragma unroll
+                    for (int f = 0; f < NF; ++f)
+#pragma unroll
+                        for (int c = 0; c < W; ++c) acc[i][f] += gn.v[c] * dn[f].v[c];
+                }
+            }
+        }
+    }
+
+#pragma unroll
+    for (int i = 0; i < NB; ++i) {
+        if (b0 + i >= p.B) break;
+        T* out = p.workspace.features + (chunk * p.B + b0 + i) * m.Fp;
+#pragma unroll
+        for (int f = 0; f < NF; ++f) {
+            const index_t k = first_feature + f * lanes + lane;
+            if (k < m.F) out[k] = acc[i][f];
+        }
+    }
+}
+
+// grad_v_template (V, 3) from the groups' sums (groups, tiles, 3, 32), in order.
+template <class T>
+__global__ void __launch_bounds__(256) sum_rest_kernel(const T* sums, index_t groups, index_t tiles, index_t V, T* grad_v_template) {
+    const index_t i = static_cast<index_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= 3 * V) return;
+    const index_t v = i / 3, column = i % 3 * tile_vertices + v % tile_vertices;
+    T sum = T(0);
+#pragma unroll 4
+    for (index_t g = 0; g < groups; ++g) sum += sums[(g * tiles + v / tile_vertices) * tile_columns + column];
+    grad_v_template[i] = sum;
+}
+
+}  // namespace ringnet::cuda

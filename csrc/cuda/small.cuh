@@ -1,0 +1,249 @@
+// The kernels for small batches and for landmarks: a block per tile and up to four batch elements. The time is that of reading the
+// directions once, so all threads read them, 16 bytes each.
+#pragma once
+
+#include "../contour.h"
+#include "pose.cuh"
+#include "problem.cuh"
+
+namespace ringnet::cuda {
+
+template <class T, class Problem>
+struct SmallForward {
+    Problem problem;
+    TileModel<T> model;
+    PoseInput<T> in;
+    State<T> state;  // fused: written if kept; else read (blended: written if kept)
+    index_t B;
+    bool fused, keep;
+    T* joints;           // fused: (B, J, 3) or null
+    index_t neck_joint;  // fused, with a contour
+};
+
+// Threads: small_workers, and where fused a warp per element for the pose, while the others already sum the betas' part.
+// Shared memory: small_forward_bytes.
+template <class T, class Problem, int NB>
+__global__ void __launch_bounds__(small_workers + NB* lanes, 1) small_forward_kernel(SmallForward<T, Problem> p) {
+    constexpr int W = Vec<T>::size, column_vecs = tile_columns / W, slots = small_slots<T>;
+    const Problem& problem = p.problem;
+    const TileModel<T>& m = p.model;
+    const int t = static_cast<int>(threadIdx.x), warp = t / lanes, lane = t % lanes;
+    const bool worker = t < small_workers;
+    const index_t slot = blockIdx.x % problem.slots(), b0 = blockIdx.x / problem.slots() * NB;
+    const int nb = static_cast<int>(min_of(NB, p.B - b0));
+    const index_t J = m.J;
+    const int K = static_cast<int>(m.K), F = static_cast<int>(m.F), Fp = static_cast<int>(m.Fp);
+
+    T* x = shared_memory<T>();                       // (NB, Fp) features
+    T* partial = x + NB * Fp;                        // (NB, slots, 96) sums of a share of the features; later staging
+    T* blended = partial + NB * slots * tile_columns;  // (NB, 96)
+    T* scratch = blended + NB * tile_columns;        // (NB, 36 J), fused only
+    __shared__ int rows[NB];                         // of the contour table
+
+    for (int b = 0; b < NB; ++b)
+        for (int k = t; k < Fp; k += static_cast<int>(blockDim.x))
+            x[b * Fp + k] = b >= nb    ? T(0)
+                            : !p.fused ? p.state.features[(b0 + b) * Fp + k]
+                            : k < K    ? p.in.betas[(b0 + b) * p.in.betas_stride + k]
+                                       : T(0);
+    if (t < NB) rows[t] = Problem::has_contour && !p.fused && t < nb ? static_cast<int>(p.state.rows[(b0 + t) * feature_multiple]) : 0;
+    __syncthreads();
+
+    // Thread: 16 bytes of a tile's row of 96 columns, and every slots-th feature.
+    const int first_column = t % column_vecs * W;
+    const bool per_element = problem.per_element(slot);
+    T acc[NB][W];
+#pragma unroll
+    for (int b = 0; b < NB; ++b)
+#pragma unroll
+        for (int c = 0; c < W; ++c) acc[b][c] = T(0);
+    int k = t / column_vecs;
+    const auto accumulate = [&](int end) {
+        if (!per_element) {
+            const T* directions = m.tile_directions(problem.tile(slot, 0)) + first_column;
+#pragma unroll 4
+            for (; k < end; k += slots) {
+                const Vec<T> d = load_vec(directions + k * tile_columns);
+#pragma unroll
+                for (int b = 0; b < NB; ++b)
+#pragma unroll
+                    for (int c = 0; c < W; ++c) acc[b][c] += x[b * Fp + k] * d.v[c];
+            }
+        } else {
+#pragma unroll 2
+            for (; k < end; k += slots) {
+#pragma unroll
+                for (int b = 0; b < NB; ++b) {
+                    const Vec<T> d = load_vec(m.tile_directions(problem.tile(slot, rows[b])) + first_column + k * tile_columns);
+#pragma unroll
+                    for (int c = 0; c < W; ++c) acc[b][c] += x[b * Fp + k] * d.v[c];
+                }
+            }
+        }
+    };
+
+    if (p.fused) {
+        if (worker) {
+            if (!per_element) accumulate(K);
+        } else {
+            const int b = warp - small_workers / lanes;
+            if (b < nb) {
+                const PoseScratch<T> s(scratch + b * 36 * J, J);
+                pose_of_element(p.in, b0 + b, s, Warp());
+                for (int i = lane; i < F - K; i += lanes) x[b * Fp + K + i] = pose_feature(s.local_r, i);
+                if constexpr (Problem::has_contour)
+                    if (lane == 0 && problem.C > 0) rows[b] = static_cast<int>(contour_row(s.world_r + 9 * p.neck_joint));
+            }
+        }
+        __syncthreads();
+    }
+    if (worker) {
+        accumulate(F);
+#pragma unroll
+        for (int b = 0; b < NB; ++b) {
+            Vec<T> sum;
+#pragma unroll
+            for (int c = 0; c < W; ++c) sum.v[c] = acc[b][c];
+            store_vec(partial + (b * slots + t / column_vecs) * tile_columns + first_column, sum);
+        }
+    }
+    __syncthreads();
+    for (int i = t; i < nb * tile_columns; i += static_cast<int>(blockDim.x)) {
+        const int b = i / static_cast<int>(tile_columns), column = i % static_cast<int>(tile_columns);
+        T sum = problem.rest(m, b0 + b, problem.tile(slot, rows[b]), column);
+#pragma unroll
+        for (int s = 0; s < slots; ++s) sum += partial[(b * slots + s) * tile_columns + column];
+        blended[b * tile_columns + column] = sum;
+        if (p.keep) p.state.blended[((b0 + b) * problem.slots() + slot) * tile_columns + column] = sum;
+    }
+    __syncthreads();
+
+    if (warp < nb) {
+        const int b = warp;
+        const index_t tile = problem.tile(slot, rows[b]);
+        const T* transforms = p.fused ? scratch + b * 36 * J : p.state.transforms + (b0 + b) * 12 * J;
+        T M[12], out[3];
+        const T* v = blended + b * tile_columns;
+        const T point[3] = {v[lane], v[lanes + lane], v[2 * lanes + lane]};
+        blend_transforms(m.tile_weights(tile), m.tile_joints(tile), transforms, lane, M);
+        transform_point(M, point, out);
+        problem.store(m, b0 + b, slot, tile, lane, out, partial + b * tile_columns);
+    }
+
+    if (p.fused && slot == 0) {  // one block tells the others' backward call, and the caller
+        for (int b = 0; b < nb; ++b) {
+            const PoseScratch<T> s(scratch + b * 36 * J, J);
+            if (p.joints)
+                for (index_t i = t; i < 3 * J; i += blockDim.x) p.joints[(b0 + b) * 3 * J + i] = s.posed[i];
+            if (p.keep) {
+                for (int i = t; i < Fp; i += static_cast<int>(blockDim.x)) p.state.features[(b0 + b) * Fp + i] = x[b * Fp + i];
+                for (index_t i = t; i < 12 * J; i += blockDim.x) p.state.transforms[(b0 + b) * 12 * J + i] = s.transforms[i];
+                if (Problem::has_contour && t == 0) p.state.rows[(b0 + b) * feature_multiple] = static_cast<T>(rows[b]);
+            }
+        }
+    }
+}
+
+template <class T, class Problem>
+struct SmallBackward {
+    Problem problem;
+    TileModel<T> model;
+    State<T> state;
+    Workspace<T> workspace;
+    index_t B;
+};
+
+// Partial sums of one tile: its own chunk.
+template <class T, class Problem, int NB>
+__global__ void __launch_bounds__(small_workers, 1) small_backward_kernel(SmallBackward<T, Problem> p) {
+    constexpr int W = Vec<T>::size, octet = 8, vecs = tile_columns / W / octet;
+    const Problem& problem = p.problem;
+    const TileModel<T>& m = p.model;
+    const int t = static_cast<int>(threadIdx.x), warp = t / lanes, lane = t % lanes;
+    const index_t slot = blockIdx.x % problem.slots(), group = blockIdx.x / problem.slots(), b0 = group * NB;
+    const int nb = static_cast<int>(min_of(NB, p.B - b0));
+    const index_t J = m.J;
+    const int F = static_cast<int>(m.F);
+    __shared__ __align__(16) T d_blended[NB * tile_columns];
+    __shared__ __align__(16) T staging[NB * transform_staging];
+    __shared__ int rows[NB];
+
+    if (t < NB) rows[t] = Problem::has_contour && t < nb ? static_cast<int>(p.state.rows[(b0 + t) * feature_multiple]) : 0;
+    __syncthreads();
+    if (warp < NB) {  // un-skin: a warp per element, a lane per vertex
+        const int b = warp;
+        T d[3] = {T(0), T(0), T(0)};
+        if (b < nb) {
+            const index_t tile = problem.tile(slot, rows[b]);
+            const T* weights = m.tile_weights(tile);
+            const std::int32_t* joints = m.tile_joints(tile);
+            const T* kept = p.state.blended + ((b0 + b) * problem.slots() + slot) * tile_columns;
+            const T v[3] = {kept[lane], kept[lanes + lane], kept[2 * lanes + lane]};
+            T g[3], M[12];
+            problem.load_gradient(m, b0 + b, slot, tile, lane, g);
+            blend_transforms(weights, joints, p.state.transforms + (b0 + b) * 12 * J, lane, M);
+            transform_point_vjp(M, g, d);
+            T* d_transforms = p.workspace.transforms + (slot * p.B + b0 + b) * 12 * J;
+            for (index_t i = lane; i < 12 * J; i += lanes) d_transforms[i] = T(0);
+            add_transform_gradients(weights, joints, g, v, lane, staging + b * transform_staging, d_transforms);
+            problem.store_rest_gradient(b0 + b, slot, lane, d, staging + b * transform_staging);
+        }
+        for (int c = 0; c < 3; ++c) d_blended[b * tile_columns + c * lanes + lane] = d[c];
+    }
+    __syncthreads();
+    if (problem.sums_rest_gradient() && t < tile_columns) {
+        T sum = T(0);
+        for (int b = 0; b < NB; ++b) sum += d_blended[b * tile_columns + t];
+        p.workspace.rest[(group * problem.slots() + slot) * tile_columns + t] = sum;
+    }
+
+    // d(features): eight lanes share a row of 96 columns.
+    const int part = lane % octet;
+    Vec<T> g[NB][vecs];
+#pragma unroll
+    for (int b = 0; b < NB; ++b)
+#pragma unroll
+        for (int i = 0; i < vecs; ++i) g[b][i] = load_vec(d_blended + b * tile_columns + (part + octet * i) * W);
+    const bool per_element = problem.per_element(slot);
+    for (int first = warp * (lanes / octet); first < F; first += small_workers / octet) {
+        const int k = first + lane / octet;  // below Fp: rows F to Fp are zeros
+        Vec<T> d[vecs];
+#pragma unroll
+        for (int b = 0; b < NB; ++b) {
+            if (b == 0 || per_element) {
+                const T* row = m.tile_directions(problem.tile(slot, rows[b])) + k * tile_columns;
+#pragma unroll
+                for (int i = 0; i < vecs; ++i) d[i] = load_vec(row + (part + octet * i) * W);
+            }
+            T sum = T(0);
+#pragma unroll
+            for (int i = 0; i < vecs; ++i)
+#pragma unroll
+                for (int c = 0; c < W; ++c) sum += d[i].v[c] * g[b][i].v[c];
+#pragma unroll
+            for (int step = octet / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+            if (part == 0 && k < F && b < nb) p.workspace.features[(slot * p.B + b0 + b) * m.Fp + k] = sum;
+        }
+    }
+}
+
+template <class T, class Problem>
+void launch_small_forward(const char* name, const SmallForward<T, Problem>& p, const ForwardPlan& plan, stream_t stream) {
+    const index_t blocks = p.problem.slots() * ceil_div(p.B, plan.elements);
+    const int threads = small_workers + (plan.fused ? lanes * plan.elements : 0);
+    const auto bytes = static_cast<std::size_t>(small_forward_bytes<T>(p.model.K, p.model.J, plan.elements, plan.fused));
+    const auto kernel = plan.elements == 4   ? small_forward_kernel<T, Problem, 4>
+                        : plan.elements == 2 ? small_forward_kernel<T, Problem, 2>
+                                             : small_forward_kernel<T, Problem, 1>;
+    launch(name, kernel, blocks, threads, bytes, stream, p);
+}
+
+template <class T, class Problem>
+void launch_small_backward(const char* name, const SmallBackward<T, Problem>& p, const BackwardPlan& plan, stream_t stream) {
+    const auto kernel = plan.elements == 4   ? small_backward_kernel<T, Problem, 4>
+                        : plan.elements == 2 ? small_backward_kernel<T, Problem, 2>
+                                             : small_backward_kernel<T, Problem, 1>;
+    launch(name, kernel, p.problem.slots() * plan.groups, small_workers, 0, stream, p);
+}
+
+}  // namespace ringnet::cuda
