@@ -10,12 +10,13 @@ from ringnet_ext.flame import FLAME, builtin_head
 SKIN, EYE = 3931, 546
 MM = 1e-3
 REGIONS = (
-    "face forehead lips nose scalp neck left_ear right_ear left_eyeball right_eyeball left_eye_region right_eye_region eye_region "
-    "boundary brows mouth_interior left_iris right_iris left_pupil right_pupil"
+    "face forehead lips nose scalp neck left_ear right_ear left_eyeball right_eyeball left_eye_region right_eye_region "
+    "eye_region boundary brows mouth_interior left_iris right_iris left_pupil right_pupil"
 ).split()
 # Where each of the 68 points goes when the picture is mirrored.
 FLIP = np.array(
-    [*range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1), 45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40]
+    [*range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1)]
+    + [45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40]
     + [54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65]
 )
 MIRROR = np.array([-1.0, 1.0, 1.0])
@@ -71,7 +72,7 @@ def test_layout(head):
     assert head.parents.tolist() == [-1, 0, 1, 1, 1]
     assert sorted(head.regions) == sorted(REGIONS)
     assert all(len(ids) for ids in head.regions.values())
-    height = np.ptp(head.v_template[head.regions["scalp"], 1].tolist() + head.v_template[head.regions["face"], 1].tolist())
+    height = np.ptp(head.v_template[np.concatenate([head.regions["scalp"], head.regions["face"]]), 1])
     assert 0.2 < height < 0.27
 
 
@@ -90,7 +91,8 @@ def test_mesh_is_a_skin_open_at_the_neck_and_two_closed_eyeballs(head):
     assert len(np.unique(directed)) == len(directed), "two triangles run along an edge in the same direction"
     lonely = ~np.isin(directed, edges[:, 1] * 10000 + edges[:, 0])
     assert sorted(np.unique(edges[lonely])) == sorted(head.regions["boundary"])
-    parts = [head.faces[(head.faces >= a).all(1) & (head.faces < b).all(1)] for a, b in ((0, SKIN), (SKIN, SKIN + EYE), (SKIN + EYE, 5023))]
+    ends = (0, SKIN, SKIN + EYE, SKIN + 2 * EYE)
+    parts = [head.faces[((head.faces >= a) & (head.faces < b)).all(1)] for a, b in zip(ends, ends[1:])]
     assert [len(p) for p in parts] == [7800, 1088, 1088]
     for part in parts:  # outward: volume over the centre is positive
         v = head.v_template - head.v_template[np.unique(part)].mean(0)
@@ -202,7 +204,8 @@ def test_blink_closes_the_lids(head):
 
 
 def mouth(points):
-    return {"open": points[62, 1] - points[66, 1], "width": points[54, 0] - points[48, 0], "corner": points[[48, 54], 1].mean()}
+    x, y, _ = points.T
+    return {"open": y[62] - y[66], "width": x[54] - x[48], "corner": y[[48, 54]].mean()}
 
 
 def test_expressions_do_what_they_are_called(head):
@@ -246,27 +249,30 @@ def test_pose_correctives_are_small(head):
 
 def test_landmarks_mirror(head):
     for degrees in (0, 1, 20, 39):
-        there, here = landmarks(head, head.v_template, (39 + degrees) if degrees else 0), landmarks(head, head.v_template, degrees)
+        here = landmarks(head, head.v_template, degrees)
+        there = landmarks(head, head.v_template, 39 + degrees if degrees else 0)
         np.testing.assert_allclose(there[FLIP], here * MIRROR, atol=1e-9)
 
 
 def test_landmarks_lie_in_order_on_their_features(head):
     p = landmarks(head, head.v_template)
     x, y, z = p.T
-    right_first = lambda ids: (np.diff(x[ids]) > 0).all()  # the subject's right is the image's left
-    for ids in ([*range(0, 17)], [*range(17, 27)], [*range(31, 36)], [36, 37, 38, 39], [42, 43, 44, 45], [*range(48, 55)], [*range(60, 65)]):
-        assert right_first(ids), ids
+    right_first = lambda ids: (np.diff(x[list(ids)]) > 0).all()  # the subject's right is the image's left
+    for first, last in ((0, 16), (17, 26), (31, 35), (36, 39), (42, 45), (48, 54), (60, 64)):
+        assert right_first(range(first, last + 1)), first
     assert (np.diff(y[27:31]) < 0).all() and (np.diff(y[0:9]) < 0).all()
     assert z.argmax() == 30
     assert y[17:27].min() > y[36:48].max() > y[31:36].max() > y[48:60].max() > y[8]
-    regions = lambda ids, name: np.isin(head.faces[head.landmarks.static_faces_idx[np.array(ids) - 17]], head.regions[name]).any(1).all()
-    assert regions(range(17, 27), "brows") and regions(range(49, 54), "lips") and regions(range(55, 60), "lips")
-    assert regions(range(28, 31), "nose") and regions([37, 38, 40, 41], "right_eye_region")
+    lips = (*range(49, 54), *range(55, 60))
+    on = {"brows": range(17, 27), "nose": range(28, 31), "right_eye_region": (37, 38, 40, 41), "lips": lips}
+    for region, ids in on.items():
+        faces = head.faces[head.landmarks.static_faces_idx[np.array(ids) - 17]]
+        assert np.isin(faces, head.regions[region]).any(1).all(), region
 
 
 @pytest.mark.parametrize("degrees", [15, 30, 39, -15, -30, -39])
 def test_far_contour_lies_on_the_silhouette(head, degrees):
-    """Drawn orthographically and without ears and neck, the points of the side turned away lie at the outline's edge."""
+    """Drawn orthographically and without ears and neck, the points of the side turned away lie at the outline."""
     row = degrees if degrees >= 0 else 39 - degrees
     R = rotation_y(degrees)
     hidden = np.isin(np.arange(5023), np.concatenate([head.regions[k] for k in ("neck", "left_ear", "right_ear")]))

@@ -28,7 +28,7 @@ def builtin_head() -> FlameModel:
     fields = directions.Fields(head)
     jaw = weights[:, rig.JAW]
     expressions = np.stack(list(directions.expression_fields(fields, jaw).values()), -1)
-    correctives = rig.pose_correctives(head, weights, directions.pose_fields(fields, jaw))
+    correctives = rig.pose_correctives(head, directions.pose_fields(fields, jaw))
     model = FlameModel(
         v_template=head.vertices * _METRES,
         shapedirs=directions.shape_directions(head, normals) * _METRES,

@@ -1,8 +1,8 @@
 """What a head can do: shape directions, expressions and pose correctives as smooth displacement fields.
 
-A field is a sum of terms; a term pushes and stretches space around a centre, fading as a Gaussian. Terms off the middle of
-the face act on both sides, as mirror images, or with `odd` as opposites. Eyeballs follow the field rigidly and the lids with
-them. What lids and lips do by themselves is written along the grid's rings.
+A field is a sum of terms; a term pushes and stretches space around a centre, fading as a Gaussian. Terms off the middle
+of the face act on both sides, as mirror images, or with `odd` as opposites. Eyeballs follow the field rigidly and the
+lids with them. What lids and lips do by themselves is written along the grid's rings.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Fields:
         return self.with_rigid_eyes(d)
 
     def with_rigid_eyes(self, d):
-        """The field d at the vertices and the two eye centres (V + 2, 3), with the eyeballs moving as their centres do: (V, 3)."""
+        """From a field d (V + 2, 3) at the vertices and the eyes' centres: (V, 3), eyeballs moving as their centres."""
         d, eyes = d[:-2], d[-2:]
         with_eye = self.with_eye[:, None]
         d = d * (1 - with_eye) + np.where(self.side[:, None] > 0, eyes[0], eyes[1]) * with_eye
@@ -61,16 +61,18 @@ class Fields:
         return d
 
     def without_pose(self, field):
-        """The field less what is translation, rotation and scaling of the whole head, which a camera can't tell from a pose."""
+        """The field less translation, rotation and scaling of the whole head: no camera can tell these from a pose."""
         q = self.points - self.v.mean(0)
-        moves = [np.tile(axis, (len(q), 1)) for axis in np.eye(3)] + [np.cross(axis, q) for axis in np.eye(3)] + [q]
+        moves = [np.tile(axis, (len(q), 1)) for axis in np.eye(3)]
+        moves += [np.cross(axis, q) for axis in np.eye(3)] + [q]
         basis = np.stack([self.with_rigid_eyes(move).ravel() for move in moves], 1)
         return field - (basis @ np.linalg.lstsq(basis, field.ravel(), rcond=None)[0]).reshape(field.shape)
 
     def lid(self, upper=0.0, lower=0.0, odd=False, tilt=0.0):
-        """Lids turn over the eyeball: 1 closes them halfway each, from above (upper) and below (lower); `tilt` grows outwards."""
+        """Lids turn over the eyeball. Both at 1 they meet; `tilt` makes a turn larger outwards and smaller inwards."""
         s = np.clip((self.ax - T.CANTHI[0, 0]) / (T.CANTHI[1, 0] - T.CANTHI[0, 0]), 0, 1)
-        across = np.where(self.front, smoothstep((self.eye_distance < 24) * np.minimum((self.ax - 12) / 9, (50.5 - self.ax) / 9)), 0)
+        near = self.front & (self.eye_distance < 24)
+        across = near * smoothstep(np.minimum(self.ax - 12, 50.5 - self.ax) / 9)
         reach_up = np.interp(self.ring, [T.BROW, T.BROW + 1, T.CREASE, T.UPPER_LID, 18, 19], [0, 0.05, 0.35, 1, 1, 0])
         reach_down = np.interp(self.ring, [18, 19, T.LOWER_LID, 22, T.CHEEK - 1, T.CHEEK], [0, 1, 1, 0.6, 0.15, 0])
         # Where the closed lids meet, as an angle above the eyeball's equator, and how far each margin is from it.
@@ -96,10 +98,10 @@ class Fields:
         angle[: T.SKIN] = per_column[column + 29]
         return angle
 
-    def lips(self, upper=(0, 0, 0), lower=(0, 0, 0), upper_border=(0, 0, 0), lower_border=(0, 0, 0), odd=False, spread=1.0):
+    def lips(self, upper=(0, 0, 0), lower=(0, 0, 0), upper_border=(0, 0, 0), lower_border=(0, 0, 0), odd=False):
         """Pushes the lips' contact lines and borders; nothing at the corners, fading over philtrum and chin."""
         r = self.ring
-        along = np.where(self.front, np.clip(lip_shape(self.ax), 0, 1) ** (0.7 * spread), 0)
+        along = np.where(self.front, lip_shape(self.ax) ** 0.7, 0)
         keys_up = [T.NOSE_BASE - 1, T.NOSE_BASE, T.UPPER_BORDER, T.UPPER_LIP, 41, 42]
         keys_low = [41, 42, T.LOWER_LIP, T.LOWER_BORDER, T.SULCUS, T.CHIN]
         d = np.zeros_like(self.v)
@@ -165,7 +167,8 @@ def shape_fields(f: Fields) -> list[np.ndarray]:
         f(term(_EYE, (24, 20, 24), (0, 0, -2.5))),  # depth of the eyes
         f(term((7, 5, 58), (8, 20, 15), (2, 0, 0))),  # width of the bridge
         f(term(_TEMPLE, (30, 35, 35), (4, 0, 0))),
-        f(term((47, 40, 38), (15, 13, 18), (0, 3, 0)), term((12, 39, 55), (11, 11, 15), (0, -2, 0))),  # slant of the brows
+        # slant of the brows
+        f(term((47, 40, 38), (15, 13, 18), (0, 3, 0)), term((12, 39, 55), (11, 11, 15), (0, -2, 0))),
         f.lips(upper=(0, 0, 2), upper_border=(0, 0, 2), lower=(0, 0, 2), lower_border=(0, 0, 2)),
         f(term(_CROWN, 60, (0, 5, 0))),
         f(term(_EAR, (16, 38, 28), (3.5, 0, 0))),  # how far the ears stand out
@@ -204,8 +207,9 @@ def filling_fields(f: Fields, normals: np.ndarray, spacing=11.0):
     weight = np.where(v[:, 2] > 10, 1.0, 0.45)
     chosen = []
     distance = np.full(len(v), np.inf)
-    candidates = (v[:, 0] >= -1e-9) & ~((f.ring[: T.SKIN] > T.UPPER_LID) & (f.ring[: T.SKIN] < T.LOWER_LID))
-    candidates &= ~((f.ring[: T.SKIN] > T.UPPER_LIP) & (f.ring[: T.SKIN] < T.LOWER_LIP)) & (f.ring[: T.SKIN] < T.COLLAR - 2)
+    ring = f.ring[: T.SKIN]
+    folded = (ring > T.UPPER_LID) & (ring < T.LOWER_LID) | (ring > T.UPPER_LIP) & (ring < T.LOWER_LIP)
+    candidates = (v[:, 0] >= -1e-9) & ~folded & (ring < T.COLLAR - 2)
     i = int(np.argmax(np.where(candidates, v[:, 2], -np.inf)))
     for _ in range(26):
         chosen.append(i)
@@ -271,15 +275,17 @@ def shape_directions(head: T.Template, normals: np.ndarray) -> np.ndarray:
 def expression_fields(f: Fields, jaw: np.ndarray) -> dict[str, np.ndarray]:
     """The 50 expressions by name, in mm per standard deviation. `jaw`: the jaw's skinning weights (V,).
 
-    They are left as they read rather than made orthogonal. What works one way only is one way around neutral: a blink is
-    complete at 3 standard deviations, and a negative jaw open tucks the lower lip behind the upper one. Names that end in
-    "left" are what the two sides do in opposition; faces move nearly symmetrically, so these are weaker.
+    They are left as they read rather than made orthogonal. A blink is complete at 3 standard deviations, and a negative
+    jaw open tucks the lower lip behind the upper one. Names that end in "left" are what the two sides do in opposition;
+    faces move nearly symmetrically, so these are weaker.
     """
     smile = lambda odd=False: (
         f(term(_CORNER, (13, 13, 20), (3.0, 2.8, -2.0)), term((36, -18, 48), (15, 14, 18), (0.4, 1.8, 1.4)), odd=odd)
         + f.lid(lower=0.18, odd=odd)
     )
-    brows = lambda odd=False: f(term((28, 44, 50), (26, 14, 24), (0, 3.2, 0)), term((30, 33, 46), (22, 7, 20), (0, 1.2, 0)), odd=odd)
+    brows = lambda odd=False: f(
+        term((28, 44, 50), (26, 14, 24), (0, 3.2, 0)), term((30, 33, 46), (22, 7, 20), (0, 1.2, 0)), odd=odd
+    )
     raise_lip = lambda odd=False: f.lips(upper=(0, 2.2, 0.4), upper_border=(0, 1.0, 0.3), odd=odd) + f(
         term((16, -28, 56), (10, 12, 16), (0, 1.3, 0.5)), odd=odd
     )
@@ -301,13 +307,13 @@ def expression_fields(f: Fields, jaw: np.ndarray) -> dict[str, np.ndarray]:
         "corners down": corners((0.6, -2.6, -0.6)),
         "upper lip up": raise_lip(),
         "lower lip down": drop_lip(),
-        "lips pressed": f.lips(upper=(0, -0.3, -1.6), lower=(0, 0.3, -1.6), upper_border=(0, -1.3, -0.6), lower_border=(0, 1.5, -0.6)),
+        "lips pressed": f.lips((0, -0.3, -1.6), (0, 0.3, -1.6), (0, -1.3, -0.6), (0, 1.5, -0.6)),
         "cheeks puffed": puff(),
         "nose wrinkled": wrinkle(),
         "mouth to the left": f(term(_MUZZLE, (26, 16, 30), (1.5, 0, 0)), odd=True),
         "mouth stretched": corners((3.2, -0.6, -1.8)),
         "chin raised": f(term((0, -72, 54), (17, 14, 20), (0, 2.4, 0.9))) + f.lips(lower=(0, 0, 0.8)),
-        "funnel": f.lips(upper=(0, 1.4, 2.4), lower=(0, -1.8, 2.4), upper_border=(0, 1, 1.5), lower_border=(0, -1, 1.5)) + corners((-1.8, 0, 0.8)),
+        "funnel": f.lips((0, 1.4, 2.4), (0, -1.8, 2.4), (0, 1, 1.5), (0, -1, 1.5)) + corners((-1.8, 0, 0.8)),
         "smile to the left": smile(odd=True) / 2,
         "blink left": f.lid(upper=1 / 8, lower=1 / 8, odd=True),
         "brow up left": brows(odd=True) / 2,

@@ -116,7 +116,8 @@ def landmark_embedding(head: T.Template) -> LandmarkEmbedding:
     for yaw in range(CONTOUR_MAX_DEGREES + 1):
         rows.append(right + [_CHIN_POINT] + [tuple(p) for p in outline[yaw]])
     for yaw in range(1, CONTOUR_MAX_DEGREES + 1):
-        rows.append([(ring, -column) for ring, column in outline[yaw][::-1]] + [_CHIN_POINT] + [tuple(p) for p in outline[0]])
+        turned = [(ring, -column) for ring, column in outline[yaw][::-1]]
+        rows.append(turned + [_CHIN_POINT] + [tuple(p) for p in outline[0]])
     contour = [embed(row) for row in rows]
     return LandmarkEmbedding(
         *embed(_static(head)),

@@ -62,12 +62,12 @@ def skinning_weights(head: T.Template) -> np.ndarray:
     return weights
 
 
-def pose_correctives(head: T.Template, weights: np.ndarray, fields: dict[str, np.ndarray]) -> np.ndarray:
+def pose_correctives(head: T.Template, fields: dict[str, np.ndarray]) -> np.ndarray:
     """Displacements (V, 3, 36), mm, per entry of R_j - I of the joints 1-4 (row-major).
 
-    For small turns by w the antisymmetric part of R is (R21 - R12, R02 - R20, R10 - R01) / 2 = sin w, and the diagonal holds
-    cos w - 1 <= 0. `fields` are the correctives by name: "<joint> turn x|y|z" per sine, "<joint> fold x|y|z" per
-    1 - cosine of the turn about that axis.
+    For a turn by w about one axis the antisymmetric part of R, (R21 - R12, R02 - R20, R10 - R01) / 2, holds sin w, and
+    the diagonal of R - I cos w - 1. `fields` are the correctives by name: "<joint> turn x|y|z" per sine and
+    "<joint> fold x|y|z" per 1 - cosine of the turn about that axis.
     """
     dirs = np.zeros((len(head.vertices), 3, 4, 3, 3))
     sines = {"x": (2, 1), "y": (0, 2), "z": (1, 0)}

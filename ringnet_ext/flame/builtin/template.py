@@ -3,9 +3,9 @@
 Everything in this folder is in millimetres, in FLAME's frame (x to the subject's left, y up, z out of the face) until
 `builtin_head` hands it out in metres. Proportions are those of textbook anthropometry.
 
-The skin is a pole, a ring of 30 and 65 rings of 60 vertices. Column 0 runs down the middle of the face, column 30 down the
-back of the head, columns 1-29 lie on the subject's left and 59-31 mirror them. Rings run along what they model: brows,
-lids, lips, jaw line. Between the lids and between the lips they fold inwards, which makes the slits.
+The skin is a pole, a ring of 30 and 65 rings of 60 vertices. Column 0 runs down the middle of the face, column 30 down
+the back of the head, columns 1-29 lie on the subject's left and 59-31 mirror them. Rings run along what they model:
+brows, lids, lips, jaw line. Between the lids and between the lips they fold inwards, which makes the slits.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def monotone(knots, values, at):
     s = np.diff(v, axis=0) / h
     same = s[:-1] * s[1:] > 0
     w1, w2 = 2 * h[1:] + h[:-1], h[1:] + 2 * h[:-1]
-    mid = np.where(same, (w1 + w2) / np.where(same, w1 / np.where(s[:-1], s[:-1], 1) + w2 / np.where(s[1:], s[1:], 1), 1), 0)
+    safe = np.where(s == 0, 1, s)
+    mid = np.where(same, (w1 + w2) / np.where(same, w1 / safe[:-1] + w2 / safe[1:], 1), 0)
     d = np.concatenate([s[:1], mid, s[-1:]])
     i = np.clip(np.searchsorted(k, at, side="right") - 1, 0, len(k) - 2)
     u = ((at - k[i]) / h[i, 0])[:, None]
@@ -111,7 +112,7 @@ _LOFT = np.array([
 
 
 def _loft(level, t):
-    """Points (..., 3) of the skull at ring levels and angles t: 0 the middle of the face, pi/2 the side, pi the back."""
+    """Points (..., 3) of the skull at ring levels and angles t: 0 in the middle of the face, pi/2 at the side."""
     yf, zf, xs, ys, zs, yb, zb, n = np.moveaxis(spline(_LOFT[:, 0], _LOFT[:, 1:], level), -1, 0)
     xs = np.maximum(xs, 0)
     s, front = np.sin(t), t < np.pi / 2
@@ -149,43 +150,44 @@ def brow_line(x):
     return 39.5 + 3.2 * np.exp(-(((x - 37) / 15) ** 2)) - 1.5 * np.exp(-((x / 13) ** 2))
 
 
-def _feature_levels(x, nominal):
-    """Level of each key ring at distance x >= 0 from the middle of the face, where the ring's x is `x` (keys, columns)."""
-    rings = np.array(list(nominal))
-    level = np.array([nominal[r] for r in rings])[:, None] + 0 * x
-    row = {r: i for i, r in enumerate(rings)}
-    at = lambda r: x[row[r]]
-
-    def fan(ring, inside, start, reach):
-        """From `inside` to the ring's nominal level, beyond `start` over `reach` mm."""
-        f = smoothstep((at(ring) - start) / reach)
-        level[row[ring]] = inside * (1 - f) + level[row[ring]] * f
-
-    for ring, above in ((BROW - 1, 4.5), (BROW, 0.0), (BROW + 1, -3.8)):
-        fan(ring, brow_line(at(ring)) + above, 46, 24)
-    nose_side = lambda x: 2.2 * smoothstep(1 - x / CANTHI[0, 0])
-    upper = lambda x: _lid_line(x) + 0.9 + nose_side(x) + 5.4 * _lid_shape(x, 0.44)
-    lower = lambda x: _lid_line(x) - 0.9 - nose_side(x) - 4.2 * _lid_shape(x, 0.56)
-    fan(CREASE, upper(at(CREASE)) + 3.6, 46, 26)
-    fan(UPPER_LID, upper(at(UPPER_LID)), 46, 26)
-    fan(LOWER_LID, lower(at(LOWER_LID)), 46, 26)
-    fan(CHEEK, 6.5 - 2.5 * np.exp(-(((at(CHEEK) - 33) / 12) ** 2)), 46, 26)
-    line = lambda x: STOMION - 0.8 * np.clip(x / MOUTH_HALF_WIDTH, 0, 1.6) ** 2
-    bow = lambda x: 1.3 * np.exp(-(((x - 6) / 4) ** 2)) - 0.6 * np.exp(-((x / 3) ** 2))
-    corner = (MOUTH_HALF_WIDTH + 1, 24)
-    fan(UPPER_BORDER, line(at(UPPER_BORDER)) + 1.7 + 5.2 * lip_shape(at(UPPER_BORDER)) ** 0.75 + bow(at(UPPER_BORDER)), *corner)
-    fan(UPPER_LIP, line(at(UPPER_LIP)) + 0.8 - 0.79 * (at(UPPER_LIP) < MOUTH_HALF_WIDTH - 1), *corner)
-    fan(LOWER_LIP, line(at(LOWER_LIP)) - 0.8 + 0.79 * (at(LOWER_LIP) < MOUTH_HALF_WIDTH - 1), *corner)
-    fan(LOWER_BORDER, line(at(LOWER_BORDER)) - 1.7 - 6.9 * lip_shape(at(LOWER_BORDER)) ** 0.7, *corner)
-    return level
-
-
 # Level of the key rings at the side and the back of the head.
 _NOMINAL = {
-    -2: 160.0, -1: 148.0, 0: 137.0, HAIRLINE: 87.0, BROW - 1: 48.0, BROW: 42.0, BROW + 1: 38.0, CREASE: 30.5, UPPER_LID: 25.0, LOWER_LID: 13.5, CHEEK: 5.5,
-    NOSE_TIP: -14.5, NOSE_BASE: -28.5, UPPER_BORDER: -40.0, UPPER_LIP: -46.0, LOWER_LIP: -51.0, LOWER_BORDER: -57.0, SULCUS: -65.0,
+    -2: 160.0, -1: 148.0, 0: 137.0, HAIRLINE: 87.0, BROW - 1: 48.0, BROW: 42.0, BROW + 1: 38.0,
+    CREASE: 30.5, UPPER_LID: 25.0, LOWER_LID: 13.5, CHEEK: 5.5, NOSE_TIP: -14.5, NOSE_BASE: -28.5,
+    UPPER_BORDER: -40.0, UPPER_LIP: -46.0, LOWER_LIP: -51.0, LOWER_BORDER: -57.0, SULCUS: -65.0,
     CHIN: -81.0, JAW: -98.0, THROAT: -127.0, COLLAR: -200.0,
 }  # fmt: skip
+
+
+def _feature_levels(x):
+    """Level (keys, columns) of the key rings where they are `x` (keys, columns) off the middle of the face."""
+    row = {ring: i for i, ring in enumerate(_NOMINAL)}
+    level = np.array(list(_NOMINAL.values()))[:, None] + 0 * x
+
+    def along(ring, curve, end, reach):
+        """The ring follows the curve up to x = `end` and returns to its nominal level over `reach` mm."""
+        at, leave = x[row[ring]], smoothstep((x[row[ring]] - end) / reach)
+        level[row[ring]] = curve(at) * (1 - leave) + level[row[ring]] * leave
+
+    for ring, above in ((BROW - 1, 4.5), (BROW, 0.0), (BROW + 1, -3.8)):
+        along(ring, lambda x: brow_line(x) + above, 46, 24)
+    nose_side = lambda x: 2.2 * smoothstep(1 - x / CANTHI[0, 0])
+    upper_lid = lambda x: _lid_line(x) + 0.9 + nose_side(x) + 5.4 * _lid_shape(x, 0.44)
+    lower_lid = lambda x: _lid_line(x) - 0.9 - nose_side(x) - 4.2 * _lid_shape(x, 0.56)
+    along(CREASE, lambda x: upper_lid(x) + 3.6, 46, 26)
+    along(UPPER_LID, upper_lid, 46, 26)
+    along(LOWER_LID, lower_lid, 46, 26)
+    along(CHEEK, lambda x: 6.5 - 2.5 * np.exp(-(((x - 33) / 12) ** 2)), 46, 26)
+    line = lambda x: STOMION - 0.8 * np.clip(x / MOUTH_HALF_WIDTH, 0, 1.6) ** 2
+    bow = lambda x: 1.3 * np.exp(-(((x - 6) / 4) ** 2)) - 0.6 * np.exp(-((x / 3) ** 2))
+    gap = lambda x: np.where(x < MOUTH_HALF_WIDTH - 1, 0.01, 0.8)  # the lips touch; at their corner the rings need room
+    corner = MOUTH_HALF_WIDTH + 1
+    along(UPPER_BORDER, lambda x: line(x) + 1.7 + 5.2 * lip_shape(x) ** 0.75 + bow(x), corner, 24)
+    along(UPPER_LIP, lambda x: line(x) + gap(x), corner, 24)
+    along(LOWER_LIP, lambda x: line(x) - gap(x), corner, 24)
+    along(LOWER_BORDER, lambda x: line(x) - 1.7 - 6.9 * lip_shape(x) ** 0.7, corner, 24)
+    return level
+
 
 # x of the columns 0-16 on rings across the face; degrees of the others.
 _FACE_X = {
@@ -193,7 +195,7 @@ _FACE_X = {
     BROW: [0, 5, 10, 14.5, 18.5, 22, 25.5, 29, 32.6, 36.2, 39.8, 43.4, 47, 52.2, 58, 64, 70],
     CREASE: [0, 4.8, 9.4, 13.8, 18, 20.9, 24.1, 27.4, 30.8, 34.2, 37.5, 40.7, 43.6, 49, 55.4, 62, 68],
     CHEEK: [0, 4.2, 8.4, 12.4, 16.2, 19.8, 23.4, 27, 30.7, 34.3, 37.8, 41.4, 45.2, 50, 55.6, 61.4, 66.6],
-    31: [0, 3, 6, 9, 12, 15, 18, 21.2, 24.8, 28.8, 33.2, 37.8, 42.4, 47.2, 52.2, 57.2, 61.8],
+    NOSE_BASE - 2: [0, 3, 6, 9, 12, 15, 18, 21.2, 24.8, 28.8, 33.2, 37.8, 42.4, 47.2, 52.2, 57.2, 61.8],
     UPPER_BORDER: [0, 3, 6, 9.2, 12.4, 15.8, 19.2, 22.5, 25.5, 28.9, 33, 37.4, 42.0, 46.6, 50.8, 54.4, 57.2],
     LOWER_BORDER: [0, 3, 6, 9.2, 12.4, 15.8, 19.2, 22.5, 25.5, 28.7, 32.4, 36.4, 40.6, 44.6, 48.2, 51.4, 54],
     CHIN: [0, 3.4, 6.8, 10.2, 13.6, 17, 20.4, 23.7, 26.9, 30.1, 33.3, 36.4, 39.4, 42.2, 44.8, 47.2, 49.3],
@@ -205,7 +207,7 @@ def _angles():
     """Angle t (RINGS + 1, HALF + 1) of the rings -1 ... 64."""
     keys, values = [-1, 0], [np.linspace(0, np.pi, HALF + 1)] * 2
     for ring, x in _FACE_X.items():
-        side = spline(_LOFT[:, 0], _LOFT[:, 3], _NOMINAL[ring] if ring in _NOMINAL else -22.0)
+        side = spline(_LOFT[:, 0], _LOFT[:, 3], _NOMINAL.get(ring, -22.0))
         face = np.arcsin(np.asarray(x) / side)
         first, last = np.radians(_EAR_DEGREES)
         ear = np.linspace(first, last, EAR[1] - EAR[0] - 1)
@@ -225,12 +227,11 @@ def _angles():
 def _levels(t):
     """Level (RINGS + 1, HALF + 1) of the rings -1 ... 64."""
     keys = np.array(list(_NOMINAL))
-    nominal = np.array(list(_NOMINAL.values()))
-    side = spline(_LOFT[:, 0], _LOFT[:, 3], nominal)[:, None]
+    side = spline(_LOFT[:, 0], _LOFT[:, 3], list(_NOMINAL.values()))[:, None]
     t_keys = t[np.clip(keys + 1, 0, None)]
     x = side * np.sin(t_keys)
     x = np.where(t_keys < np.pi / 2, x, 1e3)  # behind the side, nominal
-    return monotone(keys, _feature_levels(x, _NOMINAL), np.arange(-1, RINGS))
+    return monotone(keys, _feature_levels(x), np.arange(-1, RINGS))
 
 
 # --- the features: heights over the skull, as functions of the front view -------------------------------------------
@@ -244,7 +245,7 @@ def _bump(x, y, cx, cy, rx, ry, power=1.0):
 _NOSE = np.array([
     # y   height half-width
     [ 52,   0.0, 14.0], [ 42,  0.8, 13.0], [ 33,  2.4,  9.5], [ 25,  4.4,  7.6], [ 14,  8.4, 7.8], [2, 12.6, 9.0],
-    [ -9,  16.2,  9.6], [-16, 17.8,  9.2], [-20, 16.6,  9.0], [-24, 11.8,  8.8], [-28, 5.6, 8.6], [-32, 1.6, 9.0],
+    [ -9,  16.2,  9.6], [-16, 17.6,  9.3], [-20, 15.6,  9.2], [-24, 10.8,  9.0], [-28, 5.4, 8.8], [-32, 1.6, 9.0],
     [-38,   0.4,  9.0], [-46,  0.0,  9.0],
 ])[::-1]  # fmt: skip
 
@@ -254,7 +255,7 @@ def _features(p):
     x, y, z = np.moveaxis(p, -1, 0)
     height, width = np.moveaxis(spline(_NOSE[:, 0], _NOSE[:, 1:], np.clip(y, -46, 52)), -1, 0)
     h = height * np.exp(-((x / width) ** 2))
-    h += 4.6 * _bump(x, y, 0, -18.2, 7.0, 7.0)  # tip
+    h += 4.8 * _bump(x, y, 0, -17.6, 8.0, 7.2)  # tip
     h += 7.6 * _bump(x, y, 12.8, -20.2, 5.2, 6.0, 1.2)  # wing
     h -= 5.0 * _bump(x, y, 7.2, -25.2, 3.4, 2.6)  # nostril
     h += 1.5 * _bump(x, y, 0, -27.5, 2.8, 3.5)  # columella
@@ -356,7 +357,8 @@ def _fold_mouth(p):
     """The rings between the lips line the mouth."""
     r = lambda ring: p[ring + 1]
     inside = (lip_shape(r(UPPER_LIP)[:, 0]) ** 0.5 * (np.arange(HALF + 1) < MOUTH_CORNER))[:, None]
-    for ring, lip, dy, dz in ((40, UPPER_LIP, 2.0, -6), (41, UPPER_LIP, 5.0, -26), (42, LOWER_LIP, -4, -26), (43, LOWER_LIP, -2, -6)):
+    folds = ((40, UPPER_LIP, 2, -6), (41, UPPER_LIP, 5, -26), (42, LOWER_LIP, -4, -26), (43, LOWER_LIP, -2, -6))
+    for ring, lip, dy, dz in folds:
         target = r(lip) + np.array([0, dy, dz]) * inside
         p[ring + 1] += np.minimum(1, 1.6 * inside) * (target - p[ring + 1])
 
