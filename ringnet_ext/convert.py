@@ -14,8 +14,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ringnet_ext.convert",
         description="Convert a head model (FLAME 2017 to 2023 Open, or any of SMPL's family: .pkl, .npz) or a landmark "
-        "embedding (RingNet's .pkl and .npy, DECA's .npy, MediaPipe's .npz) to this project's .npz or .safetensors, which "
-        "every reader of arrays can open. Nothing in the files is executed; what they are is told by their content.",
+        "embedding (RingNet's .pkl and .npy, DECA's .npy, MediaPipe's .npz) to this project's .npz or .safetensors. "
+        "Nothing in the files is executed; what they are is told by their content.",
     )
     parser.add_argument("source", type=Path, metavar="SRC", help="model or landmark file")
     parser.add_argument("destination", type=Path, metavar="DST", help="file to write, *.npz or *.safetensors")

@@ -1,12 +1,13 @@
 """FLAME_PyTorch's names on this project's decoder.
 
-Code written for ``from flame_pytorch import FLAME, get_config`` runs with ``from ringnet_ext.flame_pytorch import FLAME,
-get_config``: same configuration, same forward, same two results. What is different, and meant to be:
+Code written for ``from flame_pytorch import FLAME, get_config`` runs with
+``from ringnet_ext.flame_pytorch import FLAME, get_config``: same configuration, same forward, same two results.
+What is different, and meant to be:
 
 - any batch size; ``batch_size`` of the configuration is not needed
 - no argument of forward has to be given, and fewer coefficients than configured stand for the first ones
-- contour landmarks are on the visible side in any frame; ``original_contour`` gives the original's choice, which is right
-  only where y points down (RingNet's frame) and the head isn't pitched
+- contour landmarks are on the visible side in any frame; ``original_contour`` gives the original's choice, which is
+  right only where y points down (RingNet's frame) and the head isn't pitched
 - ``--flag False`` on the command line means False
 - model files are read without chumpy, and without running what is in them
 - the coefficients that the configuration leaves out are not computed, so there are no ``shape_betas`` and
@@ -26,7 +27,7 @@ from .ops.reference import contour_rows
 
 
 def _boolean(text: str) -> bool:
-    """`True` and `False` in any spelling that argparse's own `type=bool`, which takes all of them for True, was given."""
+    """True or False from their usual spellings; argparse's own `type=bool` takes every one of them for True."""
     values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "": False}
     try:
         return values[text.lower()]
@@ -44,7 +45,7 @@ def get_config(arguments: list[str] | None = None) -> argparse.Namespace:
 
     add("flame_model_path", "./model/generic_model.pkl", "FLAME model file, of any year")
     add("static_landmark_embedding_path", "./model/flame_static_embedding.pkl", "embedding of the 51 static landmarks")
-    add("dynamic_landmark_embedding_path", "./model/flame_dynamic_embedding.npy", "embedding of the 17 contour landmarks")
+    add("dynamic_landmark_embedding_path", "./model/flame_dynamic_embedding.npy", "embedding of the 17 contour points")
     add("shape_params", 100, "number of shape coefficients")
     add("expression_params", 50, "number of expression coefficients")
     add("pose_params", 6, "number of pose parameters: 3 of the root, 3 of the jaw")

@@ -31,7 +31,7 @@ _POSES = {"global_pose": 3, "neck_pose": 3, "jaw_pose": 3, "eye_pose": 6}
 
 
 class FlameParams(NamedTuple):
-    """The arguments of :meth:`FLAME.forward`, so that ``flame(*params)`` is the head. All (B, n), y up; metres, radians."""
+    """The arguments of :meth:`FLAME.forward`: ``flame(*params)`` is the head. All (B, n), y up; metres, radians."""
 
     shape: Tensor
     expression: Tensor
@@ -46,7 +46,8 @@ class FlameParams(NamedTuple):
         """From some of the fields; the others are zeros (and no coefficients at all). A batch of 1 is broadcast."""
         unknown = given.keys() - set(cls._fields)
         if unknown or not given:
-            raise ValueError(f"expected some of {', '.join(cls._fields)}, got {', '.join(sorted(unknown)) or 'nothing'}")
+            got = ", ".join(sorted(unknown)) or "nothing"
+            raise ValueError(f"expected some of {', '.join(cls._fields)}, got {got}")
         widths = _POSES | {"translation": 3}
         for name, value in given.items():
             if value.dim() != 2 or (name in widths and value.shape[1] != widths[name]):
@@ -104,7 +105,7 @@ class FlameParams(NamedTuple):
 
         Args:
             camera: (B, 3), DECA's.
-            root: (B, 3) or (1, 3), the root joint, about which the head turns: ``flame(shape, expression).joints[:, 0]``.
+            root: (B, 3) or (1, 3), the joint about which the head turns: ``flame(shape, expression).joints[:, 0]``.
 
         Raises ValueError where the neck, the eyes or the translation are not zero: RingNet has none.
         """

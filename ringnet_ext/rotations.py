@@ -16,7 +16,7 @@ def matrix_from_axis_angle(vectors: Tensor) -> Tensor:
 def axis_angle_from_matrix(matrices: Tensor) -> Tensor:
     """(..., 3, 3) -> (..., 3) radians, at most pi long; at pi the sign is arbitrary. Accurate at all angles."""
     m = [[matrices[..., i, j] for j in range(3)] for i in range(3)]
-    # Four times the outer product of the unit quaternion (w, x, y, z) with itself; its longest row is the most accurate.
+    # Four times the outer product of the unit quaternion (w, x, y, z) with itself; the longest row is the most accurate
     w, x, y, z = (
         1 + m[0][0] + m[1][1] + m[2][2],
         1 + m[0][0] - m[1][1] - m[2][2],
@@ -25,7 +25,8 @@ def axis_angle_from_matrix(matrices: Tensor) -> Tensor:
     )
     wx, wy, wz = m[2][1] - m[1][2], m[0][2] - m[2][0], m[1][0] - m[0][1]
     xy, xz, yz = m[1][0] + m[0][1], m[0][2] + m[2][0], m[2][1] + m[1][2]
-    outer = torch.stack([torch.stack(row, -1) for row in ([w, wx, wy, wz], [wx, x, xy, xz], [wy, xy, y, yz], [wz, xz, yz, z])], -2)
+    rows = [w, wx, wy, wz], [wx, x, xy, xz], [wy, xy, y, yz], [wz, xz, yz, z]
+    outer = torch.stack([torch.stack(row, -1) for row in rows], -2)
     longest = torch.stack([w, x, y, z], -1).argmax(-1)[..., None, None].expand(*matrices.shape[:-2], 1, 4)
     quaternion = torch.nn.functional.normalize(outer.gather(-2, longest)[..., 0, :], dim=-1)
     quaternion = torch.where(quaternion[..., :1] < 0, -quaternion, quaternion)
@@ -38,7 +39,7 @@ def axis_angle_from_matrix(matrices: Tensor) -> Tensor:
 
 
 def six_from_matrix(matrices: Tensor) -> Tensor:
-    """(..., 3, 3) -> (..., 6), the first two columns, one after the other (the first two rows are those of the transpose)."""
+    """(..., 3, 3) -> (..., 6), the first two columns, one after the other; for the first two rows give the transpose."""
     return matrices[..., :2].transpose(-1, -2).flatten(-2)
 
 

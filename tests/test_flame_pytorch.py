@@ -61,7 +61,8 @@ def original(model, shape, expression, pose, neck, eyes, dtype=torch.float64):
 
 def arguments(batch, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(batch, n, generator=generator) * scale for n, scale in ((100, 1), (50, 1), (6, 0.4), (3, 0.2), (6, 0.2))]
+    sizes = ((100, 1), (50, 1), (6, 0.4), (3, 0.2), (6, 0.2))  # and how far they spread
+    return [torch.randn(batch, size, generator=generator) * spread for size, spread in sizes]
 
 
 def test_parity_with_the_original(model, paths):

@@ -94,7 +94,7 @@ def test_mediapipe_file(tmp_path):
         (dict(static_bary_coords=np.full((51, 3), 1 / 2)), "must sum to 1, one is off by 0.5"),
         (dict(static_bary_coords=np.full((51, 3), np.nan)), "static_bary_coords: holds 153 values that are NaN"),
         (dict(contour_bary_coords=None), "expected both or neither"),
-        (dict(contour_faces_idx=np.zeros((78, 17), int)), r"contour_faces_idx: expected shape \(79, C\), got \(78, 17\)"),
+        (dict(contour_faces_idx=np.zeros((78, 17), int)), r"contour_faces_idx: .* \(79, C\), got \(78, 17\)"),
         (dict(contour_faces_idx=np.zeros((79, 16), int)), r"contour_bary_coords: expected shape \(79, 16, 3\)"),
         (dict(static_ids=np.arange(50)), r"static_ids: expected shape \(51,\), got \(50,\)"),
     ],

@@ -102,7 +102,8 @@ def test_reading_needs_neither_torch_nor_scipy_nor_chumpy(model, tmp_path):
     program = (
         "import sys, importlib.util\n"
         "for name in ('torch', 'scipy', 'chumpy'): sys.modules[name] = None\n"
-        "spec = importlib.util.spec_from_file_location('flame', sys.argv[1], submodule_search_locations=[sys.argv[2]])\n"
+        "from importlib.util import spec_from_file_location\n"
+        "spec = spec_from_file_location('flame', sys.argv[1], submodule_search_locations=[sys.argv[2]])\n"
         "sys.modules['flame'] = flame = importlib.util.module_from_spec(spec)\n"
         "spec.loader.exec_module(flame)\n"
         "print(flame.FlameModel.load(sys.argv[3]).shapedirs.shape)\n"
@@ -138,7 +139,7 @@ def with_nan(array):
     "changes, message",
     [
         (lambda m: dict(weights=None), "it lacks weights; it holds v_template, shapedirs"),
-        (lambda m: dict(shapedirs=np.zeros((22, 3, 400))), r"shapedirs: expected shape \(23, 3, S\), got \(22, 3, 300\)"),
+        (lambda m: dict(shapedirs=np.zeros((22, 3, 400))), r"shapedirs: .* \(23, 3, S\), got \(22, 3, 300\)"),
         (lambda m: dict(posedirs=m.posedirs[..., :27]), r"posedirs: expected shape \(23, 3, 36\), got \(23, 3, 27\)"),
         (lambda m: dict(v_template=m.v_template.ravel()), r"v_template: expected shape \(V, 3\), got \(69,\)"),
         (lambda m: dict(v_template=np.zeros((0, 3))), "expected"),
@@ -253,7 +254,8 @@ def payload_through_chumpy_state(marker):
 def payload_through_build_of_an_array(marker):
     array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
     evil = payload_system(marker)[:-1]
-    return array + b"(I1\n(I1\ntcnumpy\ndtype\n(S'O8'\nI0\nI1\ntR(I3\nS'|'\nNNNI-1\nI-1\nI63\ntbI00\n(l" + evil + b"atb."
+    dtype = b"cnumpy\ndtype\n(S'O8'\nI0\nI1\ntR(I3\nS'|'\nNNNI-1\nI-1\nI63\ntb"
+    return array + b"(I1\n(I1\nt" + dtype + b"I00\n(l" + evil + b"atb."
 
 
 def payload_through_torch_storage(marker):
@@ -328,7 +330,8 @@ def own_safetensors(tmp_path):
 
 
 def deca_npy(tmp_path):
-    np.save(tmp_path / "whole.npy", deca_content(random_embedding(np.random.default_rng(0), 8, 3, 2)), allow_pickle=True)
+    content = deca_content(random_embedding(np.random.default_rng(0), 8, 3, 2))
+    np.save(tmp_path / "whole.npy", content, allow_pickle=True)
     return (tmp_path / "whole.npy").read_bytes()
 
 

@@ -70,7 +70,7 @@ def test_full_vector(params):
     full = params.to_full()
     assert full.shape == (3, 415)
     assert torch.equal(full[:, 300:350], params.expression) and not full[:, 350:400].any()
-    assert torch.equal(full[:, 400:], torch.cat([params.global_pose, params.neck_pose, params.jaw_pose, params.eye_pose], 1))
+    assert torch.equal(full[:, 400:], torch.cat(params[2:6], dim=1))
     assert same(FlameParams.from_full(full).resized(100, 50), params)
     assert params.resized(7, 3).shape.shape == (3, 7)
     with pytest.raises(ValueError, match=r"vector: expected shape \(B, 415\), got \(3, 400\)"):

@@ -77,6 +77,22 @@ class FlameModel:
         for name, value in arrays.items():
             object.__setattr__(self, name, value)
 
+    @classmethod
+    def rigid(cls, vertices, faces, landmarks: LandmarkEmbedding | None = None) -> FlameModel:
+        """A mesh (V, 3), (F, 3) as a model with one joint at its middle and no directions."""
+        count = len(vertices)
+        return cls(
+            v_template=vertices,
+            shapedirs=np.zeros((count, 3, 0)),
+            expressiondirs=np.zeros((count, 3, 0)),
+            posedirs=np.zeros((count, 3, 0)),
+            J_regressor=np.full((1, count), 1 / max(count, 1)),
+            parents=[-1],
+            lbs_weights=np.ones((count, 1)),
+            faces=faces,
+            landmarks=landmarks,
+        )
+
     def save(self, path: str | os.PathLike) -> None:
         """Writes the model as `.npz` (uncompressed) or `.safetensors`, whole or not at all."""
         arrays = {name: getattr(self, name) for name in MODEL_ARRAYS}
