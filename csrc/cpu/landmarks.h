@@ -226,6 +226,10 @@ void landmarks_forward_group(const LandmarksForward<T>& p, const LandmarkTables<
         state[lay.row] = static_cast<T>(rows[b]);
         features[b] = state;
         blended[b] = p.keep ? state + lay.blended : scratch.group(b);
+        // The padding of the last tiles is left out below, but the backward pass multiplies it by zero.
+        for (const index_t tiles : {lay.static_tiles, lay.chosen_tiles()})
+            if (tiles > 0)
+                for (index_t i = (tiles - 1) * 3 * W; i < tiles * 3 * W; ++i) blended[b][i] = T(0);
     }
     each_corner<T, together>(m, 0, lay.static_tiles, 0, [&](auto corners, const std::int32_t* vertices, index_t offset) {
         T* out[group];
