@@ -80,8 +80,8 @@ class RingNet(nn.Module):
         head: a FlameModel with landmarks, a model file, or None for the built-in head.
         encoder: ``compact`` or ``resnet50`` (the paper's).
         dropout: of the regressor.
-        scale: sizes of one unit of the regressor's output for camera (relative to the scale, and metres), global pose, jaw,
-            shape and expression; None for ones, as in the paper.
+        scale: sizes of one unit of the regressor's output: camera scale (relative to the mean), translation (metres), global
+            pose, jaw, shape, expression; None for ones in the units of the parameters, as in the paper.
 
     The regressor starts from the mean head, upright, where its landmarks fill :data:`camera.FILL` of the image.
     """
@@ -92,7 +92,7 @@ class RingNet(nn.Module):
         encoder: str = "compact",
         *,
         dropout: float = 0.0,
-        scale: tuple[float, float, float, float, float] | None = None,
+        scale: tuple[float, float, float, float, float, float] | None = None,
         shape_params: int = 100,
         expression_params: int = 50,
     ):
@@ -110,7 +110,7 @@ class RingNet(nn.Module):
         self.flame = FLAME(head, shape_params=shape_params, expression_params=expression_params)
         shape_params, expression_params = self.flame.shape_params, self.flame.expression_params
         self.encoder = ENCODERS[encoder]()
-        sizes = (3, 3, 3, shape_params, expression_params)
+        sizes = (1, 2, 3, 3, shape_params, expression_params)
         mean = torch.zeros(sum(sizes))
         mean[3:6] = torch.tensor(UPRIGHT)
         with torch.no_grad():
@@ -121,7 +121,6 @@ class RingNet(nn.Module):
         units = torch.ones(sum(sizes))
         if scale is not None:
             units = torch.cat([torch.full((size,), float(unit)) for size, unit in zip(sizes, scale, strict=True)])
-            # The camera's scale is in 1/metre and its translation in metres: two units in one group.
             units[0] *= mean[0]
         self.regressor = IterativeRegressor(self.encoder.features, mean, units, dropout)
         self.configuration = {

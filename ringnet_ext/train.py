@@ -25,8 +25,9 @@ from .model import RingNet
 from .pictures import reconstructions, write_curves
 from .trainer import Trainer, TrainingSettings
 
-#: Units of the regressor's output for (camera, global pose, jaw, shape, expression): the usual size of each.
-COMPACT_SCALE = (0.15, 0.3, 0.1, 1.0, 0.5)
+#: Units of the regressor's output, about the spread of each in crops: camera scale, translation, rotation, jaw, shape,
+#: expression.
+COMPACT_SCALE = (0.1, 0.02, 0.3, 0.1, 1.0, 0.5)
 EXAMPLES = 8
 
 PRESETS = {
