@@ -43,9 +43,9 @@ def load_head(path: Path | None, landmarks: list[Path] | None = None, regions: P
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ringnet_ext.contour",
-        description="Compute the dynamic contour of a head: for every degree of yaw from -39 to 39, 17 points along the "
-        "jaw line on the near side and the silhouette on the far side. The head needs its 51 inner landmarks, from which "
-        "the face is found.",
+        description="Compute the dynamic contour of a head: for every degree of yaw from -39 to 39, 17 points along "
+        "the jaw line on the near side and the silhouette on the far side. The head needs its 51 inner landmarks, from "
+        "which the face is found.",
     )
 
     def add(flag, text, **kwargs):
@@ -56,8 +56,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="MODEL")  # fmt: skip
     add("--landmarks", "embedding of the inner landmarks, in any format [the model's own]", nargs="+", **file)
     add("--regions", "FLAME_masks.pkl: shows where the ears are [none]", **file)
-    add("--ears", "add 8 points on the rim of each ear (right, then left) to the static landmarks; the ears must be among "
-        "the regions", action="store_true")  # fmt: skip
+    add("--ears", "add 8 points on the rim of each ear (right, then left) to the static landmarks; the ears must be "
+        "among the regions", action="store_true")  # fmt: skip
     add("--out", "landmark embedding to write, .npz or .safetensors [none]", **file)
     add("--picture", "picture to write: the head turned, its contour in red, the one it had in blue [none]", **file)
     return parser

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .flame import FLAME as _Layer
 from .flame import FlameModel, LandmarkEmbedding
-from .ops.reference import contour_rows
+from .ops import batch_rodrigues, flame_lbs, vertices2landmarks
 
 
 def _boolean(text: str) -> bool:
@@ -64,13 +64,19 @@ def get_config(arguments: list[str] | None = None) -> argparse.Namespace:
 class _OriginalContour(_Layer):
     """The layer with the contour row that FLAME_PyTorch chooses: that of minus the second Euler angle of the head."""
 
-    def _contour_row(self, pose):
-        head = self._head_rotation(pose)
-        # A turn about y by minus the Euler angle has the row that is wanted.
-        sine, cosine = head[:, 2, 0], torch.hypot(head[:, 0, 0], head[:, 1, 0])
-        turn = torch.zeros_like(head)
-        turn[:, 2, 0], turn[:, 2, 2] = -sine, cosine
-        return contour_rows(turn)
+    def _landmarks(self, betas, pose):
+        faces_idx, bary_coords = self.lmk_faces_idx.expand(len(pose), -1), self.lmk_bary_coords.expand(len(pose), -1, -1)
+        if self.contour_faces_idx is not None:
+            with torch.no_grad():
+                root, neck = batch_rodrigues(pose[:, :6].reshape(-1, 3)).view(-1, 2, 3, 3).unbind(1)
+                head = root @ neck
+                sine, cosine = head[:, 2, 0], torch.hypot(head[:, 0, 0], head[:, 1, 0])
+                degrees = torch.rad2deg(torch.atan2(sine, cosine)).clamp(-39, 39).round().long()
+                row = torch.where(degrees < 0, 39 - degrees, degrees)
+            faces_idx = torch.cat([self.contour_faces_idx[row], faces_idx], dim=1)
+            bary_coords = torch.cat([self.contour_bary_coords[row], bary_coords], dim=1)
+        vertices, _ = flame_lbs(betas, pose, *self._body())
+        return vertices2landmarks(vertices, self.faces, faces_idx, bary_coords)
 
 
 # FLAME_PyTorch's buffers -> the decoder's

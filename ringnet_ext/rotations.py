@@ -39,7 +39,7 @@ def axis_angle_from_matrix(matrices: Tensor) -> Tensor:
 
 
 def six_from_matrix(matrices: Tensor) -> Tensor:
-    """(..., 3, 3) -> (..., 6), the first two columns, one after the other; for the first two rows give the transpose."""
+    """(..., 3, 3) -> (..., 6), the first two columns, one after the other; for two rows, give the transpose."""
     return matrices[..., :2].transpose(-1, -2).flatten(-2)
 
 

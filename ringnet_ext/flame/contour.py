@@ -1,8 +1,8 @@
 """Contour tables for any head: where its jaw line, or else its silhouette, lies at every yaw.
 
 RingNet's paper turns the template and takes, for the contour landmarks of each angle, the jaw line on the near side and
-the silhouette that hides it on the far side. Both together are one curve: the outline, in the picture, of the *face*, the
-part of the head's surface that the jaw line bounds. Here that part is cut out once, and its outline found per degree.
+the silhouette that hides it on the far side. Both together are one curve: the outline, in the picture, of the *face*,
+the part of the head's surface that the jaw line bounds. Here it is cut out once, and its outline found per degree.
 
 The cut needs to know where the face is, so a head needs its 51 static landmarks first. It is made in proportion to the
 distance between the outer corners of the eyes, called a unit below (about 89 mm), and along the ears where the model
@@ -78,8 +78,9 @@ def contour_embedding(model: FlameModel, points: int = 17) -> LandmarkEmbedding:
 
 
 def ear_embedding(model: FlameModel, points: int = 8) -> LandmarkEmbedding:
-    """Static landmarks on the rims of both ears: `points` of the subject's right one, then as many of the left one, each
-    from the front of its top over the back to the lobe, as the ear is seen from its side.
+    """Static landmarks on the rims of both ears: `points` of the subject's right one, then as many of the left one.
+
+    They go from the front of the ear's top over its back to the lobe, as it is seen from its side.
 
     Raises:
         ValueError: where the model has no regions `right_ear` and `left_ear`.
@@ -117,7 +118,8 @@ def _face(model):
     way = np.clip((chin[2] - vertices[:, 2]) / (chin[2] - back), 0, 1)
     jaw = chin[1] + _JAW_SLOPE * (chin[2] - vertices[:, 2]) - _JAW_BULGE * unit * 4 * way * (1 - way)
     corner = _JAW_CORNER * unit
-    within = -corner * np.logaddexp((back - vertices[:, 2]) / corner, (jaw - vertices[:, 1]) / corner)  # rounded minimum
+    # The lesser of both distances, rounded off where they are the same
+    within = -corner * np.logaddexp((back - vertices[:, 2]) / corner, (jaw - vertices[:, 1]) / corner)
     cuts = [within, top + _FOREHEAD * unit - vertices[:, 1]]
 
     ears = [model.regions[name] for name in ("left_ear", "right_ear") if name in model.regions]
@@ -181,7 +183,7 @@ def _clipped_edges(faces, cuts):
 
 
 def _contour(face, yaw, points):
-    """The contour at a yaw in degrees, evenly spaced in the picture: from the right eye's height over the chin to the left."""
+    """The contour at a yaw in degrees, evenly spaced in the picture, from the right eye's height over the chin."""
     outline = _outline(face, yaw, _SWEEP)
     below = outline.points[:, 1] < face.top
     if not below.any():
@@ -211,7 +213,7 @@ def _outline(face, yaw, angles):
 
 
 def _outermost(x, y, depth, angles, tie):
-    """Where rays from the origin of a picture, 0 = down, pi/2 = to the right, leave the edges with ends (2, n) for good.
+    """Where rays from the origin of a picture, 0 = down, pi/2 = right, leave the edges with ends (2, n) for good.
 
     Returns the edge (N,) and the way along it, 0 ... 1, (N, 1); of crossings within `tie` that with the most `depth`.
     """

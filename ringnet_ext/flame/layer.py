@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ..ops import batch_rodrigues, flame_landmarks, flame_lbs, vertices2landmarks
-from ..ops.reference import contour_rows
+from ..ops import flame_landmarks, flame_lbs, vertices2landmarks
 from .model import FlameModel
 
 _JOINTS = 5  # global, neck, jaw, left eye, right eye
@@ -69,7 +68,8 @@ class FLAME(nn.Module):
         self.shape_params, self.expression_params = shape.shape[-1], expression.shape[-1]
         self.num_joints = len(model.parents)
         self.neck_joint = neck_joint
-        self._head_chain = _path_from_root(model.parents, neck_joint)
+        if not 0 <= neck_joint < self.num_joints and model.landmarks is not None:
+            raise ValueError(f"neck_joint: expected one of the model's {self.num_joints} joints, got {neck_joint}")
 
         # Laid out for the operators once: they keep what they prepare of a model for as long as these tensors live.
         buffer("v_template", model.v_template)
@@ -114,17 +114,8 @@ class FLAME(nn.Module):
         betas, pose, translation = self._arguments(
             shape, expression, global_pose, neck_pose, jaw_pose, eye_pose, translation, pose
         )
-        matrices = pose.dim() == 4
-        vertices, joints = flame_lbs(betas, pose, *self._body(), pose2rot=not matrices)
-        landmarks = None
-        if self.lmk_faces_idx is not None:
-            faces_idx, bary_coords = self.lmk_faces_idx, self.lmk_bary_coords
-            if self.contour_faces_idx is not None:
-                row = self._contour_row(pose)
-                batch = len(row)
-                faces_idx = torch.cat([self.contour_faces_idx[row], faces_idx.expand(batch, -1)], dim=1)
-                bary_coords = torch.cat([self.contour_bary_coords[row], bary_coords.expand(batch, -1, -1)], dim=1)
-            landmarks = vertices2landmarks(vertices, self.faces, faces_idx, bary_coords)
+        vertices, joints = flame_lbs(betas, pose, *self._body(), pose2rot=pose.dim() != 4)
+        landmarks = None if self.lmk_faces_idx is None else self._landmarks(betas, pose)
         if translation is not None:
             vertices, joints = vertices + translation, joints + translation
             landmarks = None if landmarks is None else landmarks + translation
@@ -147,18 +138,7 @@ class FLAME(nn.Module):
         betas, pose, translation = self._arguments(
             shape, expression, global_pose, neck_pose, jaw_pose, eye_pose, translation, pose
         )
-        landmarks = flame_landmarks(
-            betas,
-            pose,
-            *self._body(),
-            self.faces,
-            self.lmk_faces_idx,
-            self.lmk_bary_coords,
-            self.contour_faces_idx,
-            self.contour_bary_coords,
-            neck_joint=self.neck_joint,
-            pose2rot=pose.dim() != 4,
-        )
+        landmarks = self._landmarks(betas, pose)
         return landmarks if translation is None else landmarks + translation
 
     def static_landmarks(self, vertices: Tensor) -> Tensor:
@@ -180,20 +160,21 @@ class FLAME(nn.Module):
         if self.lmk_faces_idx is None:
             raise ValueError("the model of this layer has no landmarks; give FlameModel a LandmarkEmbedding")
 
-    def _contour_row(self, pose):
-        return contour_rows(self._head_rotation(pose))
-
-    @torch.no_grad()
-    def _head_rotation(self, pose):
-        if pose.dim() == 4:
-            rotations = pose[:, self._head_chain]
-        else:
-            rotations = pose.unflatten(1, (self.num_joints, 3))[:, self._head_chain]
-            rotations = batch_rodrigues(rotations.flatten(0, 1)).unflatten(0, rotations.shape[:2])
-        head = rotations[:, 0]
-        for i in range(1, len(self._head_chain)):
-            head = head @ rotations[:, i]
-        return head
+    def _landmarks(self, betas, pose):
+        # Also beside a mesh: one operator on the few vertices that landmarks touch costs less than finding the contour
+        # row, gathering and interpolating with a dozen of PyTorch's.
+        return flame_landmarks(
+            betas,
+            pose,
+            *self._body(),
+            self.faces,
+            self.lmk_faces_idx,
+            self.lmk_bary_coords,
+            self.contour_faces_idx,
+            self.contour_bary_coords,
+            neck_joint=self.neck_joint,
+            pose2rot=pose.dim() != 4,
+        )
 
     def _arguments(self, shape, expression, global_pose, neck_pose, jaw_pose, eye_pose, translation, pose):
         """Checks all, and returns betas (B, K), pose (B, 3J) or (B, J, 3, 3), translation (B, 1, 3) or None."""
@@ -255,12 +236,3 @@ class FLAME(nn.Module):
             raise ValueError(f"{name}: expected device {device} like the layer, got {value.device}")
         batch[name] = value.shape[0]
         return value.to(dtype)
-
-
-def _path_from_root(parents, joint) -> list[int]:
-    if not 0 <= joint < len(parents):
-        raise ValueError(f"neck_joint: expected one of the model's {len(parents)} joints, got {joint}")
-    path = [joint]
-    while parents[path[0]] >= 0:
-        path.insert(0, int(parents[path[0]]))
-    return path
