@@ -29,7 +29,8 @@ struct LandmarkSource {
     const std::int64_t *fixed, *contour;
     __device__ index_t operator()(index_t tile, int lane) const {
         const index_t l = where.landmark(tile, lane);
-        return l < 0 ? -1 : (where.is_contour(tile) ? contour : fixed)[corners * l + lane % corners];
+        const std::int64_t* vertices = where.is_contour(tile) ? contour : fixed;
+        return l < 0 ? -1 : vertices[corners * l + lane % corners];
     }
 };
 

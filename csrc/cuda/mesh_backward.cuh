@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(mesh_backward_threads, 2) mesh_backward_kernel
     const index_t slice = blockIdx.x % p.slices, chunk = blockIdx.x / p.slices % p.chunks, group = blockIdx.x / p.slices / p.chunks;
     const index_t b0 = (group * warps + warp) * NB;  // of this warp
     const index_t first_tile = chunk * p.tiles_per_chunk, end_tile = min_of(first_tile + p.tiles_per_chunk, m.tiles);
-    const index_t first_feature = slice * slice_features;
+    const int first_feature = static_cast<int>(slice) * slice_features;
     const index_t J = m.J;
 
     T* directions = shared_memory<T>();                             // (2, slice_features, row)
@@ -53,15 +53,15 @@ __global__ void __launch_bounds__(mesh_backward_threads, 2) mesh_backward_kernel
     T* staging = all_staging + warp * transform_staging;
 
     // Step s of the block's walk: 16 columns of a tile, six steps to a tile.
-    const auto copy = [&](index_t s) {
+    const auto copy = [&](int s) {
         constexpr int vecs = backward_depth / W;
-        const T* from = m.tile_directions(first_tile + s / steps) + s % steps * backward_depth;
-        T* to = directions + s % 2 * buffer_size;
+        const T* from = m.tile_directions(first_tile + s / steps) + (s % steps * backward_depth + t % vecs * W);
+        T* to = directions + (s % 2 * buffer_size + t % vecs * W);
 #pragma unroll
         for (int i = 0; i < slice_features * vecs / mesh_backward_threads; ++i) {
-            const int f = (t + i * mesh_backward_threads) / vecs, c = t % vecs * W;
-            const index_t k = min_of(first_feature + f, m.Fp - 1);  // beyond the features: never stored
-            copy_async(reinterpret_cast<Vec<T>*>(to + f * row + c), reinterpret_cast<const Vec<T>*>(from + k * tile_columns + c));
+            const int f = (t + i * mesh_backward_threads) / vecs;
+            const int k = min(first_feature + f, static_cast<int>(m.Fp) - 1);  // beyond the features: never stored
+            copy_async(reinterpret_cast<Vec<T>*>(to + f * row), reinterpret_cast<const Vec<T>*>(from + k * static_cast<int>(tile_columns)));
         }
     };
 
@@ -84,6 +84,7 @@ __global__ void __launch_bounds__(mesh_backward_threads, 2) mesh_backward_kernel
         const index_t v = tile * tile_vertices + lane;
         T sum[3] = {T(0), T(0), T(0)};
         __syncwarp();  // the last tile's gradient is no longer read
+#pragma unroll 1
         for (int i = 0; i < NB; ++i) {
             const index_t b = b0 + i;
             T d[3] = {T(0), T(0), T(0)};
@@ -117,14 +118,15 @@ __global__ void __launch_bounds__(mesh_backward_threads, 2) mesh_backward_kernel
             __syncthreads();
         }
         if (m.Fp == 0) continue;
+#pragma unroll 1
         for (int step = 0; step < steps; ++step) {
-            const index_t s = (tile - first_tile) * steps + step;
+            const int s = static_cast<int>(tile - first_tile) * steps + step;
             wait_copies();
             __syncthreads();  // this step's columns are here, and nobody reads the other buffer any more
-            if (s + 1 < (end_tile - first_tile) * steps) copy(s + 1);
+            if (step + 1 < steps || tile + 1 < end_tile) copy(s + 1);
             const T* d = directions + s % 2 * buffer_size + lane * row;
             const T* g = gradient + step * backward_depth;
-#pragma unroll
+#pragma unroll 1
             for (int n = 0; n < backward_depth; n += W) {
                 Vec<T> dn[NF];
 #pragma unroll
@@ -147,7 +149,7 @@ __global__ void __launch_bounds__(mesh_backward_threads, 2) mesh_backward_kernel
         T* out = p.workspace.features + (chunk * p.B + b0 + i) * m.Fp;
 #pragma unroll
         for (int f = 0; f < NF; ++f) {
-            const index_t k = first_feature + f * lanes + lane;
+            const int k = first_feature + f * lanes + lane;
             if (k < m.F) out[k] = acc[i][f];
         }
     }

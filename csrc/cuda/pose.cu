@@ -9,7 +9,7 @@ constexpr int backward_threads = 128;
 
 // neck_joint < 0: no contour row asked for.
 template <class T>
-__global__ void __launch_bounds__(128)
+__global__ void __launch_bounds__(128, 1)
 pose_forward_kernel(PoseInput<T> in, index_t B, State<T> state, T* joints, index_t neck_joint) {
     const int warps = static_cast<int>(blockDim.x) / lanes;
     const int warp = static_cast<int>(threadIdx.x) / lanes, lane = static_cast<int>(threadIdx.x) % lanes;
@@ -30,7 +30,7 @@ pose_forward_kernel(PoseInput<T> in, index_t B, State<T> state, T* joints, index
 
 // Shared memory: Fp + 60 J values.
 template <class T>
-__global__ void __launch_bounds__(backward_threads) pose_backward_kernel(PoseBackward<T> p) {
+__global__ void __launch_bounds__(backward_threads, 1) pose_backward_kernel(PoseBackward<T> p) {
     const int t = static_cast<int>(threadIdx.x);
     const index_t b = blockIdx.x, K = p.in.K, J = p.in.J, F = feature_count(K, J), Fp = padded_features(K, J);
     T* memory = shared_memory<T>();

@@ -14,6 +14,7 @@ __device__ __forceinline__ void blend_transforms(const T* weights, const std::in
 #pragma unroll
     for (int i = 0; i < 12; ++i) M[i] = T(0);
     const int count = joints[0];
+#pragma unroll 1
     for (int n = 0; n < count; ++n) {
         const T* A = transforms + 12 * static_cast<index_t>(joints[1 + n]);
         T a[12];
@@ -57,11 +58,13 @@ __device__ __forceinline__ void add_transform_gradients(const T* weights, const 
     int shares = 1;
     while (shares < 8 && 2 * shares * rows <= lanes) shares *= 2;
     const int share = lane % shares;
+#pragma unroll 1
     for (int first = 0; first < rows; first += lanes / shares) {  // the same number of rounds for every lane
         const int row = first + lane / shares;
         T sum[4] = {T(0), T(0), T(0), T(0)};
         const int n = row / 3, i = row % 3;
         if (row < rows) {
+#pragma unroll 4
             for (int u = share; u < lanes; u += shares) {
                 const T wg = weights[n * lanes + u] * staged[i * staging_stride + u];
                 for (int c = 0; c < 3; ++c) sum[c] += wg * staged[(3 + c) * staging_stride + u];

@@ -23,7 +23,7 @@ struct SmallForward {
 // Threads: small_workers, and where fused a warp per element for the pose, while the others already sum the betas' part.
 // Shared memory: small_forward_bytes.
 template <class T, class Problem, int NB>
-__global__ void __launch_bounds__(small_workers + NB* lanes, 1) small_forward_kernel(SmallForward<T, Problem> p) {
+__global__ void __launch_bounds__(small_workers + NB* lanes, sizeof(T) == 4 ? 2 : 1) small_forward_kernel(SmallForward<T, Problem> p) {
     constexpr int W = Vec<T>::size, column_vecs = tile_columns / W, slots = small_slots<T>;
     const Problem& problem = p.problem;
     const TileModel<T>& m = p.model;
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(small_workers + NB* lanes, 1) small_forward_ke
                     for (int c = 0; c < W; ++c) acc[b][c] += x[b * Fp + k] * d.v[c];
             }
         } else {
-#pragma unroll 2
+#pragma unroll 1
             for (; k < end; k += slots) {
 #pragma unroll
                 for (int b = 0; b < NB; ++b) {
@@ -155,7 +155,7 @@ struct SmallBackward {
 
 // Partial sums of one tile: its own chunk.
 template <class T, class Problem, int NB>
-__global__ void __launch_bounds__(small_workers, 1) small_backward_kernel(SmallBackward<T, Problem> p) {
+__global__ void __launch_bounds__(small_workers, sizeof(T) * NB <= 8 ? 2 : 1) small_backward_kernel(SmallBackward<T, Problem> p) {
     constexpr int W = Vec<T>::size, octet = 8, vecs = tile_columns / W / octet;
     const Problem& problem = p.problem;
     const TileModel<T>& m = p.model;
