@@ -105,7 +105,10 @@ class RingNet(nn.Module):
         elif not isinstance(head, FlameModel):
             head = FlameModel.load(head)
         if head.landmarks is None:
-            raise ValueError("head: RingNet needs a model with 68 landmarks, and this one has none")
+            raise ValueError(
+                "head: RingNet needs a model with 68 landmarks, and this one has none; store them with it: "
+                "python -m ringnet_ext.convert MODEL HEAD.npz --landmarks EMBEDDING"
+            )
         self.head = head
         self.flame = FLAME(head, shape_params=shape_params, expression_params=expression_params)
         shape_params, expression_params = self.flame.shape_params, self.flame.expression_params

@@ -70,10 +70,8 @@ class TestRings:
 class TestSynthetic:
     def test_landmarks_are_the_projected_truth(self, faces):
         truth = {name: torch.from_numpy(value) for name, value in faces.truth.items()}
-        points = FLAME().landmarks(
-            truth["shape"], truth["expression"], truth["global_pose"], jaw_pose=truth["jaw_pose"]
-        )
-        assert np.allclose(project(points, truth["camera"]).numpy(), faces.landmarks, atol=1e-4)
+        camera = truth.pop("camera")
+        assert np.allclose(project(FLAME().landmarks(**truth), camera).numpy(), faces.landmarks, atol=1e-4)
         assert np.abs(faces.landmarks).max() < 1
 
     def test_a_person_keeps_the_shape_and_nothing_else(self, faces):

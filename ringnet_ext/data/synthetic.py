@@ -134,17 +134,12 @@ class SyntheticFaces:
             rows += [self._draw(random, layer, shape) for _ in range(self.images_per_identity)]
         truth = {name: np.stack([row[name] for row in rows]).astype(np.float32) for name in rows[0]}
         as_tensor = {name: torch.from_numpy(value) for name, value in truth.items()}
-        eye_pose = as_tensor["eye_pose"]
-        posed = layer(
-            as_tensor["shape"], as_tensor["expression"], as_tensor["global_pose"],
-            jaw_pose=as_tensor["jaw_pose"], eye_pose=eye_pose,
-        )  # fmt: skip
+        frame = as_tensor.pop("frame")
+        posed = layer(**as_tensor)
         # The crop: the landmarks' box fills a part of the frame, somewhat off centre.
         low, high = posed.landmarks[..., :2].amin(1), posed.landmarks[..., :2].amax(1)
         extent = (high - low).amax(1)
-        frame = as_tensor.pop("frame")
-        truth.pop("frame")
-        truth.pop("eye_pose")
+        del truth["frame"]
         scale = 2 * frame[:, 0] / extent
         translation = -(low + high) / 2 + frame[:, 1:] * extent[:, None]
         camera = torch.cat([scale[:, None], translation], dim=1)
