@@ -9,35 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from .flame import FlameModel, LandmarkEmbedding, builtin_head
+from .flame import FlameModel, LandmarkEmbedding
 from .flame.contour import contour_embedding, ear_embedding
 from .flame.landmarks import contour_row
+from .flame.sources import load_head
 from .images import write_image
 from .render import head_picture, mark_points, sheet
 
-MESHES = (".obj", ".ply", ".stl", ".off", ".glb")
 _YAWS = (-39, -30, -15, 0, 15, 30, 39)
 _SIZE, _EXTENT = 300, 0.24  # pixels, metres
 _OURS, _OTHER = (220, 30, 40), (20, 90, 220)
-
-
-def load_head(path: Path | None, landmarks: list[Path] | None = None, regions: Path | None = None) -> FlameModel:
-    """A model file, a mesh as a rigid head, or the built-in head for None; landmarks and regions from other files."""
-    embedding = LandmarkEmbedding.load(*landmarks) if landmarks else None
-    if path is None:
-        head = builtin_head()
-        return head if embedding is None else replace(head, landmarks=embedding)
-    if path.suffix.lower() not in MESHES:
-        return FlameModel.load(path, embedding, regions)
-    import trimesh
-
-    try:
-        mesh = trimesh.load(path, process=False, force="mesh")
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # whatever its readers of broken files raise
-        raise ValueError(f"{path}: not a mesh that can be read: {error}") from error
-    return FlameModel.rigid(mesh.vertices, mesh.faces, embedding)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -179,7 +179,7 @@ def _tensor(name, value):
     array = numbers(name, value)
     if array.dtype.kind not in "fiu" or not 1 <= array.ndim <= 2:
         raise ValueError(f"{name}: expected numbers of shape (n,) or (B, n), got {array.dtype} of shape {array.shape}")
-    return torch.tensor(array, dtype=torch.float64).reshape(-1, array.shape[-1])
+    return torch.tensor(np.atleast_2d(array), dtype=torch.float64)
 
 
 def _resized(values, count):

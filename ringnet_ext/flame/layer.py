@@ -73,10 +73,8 @@ class FLAME(nn.Module):
 
         # Laid out for the operators once: they keep what they prepare of a model for as long as these tensors live.
         buffer("v_template", model.v_template)
-        self.register_buffer("shapedirs", torch.cat([shape, expression], dim=-1))  # (V, 3, K)
-        self.register_buffer(
-            "posedirs", torch.tensor(model.posedirs.reshape(-1, model.posedirs.shape[-1]).T.copy(), dtype=dtype)
-        )  # (9(J-1), 3V)
+        self.register_buffer("shapedirs", torch.cat([shape, expression], dim=-1))  # (V, 3, S + E)
+        buffer("posedirs", model.posedirs.reshape(3 * len(model.posedirs), -1 if self.num_joints > 1 else 0).T.copy())
         buffer("J_regressor", model.J_regressor)
         buffer("parents", model.parents, torch.int64)
         buffer("lbs_weights", model.lbs_weights)
