@@ -69,7 +69,7 @@ index_t landmarks_state_size(index_t K, index_t J, index_t L, index_t C, bool ke
 
 template <class T>
 index_t landmarks_workspace_size(index_t B, index_t K, index_t J, index_t L, index_t C) {
-    return B == 0 ? 0 : workspace_size(small_backward_plan(B, landmark_tiles(L, C).per_element()), B, K, J, 0);
+    return B == 0 ? 0 : workspace_size(small_backward_plan<T>(B, landmark_tiles(L, C).per_element()), B, K, J, 0);
 }
 
 template <class T>
@@ -100,7 +100,7 @@ void landmarks_backward(const LandmarksBackward<T>& p, stream_t stream) {
     if (p.B == 0) return;
     const index_t K = p.model.K, J = p.model.J, slots = landmark_tiles(p.model.L, p.model.C).per_element();
     const State<T> state = state_of(const_cast<T*>(p.state), p.B, K, J, true);  // only read
-    const BackwardPlan plan = small_backward_plan(p.B, slots);
+    const BackwardPlan plan = small_backward_plan<T>(p.B, slots);
     const Workspace<T> workspace = workspace_of(p.workspace, plan, p.B, K, J);
     const auto& stride = p.grad_landmarks_stride;
     const Landmarks<T> landmarks{p.model.L, p.model.C, nullptr, p.grad_landmarks, {stride[0], stride[1], stride[2]}};

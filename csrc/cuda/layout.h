@@ -92,6 +92,11 @@ index_t small_forward_bytes(index_t K, index_t J, index_t elements, bool fused) 
            (padded_features(K, J) + (small_slots<T> + 1) * tile_columns + (fused ? 36 * J : 0));
 }
 
+// How many batch elements the small-batch kernels take per block where there are that many. Double is for checking gradients: fewer
+// variants of its kernels are worth the compiler's time.
+template <class T>
+constexpr int small_elements = sizeof(T) == 4 ? 4 : 1;
+
 struct ForwardPlan {
     bool small;    // the small-batch kernel, else the one tiled over the batch
     bool fused;    // small only: the pose in the same launch
@@ -100,16 +105,15 @@ struct ForwardPlan {
 
 template <class T>
 ForwardPlan small_forward_plan(index_t B, index_t K, index_t J, bool fused) {
-    int elements = B >= 3 ? 4 : B == 2 ? 2 : 1;
     fused = fused && small_forward_bytes<T>(K, J, 1, true) <= shared_bytes;
-    while (elements > 1 && small_forward_bytes<T>(K, J, elements, fused) > shared_bytes) elements /= 2;
-    return {true, fused, elements};
+    const bool several = B > 1 && small_forward_bytes<T>(K, J, small_elements<T>, fused) <= shared_bytes;
+    return {true, fused, several ? small_elements<T> : 1};
 }
 
 template <class T>
 ForwardPlan mesh_forward_plan(index_t B, index_t K, index_t J) {
     if (B <= 8) return small_forward_plan<T>(B, K, J, true);
-    return {false, false, B <= 16 ? 4 : B <= 32 ? 8 : 16};
+    return {false, false, sizeof(T) == 8 ? 8 : B <= 16 ? 4 : B <= 32 ? 8 : 16};
 }
 
 template <class T>
@@ -126,8 +130,9 @@ struct BackwardPlan {
     index_t tiles_per_chunk;
 };
 
-inline BackwardPlan small_backward_plan(index_t B, index_t tiles) {
-    const int elements = B >= 3 ? 4 : B == 2 ? 2 : 1;
+template <class T>
+BackwardPlan small_backward_plan(index_t B, index_t tiles) {
+    const int elements = B > 1 ? small_elements<T> : 1;
     return {true, elements, ceil_div(B, elements), tiles, 1};
 }
 
@@ -138,12 +143,22 @@ constexpr int backward_features = sizeof(T) == 4 ? 6 : 2;
 template <class T>
 BackwardPlan mesh_backward_plan(index_t B, index_t V) {
     const index_t tiles = ceil_div(V, tile_vertices);
-    if (B <= 16) return small_backward_plan(B, tiles);
+    if (B <= 16) return small_backward_plan<T>(B, tiles);
     const int elements = B <= 32 || sizeof(T) == 8 ? 4 : 8;
     const index_t groups = ceil_div(B, 8 * elements);
     // About 256 blocks: with two resident on each multiprocessor, one wave of a large GPU.
     const index_t per_chunk = ceil_div(tiles, min_of(tiles, ceil_div(256, groups)));
     return {false, elements, groups, ceil_div(tiles, per_chunk), per_chunk};
+}
+
+// The pose's backward step: where there are many chunks (small batches) several groups of threads sum a part of them each.
+constexpr int pose_backward_threads = 128;  // of a part
+constexpr int pose_backward_parts_most = 4;
+inline index_t pose_backward_values(index_t K, index_t J, int parts) { return 48 * J + parts * (feature_count(K, J) + 12 * J); }
+template <class T>
+int pose_backward_parts(index_t K, index_t J, index_t chunks) {
+    const bool fits = pose_backward_values(K, J, pose_backward_parts_most) * static_cast<index_t>(sizeof(T)) <= shared_bytes;
+    return chunks >= 32 && fits ? pose_backward_parts_most : 1;
 }
 
 // The workspace of a backward call: partial d(features) (chunk, B, Fp), partial d(transforms) (chunk, B, J, 12) and, where the template is

@@ -5,8 +5,6 @@
 namespace ringnet::cuda {
 namespace {
 
-constexpr int backward_threads = 128;
-
 // neck_joint < 0: no contour row asked for.
 template <class T>
 __global__ void __launch_bounds__(128, 1)
@@ -28,30 +26,33 @@ pose_forward_kernel(PoseInput<T> in, index_t B, State<T> state, T* joints, index
     if (neck_joint >= 0 && lane == 0) state.rows[b * feature_multiple] = static_cast<T>(contour_row(s.world_r + 9 * neck_joint));
 }
 
-// Shared memory: Fp + 60 J values.
+// Shared memory: pose_backward_values.
 template <class T>
-__global__ void __launch_bounds__(backward_threads, 1) pose_backward_kernel(PoseBackward<T> p) {
-    const int t = static_cast<int>(threadIdx.x);
+__global__ void __launch_bounds__(pose_backward_parts_most* pose_backward_threads, 1) pose_backward_kernel(PoseBackward<T> p) {
+    const int t = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
     const index_t b = blockIdx.x, K = p.in.K, J = p.in.J, F = feature_count(K, J), Fp = padded_features(K, J);
     T* memory = shared_memory<T>();
     const PoseScratch<T> s(memory, J);
-    T* d_transforms = memory + 36 * J;
-    T* d_local_r = d_transforms + 12 * J;
+    T* d_local_r = memory + 36 * J;
     T* d_rest = d_local_r + 9 * J;
-    T* d_features = d_rest + 3 * J;
+    T* d_features = d_rest + 3 * J;  // F, then 12 J of the transforms; then the same again of the other parts
+    T* d_transforms = d_features + F;
 
-    for (index_t i = t; i < F; i += backward_threads) {
+    const index_t sums = F + 12 * J;
+    const int parts = threads / pose_backward_threads, part = t / pose_backward_threads;
+    for (index_t i = t % pose_backward_threads; i < sums; i += pose_backward_threads) {
+        const bool feature = i < F;
+        const T* from = feature ? p.partial_features + b * Fp + i : p.partial_transforms + b * 12 * J + (i - F);
+        const index_t stride = p.B * (feature ? Fp : 12 * J), end = (part + 1) * p.chunks / parts;
         T sum = T(0);
 #pragma unroll 8
-        for (index_t c = 0; c < p.chunks; ++c) sum += p.partial_features[(c * p.B + b) * Fp + i];
-        d_features[i] = sum;
+        for (index_t c = part * p.chunks / parts; c < end; ++c) sum += from[c * stride];
+        d_features[part * sums + i] = sum;
     }
-    for (index_t i = t; i < 12 * J; i += backward_threads) {
-        T sum = T(0);
-#pragma unroll 8
-        for (index_t c = 0; c < p.chunks; ++c) sum += p.partial_transforms[(c * p.B + b) * 12 * J + i];
-        d_transforms[i] = sum;
-    }
+    __syncthreads();
+    if (parts > 1)
+        for (index_t i = t; i < sums; i += threads)
+            for (int n = 1; n < parts; ++n) d_features[i] += d_features[n * sums + i];
     pose_of_element(p.in, b, s, Block());
     if (t == 0)  // the transforms' values are not needed here: their place is the scratch
         chain_vjp(J, p.in.parents, s.local_r, s.rest, s.world_r, d_transforms, p.grad_joints ? p.grad_joints + b * 3 * J : nullptr,
@@ -59,7 +60,7 @@ __global__ void __launch_bounds__(backward_threads, 1) pose_backward_kernel(Pose
     __syncthreads();
 
     if (p.grad_pose) {
-        for (index_t j = t; j < J; j += backward_threads) {
+        for (index_t j = t; j < J; j += threads) {
             T d[9];
             for (int i = 0; i < 9; ++i) d[i] = d_local_r[9 * j + i] + (j > 0 ? d_features[K + 9 * (j - 1) + i] : T(0));
             if (p.in.axis_angle) {
@@ -72,14 +73,14 @@ __global__ void __launch_bounds__(backward_threads, 1) pose_backward_kernel(Pose
         }
     }
     if (p.grad_betas) {
-        for (index_t k = t; k < K; k += backward_threads) {
+        for (index_t k = t; k < K; k += threads) {
             T sum = d_features[k];
             for (index_t i = 0; i < 3 * J; ++i) sum += d_rest[i] * p.in.joint_dirs[k * 3 * J + i];
             p.grad_betas[b * K + k] = sum;
         }
     }
     if (p.grad_joint_template)
-        for (index_t i = t; i < 3 * J; i += backward_threads) p.grad_joint_template[b * 3 * J + i] = d_rest[i];
+        for (index_t i = t; i < 3 * J; i += threads) p.grad_joint_template[b * 3 * J + i] = d_rest[i];
 }
 
 }  // namespace
@@ -96,8 +97,9 @@ void launch_pose(const PoseInput<T>& in, index_t B, const State<T>& state, T* jo
 template <class T>
 void launch_pose_backward(const PoseBackward<T>& p, stream_t stream) {
     if (!p.grad_betas && !p.grad_pose && !p.grad_joint_template) return;
-    const index_t values = 60 * p.in.J + padded_features(p.in.K, p.in.J);
-    launch("pose_backward", pose_backward_kernel<T>, p.B, backward_threads, static_cast<std::size_t>(values) * sizeof(T), stream, p);
+    const int parts = pose_backward_parts<T>(p.in.K, p.in.J, p.chunks);
+    launch("pose_backward", pose_backward_kernel<T>, p.B, parts * pose_backward_threads,
+           static_cast<std::size_t>(pose_backward_values(p.in.K, p.in.J, parts)) * sizeof(T), stream, p);
 }
 
 #define RN_INSTANTIATE(T)                                                                                                 \

@@ -48,12 +48,23 @@ __device__ void pose_of_element(const PoseInput<T>& in, index_t b, const PoseScr
     } else {
         for (index_t i = rank; i < 9 * in.J; i += size) s.local_r[i] = pose[i];
     }
+    // Rest joints: each a sum over the betas, in up to three parts where there are threads for them. world_r is still free.
+    const int K = static_cast<int>(in.K), coordinates = 3 * static_cast<int>(in.J);
+    const int parts = size >= 3 * coordinates ? 3 : size >= 2 * coordinates ? 2 : 1;
     const T* betas = in.betas + b * in.betas_stride;
-    const T* joint_template = in.joint_template + b * in.joint_template_stride;
-    for (index_t i = rank; i < 3 * in.J; i += size) {
-        T sum = joint_template[i];
+    for (int n = rank; n < parts * coordinates; n += size) {
+        const int part = n / coordinates, end = (part + 1) * K / parts;
+        const T* column = in.joint_dirs + n % coordinates;
+        T sum = T(0);
 #pragma unroll 8
-        for (index_t k = 0; k < in.K; ++k) sum += betas[k] * in.joint_dirs[k * 3 * in.J + i];
+        for (int k = part * K / parts; k < end; ++k) sum += betas[k] * column[k * coordinates];
+        s.world_r[n] = sum;
+    }
+    group.sync();
+    const T* joint_template = in.joint_template + b * in.joint_template_stride;
+    for (int i = rank; i < coordinates; i += size) {
+        T sum = joint_template[i];
+        for (int part = 0; part < parts; ++part) sum += s.world_r[part * coordinates + i];
         s.rest[i] = sum;
     }
     group.sync();
@@ -71,7 +82,7 @@ __device__ __forceinline__ T pose_feature(const T* local_r, index_t i) {
 template <class T>
 void launch_pose(const PoseInput<T>&, index_t B, const State<T>&, T* joints, index_t neck_joint, stream_t);
 
-// The last step of a backward call: sums the partial sums in order, then the chain's vector-Jacobian product; a block per element.
+// The last step of a backward call: sums the partial sums in a fixed order, then the chain's vector-Jacobian product; a block per element.
 template <class T>
 struct PoseBackward {
     PoseInput<T> in;

@@ -232,17 +232,15 @@ void launch_small_forward(const char* name, const SmallForward<T, Problem>& p, c
     const index_t blocks = p.problem.slots() * ceil_div(p.B, plan.elements);
     const int threads = small_workers + (plan.fused ? lanes * plan.elements : 0);
     const auto bytes = static_cast<std::size_t>(small_forward_bytes<T>(p.model.K, p.model.J, plan.elements, plan.fused));
-    const auto kernel = plan.elements == 4   ? small_forward_kernel<T, Problem, 4>
-                        : plan.elements == 2 ? small_forward_kernel<T, Problem, 2>
-                                             : small_forward_kernel<T, Problem, 1>;
+    auto kernel = small_forward_kernel<T, Problem, 1>;
+    if (plan.elements > 1) kernel = small_forward_kernel<T, Problem, small_elements<T>>;
     launch(name, kernel, blocks, threads, bytes, stream, p);
 }
 
 template <class T, class Problem>
 void launch_small_backward(const char* name, const SmallBackward<T, Problem>& p, const BackwardPlan& plan, stream_t stream) {
-    const auto kernel = plan.elements == 4   ? small_backward_kernel<T, Problem, 4>
-                        : plan.elements == 2 ? small_backward_kernel<T, Problem, 2>
-                                             : small_backward_kernel<T, Problem, 1>;
+    auto kernel = small_backward_kernel<T, Problem, 1>;
+    if (plan.elements > 1) kernel = small_backward_kernel<T, Problem, small_elements<T>>;
     launch(name, kernel, p.problem.slots() * plan.groups, small_workers, 0, stream, p);
 }
 
