@@ -121,7 +121,7 @@ struct LandmarkTables {
 
 // Blends `corners` neighbouring corners of one tile for `group` elements: out[b] is that element's tile, [xyz][lane].
 template <class T, int corners, int group>
-RN_HOST_DEVICE void blend_corners(const LandmarkTables<T>& m, const std::int32_t* vertices, const T* const* features,
+RN_KERNEL void blend_corners(const LandmarkTables<T>& m, const std::int32_t* vertices, const T* const* features,
                                   T* const* out) {
     constexpr int W = lanes<T>;
     const index_t row = m.lay.direction_row();
@@ -130,7 +130,10 @@ RN_HOST_DEVICE void blend_corners(const LandmarkTables<T>& m, const std::int32_t
     RN_UNROLL for (int e = 0; e < corners; ++e) d[e] = m.directions + index_t(vertices[e]) * 3 * row;
     for (index_t k = 0; k < row; k += W) {
         RN_UNROLL for (int e = 0; e < corners; ++e) {
-            const vec<T> dx = load(d[e] + k), dy = load(d[e] + row + k), dz = load(d[e] + 2 * row + k);
+            vec<T> dx = load(d[e] + k), dy = load(d[e] + row + k), dz = load(d[e] + 2 * row + k);
+            RN_KEEP(dx);
+            RN_KEEP(dy);
+            RN_KEEP(dz);
             RN_UNROLL for (int b = 0; b < group; ++b) {
                 const vec<T> f = load(features[b] + k);
                 acc[e][b][0] += dx * f;
@@ -149,7 +152,7 @@ RN_HOST_DEVICE void blend_corners(const LandmarkTables<T>& m, const std::int32_t
 
 // The other way: d_features[b] += the corners' directions times their gradients.
 template <class T, int corners, int group>
-RN_HOST_DEVICE void blend_corners_vjp(const LandmarkTables<T>& m, const std::int32_t* vertices, const T* const* gradient,
+RN_KERNEL void blend_corners_vjp(const LandmarkTables<T>& m, const std::int32_t* vertices, const T* const* gradient,
                                       T* const* d_features) {
     constexpr int W = lanes<T>;
     const index_t row = m.lay.direction_row();

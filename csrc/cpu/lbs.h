@@ -5,10 +5,12 @@
 //   weights       [tile][slot][lane]                   skinning weights of the joints that touch the tile, most J slots
 //   directions_t  [panel][row][feature of the panel]   backward: row = (tile, xyz, lane), a panel is 3 vectors of features
 // index: [tile][1 + J]: number of joints that touch the tile, then their ids.
-// A row of state: features, transforms (12 J), and if kept the blended vertices [tile][xyz][lane].
+// state: features [b][F], transforms [b][12 J], and if kept the blended vertices [b][tile][xyz][lane], rows padded to 64 bytes.
 //
 // Both matrix products keep a block of accumulators in registers that 3 loads and one broadcast per batch element feed:
-// forward 3 coordinates x max_group elements, backward 3 vectors of features x max_group elements.
+// forward 3 coordinates x max_group elements, backward 3 vectors of features x max_group elements. The constants' block stays
+// in L1 meanwhile; what is broadcast comes from L2, one group fetched ahead while the one before is worked on: each of its
+// rows is too short for the hardware to catch on.
 #pragma once
 
 #include "../ops.h"
@@ -30,17 +32,20 @@ struct LbsLayout {
 
     LbsLayout(index_t V_, index_t K, index_t J_)
         : V(V_), J(J_), F(K + 9 * (J_ - 1)), tiles(ceil_div(V_, W)), feature_vectors(ceil_div(F, W)),
-          transforms(round_up(F, 16)), blended(transforms + round_up(12 * J, 16)) {}
+          feature_pitch(round_up(F, 16)), transform_pitch(round_up(12 * J, 16)), blended_pitch(round_up(tiles * 3 * W, 16)) {}
 
     index_t V, J, F, tiles;
-    index_t feature_vectors;  // vectors that hold F features
-    index_t transforms, blended;  // offsets in a row of state; features are at 0
+    index_t feature_vectors;                              // vectors that hold F features
+    index_t feature_pitch, transform_pitch, blended_pitch;  // elements per batch element in each part of state
 
     index_t weights() const { return tiles * F * 3 * W; }
     index_t directions_t() const { return weights() + tiles * J * W; }
     index_t packed_size() const { return directions_t() + tiles * 3 * W * feature_vectors * W; }
     index_t index_size() const { return tiles * (1 + J); }
-    index_t state_size(bool keep) const { return blended + (keep ? round_up(tiles * 3 * W, 16) : 0); }
+    index_t state_size(bool keep) const { return feature_pitch + transform_pitch + (keep ? blended_pitch : 0); }
+    index_t features(index_t b) const { return b * feature_pitch; }
+    index_t transforms(index_t B, index_t b) const { return B * feature_pitch + b * transform_pitch; }
+    index_t blended(index_t B, index_t b) const { return B * (feature_pitch + transform_pitch) + b * blended_pitch; }
 
     // Backward: the vertices are cut in chunks of whole blocks, whose partial sums are added in order. How many depends
     // on sizes alone, so that the sums do too: about 32 pieces of work, counting blocks of the batch.
@@ -116,16 +121,27 @@ struct TileSkin {
     }
 };
 
-// acc[t][b] += sum over k of directions[t][k] * features[b][k], for `tiles` neighbouring tiles and `group` elements.
+// out[t][b] += sum over k of directions[t][k] * features[b][k], for `tiles` neighbouring tiles and `group` elements.
 template <class T, int group, int tiles>
-RN_HOST_DEVICE void blend_tiles(index_t F, const T* directions, const T* const* features, vec<T> (&acc)[tiles][group][3]) {
+RN_KERNEL void blend_tiles(index_t F, const T* directions, const T* features, index_t pitch, vec<T> (&out)[tiles][group][3]) {
     constexpr int W = lanes<T>;
+    vec<T> acc[tiles][group][3];
+    RN_UNROLL for (int t = 0; t < tiles; ++t) {
+        RN_UNROLL for (int b = 0; b < group; ++b) {
+            RN_UNROLL for (int c = 0; c < 3; ++c) acc[t][b][c] = out[t][b][c];
+        }
+    }
     const T* x[group];
-    RN_UNROLL for (int b = 0; b < group; ++b) x[b] = features[b];
+    RN_UNROLL for (int b = 0; b < group; ++b) x[b] = features + b * pitch;
+    const T* next = features + group * pitch;
     for (index_t k = 0; k < F; ++k) {
+        if (tiles == 1) __builtin_prefetch(next + k * group);
         RN_UNROLL for (int t = 0; t < tiles; ++t) {
             const T* d = directions + (t * F + k) * 3 * W;
-            const vec<T> dx = load(d), dy = load(d + W), dz = load(d + 2 * W);
+            vec<T> dx = load(d), dy = load(d + W), dz = load(d + 2 * W);
+            RN_KEEP(dx);
+            RN_KEEP(dy);
+            RN_KEEP(dz);
             RN_UNROLL for (int b = 0; b < group; ++b) {
                 const vec<T> f = broadcast(x[b][k]);
                 acc[t][b][0] += dx * f;
@@ -134,14 +150,17 @@ RN_HOST_DEVICE void blend_tiles(index_t F, const T* directions, const T* const* 
             }
         }
     }
+    RN_UNROLL for (int t = 0; t < tiles; ++t) {
+        RN_UNROLL for (int b = 0; b < group; ++b) {
+            RN_UNROLL for (int c = 0; c < 3; ++c) out[t][b][c] = acc[t][b][c];
+        }
+    }
 }
 
 template <class T, int group, int tiles>
-void forward_tiles(const LbsForward<T>& p, const LbsLayout<T>& lay, index_t first_tile, index_t first_b, index_t pitch) {
+void forward_tiles(const LbsForward<T>& p, const LbsLayout<T>& lay, index_t first_tile, index_t first_b) {
     constexpr int W = lanes<T>;
-    const T* features[group];
     vec<T> acc[tiles][group][3];
-    RN_UNROLL for (int b = 0; b < group; ++b) features[b] = p.state + (first_b + b) * pitch;
     for (int t = 0; t < tiles; ++t) {
         const index_t v = (first_tile + t) * W;
         for (int b = 0; b < group; ++b) {
@@ -151,19 +170,20 @@ void forward_tiles(const LbsForward<T>& p, const LbsLayout<T>& lay, index_t firs
                 for (int c = 0; c < 3; ++c) acc[t][b][c] = acc[t][0][c];
         }
     }
-    blend_tiles<T, group, tiles>(lay.F, p.model.packed + first_tile * lay.F * 3 * W, features, acc);
+    blend_tiles<T, group, tiles>(lay.F, p.model.packed + first_tile * lay.F * 3 * W, p.state + lay.features(first_b),
+                                 lay.feature_pitch, acc);
     for (int t = 0; t < tiles; ++t) {
         const index_t tile = first_tile + t;
         const std::int32_t* ids = p.model.index + tile * (1 + lay.J);
         const TileSkin<T> skin{ids[0], ids + 1, p.model.packed + lay.weights() + tile * lay.J * W};
         for (int b = 0; b < group; ++b) {
-            T* row = p.state + (first_b + b) * pitch;
             vec<T> M[12], posed[3];
-            skin.blend(row + lay.transforms, M);
+            skin.blend(p.state + lay.transforms(p.B, first_b + b), M);
             transform_point(M, acc[t][b], posed);
             store_points(p.vertices + ((first_b + b) * lay.V + tile * W) * 3, lay.V - tile * W, posed);
             if (p.keep)
-                for (int c = 0; c < 3; ++c) store(row + lay.blended + (tile * 3 + c) * W, acc[t][b][c]);
+                for (int c = 0; c < 3; ++c)
+                    store(p.state + lay.blended(p.B, first_b + b) + (tile * 3 + c) * W, acc[t][b][c]);
         }
     }
 }
@@ -171,18 +191,17 @@ void forward_tiles(const LbsForward<T>& p, const LbsLayout<T>& lay, index_t firs
 // A few tiles for batch elements [b0, b1). Full groups go tile by tile, so that a tile's directions stay in L1 from one
 // group to the next. What is left over takes several tiles at once instead: as many accumulators, to hide the latency.
 template <class T>
-void forward_block(const LbsForward<T>& p, const LbsLayout<T>& lay, index_t t0, index_t t1, index_t b0, index_t b1,
-                   index_t pitch) {
+void forward_block(const LbsForward<T>& p, const LbsLayout<T>& lay, index_t t0, index_t t1, index_t b0, index_t b1) {
     const index_t full = b0 + (b1 - b0) / max_group * max_group;
     if (full > b0)
         for (index_t t = t0; t < t1; ++t)
-            for (index_t b = b0; b < full; b += max_group) forward_tiles<T, max_group, 1>(p, lay, t, b, pitch);
+            for (index_t b = b0; b < full; b += max_group) forward_tiles<T, max_group, 1>(p, lay, t, b);
     index_t b = full;
     const auto rest = [&](auto group, auto tiles) {
         if (b1 - b < group()) return;
         index_t t = t0;
-        for (; t + tiles() <= t1; t += tiles()) forward_tiles<T, group(), tiles()>(p, lay, t, b, pitch);
-        for (; t < t1; ++t) forward_tiles<T, group(), 1>(p, lay, t, b, pitch);
+        for (; t + tiles() <= t1; t += tiles()) forward_tiles<T, group(), tiles()>(p, lay, t, b);
+        for (; t < t1; ++t) forward_tiles<T, group(), 1>(p, lay, t, b);
         b += group();
     };
     if constexpr (max_group == 8) rest(std::integral_constant<int, 4>{}, std::integral_constant<int, 2>{});
@@ -200,7 +219,7 @@ void lbs_forward(const LbsForward<T>& p, int threads) {
     if (p.B == 0) return;
     const LbsModel<T>& m = p.model;
     const LbsLayout<T> lay(m.V, m.K, m.J);
-    const index_t pitch = lay.state_size(p.keep), tile_block = 8, batch_block = LbsLayout<T>::batch_block;
+    const index_t tile_block = 8, batch_block = LbsLayout<T>::batch_block;
     const index_t tile_blocks = ceil_div(lay.tiles, tile_block), work = tile_blocks * ceil_div(p.B, batch_block);
     [[maybe_unused]] const int n = useful_threads(threads, double(p.B) * m.V * 3 * (lay.F + 12));
 #pragma omp parallel num_threads(n)
@@ -209,15 +228,14 @@ void lbs_forward(const LbsForward<T>& p, int threads) {
         const PoseScratch s(scratch.data(), m.J);
 #pragma omp for schedule(static)
         for (index_t b = 0; b < p.B; ++b) {
-            T* row = p.state + b * pitch;
             pose_forward(pose_input(m, p.betas + b * p.betas_stride, p.pose + b * p.pose_stride,
                                     p.joint_template + b * p.joint_template_stride, p.axis_angle),
-                         s, row, row + lay.transforms, p.joints + b * 3 * m.J);
+                         s, p.state + lay.features(b), p.state + lay.transforms(p.B, b), p.joints + b * 3 * m.J);
         }
 #pragma omp for schedule(static)
         for (index_t w = 0; w < work; ++w) {
             const index_t t0 = w % tile_blocks * tile_block, b0 = w / tile_blocks * batch_block;
-            forward_block(p, lay, t0, min_of(t0 + tile_block, lay.tiles), b0, min_of(b0 + batch_block, p.B), pitch);
+            forward_block(p, lay, t0, min_of(t0 + tile_block, lay.tiles), b0, min_of(b0 + batch_block, p.B));
         }
     }
 }
@@ -238,14 +256,18 @@ RN_HOST_DEVICE void load_gradient(const T* g, const index_t stride[3], index_t v
 
 // out[b][...] += sum over rows of gradient[b][row] * panel[row][...], `vectors` vectors of features wide.
 template <class T, int group, int vectors, int phases>
-RN_HOST_DEVICE void multiply_panel(index_t rows, index_t row_pitch, const T* gradient, const T* panel, T* out, index_t out_pitch) {
+RN_KERNEL void multiply_panel(index_t rows, index_t row_pitch, const T* gradient, const T* panel, T* out, index_t out_pitch) {
     constexpr int W = lanes<T>;
     vec<T> acc[phases][group][vectors] = {};
     for (index_t n = 0; n < rows; n += phases) {
+        if (phases == 1) __builtin_prefetch(gradient + group * (row_pitch + n));
         RN_UNROLL for (int u = 0; u < phases; ++u) {
             const T* d = panel + (n + u) * vectors * W;
             vec<T> dv[vectors];
-            RN_UNROLL for (int i = 0; i < vectors; ++i) dv[i] = load(d + i * W);
+            RN_UNROLL for (int i = 0; i < vectors; ++i) {
+                dv[i] = load(d + i * W);
+                RN_KEEP(dv[i]);
+            }
             RN_UNROLL for (int b = 0; b < group; ++b) {
                 const vec<T> g = broadcast(gradient[b * row_pitch + n + u]);
                 RN_UNROLL for (int i = 0; i < vectors; ++i) acc[u][b][i] += dv[i] * g;
@@ -323,7 +345,7 @@ void backward_chunk(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t t0
                     T* partial, T* template_sum, T* scratch) {
     using Layout = LbsLayout<T>;
     constexpr int W = lanes<T>;
-    const index_t pitch = lay.state_size(true), partial_pitch = lay.partial_size();
+    const index_t partial_pitch = lay.partial_size();
     const index_t features = lay.feature_vectors * W;
     T* blended_gradient = scratch;  // [b][row of the block]
     TransformGradient<T> transforms(scratch + Layout::batch_block * Layout::rows_per_block, lay.J);
@@ -333,16 +355,16 @@ void backward_chunk(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t t0
     for (index_t block = t0; block < t1; block += Layout::tiles_per_block) {
         const index_t end = min_of(block + Layout::tiles_per_block, t1);
         for (index_t b = b0; b < b1; ++b) {
-            const T* row = p.state + b * pitch;
+            const T *A = p.state + lay.transforms(p.B, b), *blended = p.state + lay.blended(p.B, b);
             T* rows = blended_gradient + (b - b0) * Layout::rows_per_block;
             for (index_t tile = block; tile < end; ++tile) {
                 const std::int32_t* ids = p.model.index + tile * (1 + lay.J);
                 const TileSkin<T> skin{ids[0], ids + 1, p.model.packed + lay.weights() + tile * lay.J * W};
                 vec<T> g[3], M[12], dv[3], v[3];
                 load_gradient(p.grad_vertices + b * p.grad_vertices_stride[0], p.grad_vertices_stride, tile * W, lay.V, g);
-                skin.blend(row + lay.transforms, M);
+                skin.blend(A, M);
                 transform_point_vjp(M, g, dv);
-                for (int c = 0; c < 3; ++c) v[c] = load(row + lay.blended + (tile * 3 + c) * W);
+                for (int c = 0; c < 3; ++c) v[c] = load(blended + (tile * 3 + c) * W);
                 transforms.add(skin, v, g);
                 for (int c = 0; c < 3; ++c) store(rows + ((tile - block) * 3 + c) * W, dv[c]);
                 if (p.grad_v_template && !p.grad_v_template_shared)
@@ -404,16 +426,13 @@ void lbs_backward(const LbsBackward<T>& p, int threads) {
 #pragma omp for schedule(static)
         for (index_t b = 0; b < p.B; ++b) {
             T* d_features = scratch.data();
-            for (index_t k = 0; k < lay.F; ++k) {
-                T total = T(0);
-                for (index_t c = 0; c < chunks; ++c) total += p.workspace[(c * p.B + b) * partial_pitch + k];
-                d_features[k] = total;
-            }
-            for (index_t i = 0; i < 12 * m.J; ++i) {
-                double total = 0;
-                for (index_t c = 0; c < chunks; ++c)
-                    total += p.workspace[(c * p.B + b) * partial_pitch + lay.feature_vectors * W + i];
-                s.d_transforms[i] = total;
+            const index_t features = lay.feature_vectors * W;
+            for (index_t k = 0; k < features; ++k) d_features[k] = T(0);
+            for (index_t i = 0; i < 12 * m.J; ++i) s.d_transforms[i] = 0;
+            for (index_t c = 0; c < chunks; ++c) {
+                const T* partial = p.workspace + (c * p.B + b) * partial_pitch;
+                for (index_t k = 0; k < features; ++k) d_features[k] += partial[k];
+                for (index_t i = 0; i < 12 * m.J; ++i) s.d_transforms[i] += partial[features + i];
             }
             const index_t pose_size = (p.axis_angle ? 3 : 9) * m.J;
             pose_backward(pose_input(m, p.betas + b * p.betas_stride, p.pose + b * p.pose_stride,

@@ -17,11 +17,24 @@
 #define RN_VECTOR_BYTES 16
 #endif
 
+// An innermost kernel: a function of its own, so that nothing around it competes for the registers that it fills exactly.
+#define RN_KERNEL __attribute__((noinline))
+
 // For loops over accumulators: they live in registers only if the loop disappears.
 #if defined(__clang__)
 #define RN_UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define RN_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+// Says that a loaded vector is used several times: otherwise compilers fold the load into every use, and a loop that should be
+// bound by its multiply-adds is bound by its loads.
+#if defined(__AVX512F__)
+#define RN_KEEP(v) asm("" : "+v"(v))
+#elif defined(__SSE2__)
+#define RN_KEEP(v) asm("" : "+x"(v))
+#else
+#define RN_KEEP(v) (void)0
 #endif
 
 namespace ringnet {
