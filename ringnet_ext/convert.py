@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 from .flame import FlameModel, LandmarkEmbedding
-from .flame.files import read_file
+from .flame.files import read_file, written_whole
+from .flame.formats import deca, ringnet_dynamic, ringnet_static
+
+FORMATS = {"ringnet-static": ringnet_static, "ringnet-dynamic": ringnet_dynamic, "deca": deca}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -25,6 +28,8 @@ def _parser() -> argparse.ArgumentParser:
         "SRC, the file of its contour [the model's own, if it has any]",
     )  # fmt: skip
     parser.add_argument("--regions", type=Path, metavar="FILE", help="FLAME_masks.pkl, to store with the model [none]")
+    parser.add_argument("--format", choices=FORMATS, help="write a landmark embedding for that project instead: "
+                        "RingNet's static .pkl or dynamic .npy, or DECA's .npy")  # fmt: skip
     parser.add_argument("--full", action="store_true", help="of DECA's embedding, take the 68 static points")
     return parser
 
@@ -34,13 +39,20 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         content = read_file(options.source)
         if isinstance(content, dict) and "v_template" in content:
+            if options.format is not None:
+                raise ValueError(f"--format: only for landmarks, and {options.source} is a head model")
             landmarks = LandmarkEmbedding.load(*options.landmarks, full=options.full) if options.landmarks else None
             model = FlameModel.load(options.source, landmarks, options.regions)
             model.save(options.destination)
             print(f"{options.destination}: {_describe_model(model)}")
         else:
             landmarks = LandmarkEmbedding.load(options.source, *(options.landmarks or ()), full=options.full)
-            landmarks.save(options.destination)
+            if options.format is None:
+                landmarks.save(options.destination)
+            else:
+                content = FORMATS[options.format](landmarks)
+                with written_whole(options.destination) as file:
+                    file.write(content)
             print(f"{options.destination}: {_describe_landmarks(landmarks)}")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

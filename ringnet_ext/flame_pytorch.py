@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .flame import FLAME as _Layer
-from .flame import FlameModel, LandmarkEmbedding
+from .flame import FlameModel, FlameOutput, LandmarkEmbedding
 from .ops import batch_rodrigues, flame_lbs, vertices2landmarks
 
 
@@ -61,17 +61,20 @@ def get_config(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-class _OriginalContour(_Layer):
+class OriginalContour(_Layer):
     """The layer with the contour row that FLAME_PyTorch chooses: that of minus the second Euler angle of the head."""
 
+    sign = -1
+
     def _landmarks(self, betas, pose):
-        faces_idx, bary_coords = self.lmk_faces_idx.expand(len(pose), -1), self.lmk_bary_coords.expand(len(pose), -1, -1)
+        batch = len(pose)
+        faces_idx, bary_coords = self.lmk_faces_idx.expand(batch, -1), self.lmk_bary_coords.expand(batch, -1, -1)
         if self.contour_faces_idx is not None:
             with torch.no_grad():
                 root, neck = batch_rodrigues(pose[:, :6].reshape(-1, 3)).view(-1, 2, 3, 3).unbind(1)
                 head = root @ neck
-                sine, cosine = head[:, 2, 0], torch.hypot(head[:, 0, 0], head[:, 1, 0])
-                degrees = torch.rad2deg(torch.atan2(sine, cosine)).clamp(-39, 39).round().long()
+                angle = self.sign * torch.atan2(-head[:, 2, 0], torch.hypot(head[:, 0, 0], head[:, 1, 0]))
+                degrees = torch.rad2deg(angle).clamp(-39, 39).round().long()
                 row = torch.where(degrees < 0, 39 - degrees, degrees)
             faces_idx = torch.cat([self.contour_faces_idx[row], faces_idx], dim=1)
             bary_coords = torch.cat([self.contour_bary_coords[row], bary_coords], dim=1)
@@ -79,38 +82,67 @@ class _OriginalContour(_Layer):
         return vertices2landmarks(vertices, self.faces, faces_idx, bary_coords)
 
 
-# FLAME_PyTorch's buffers -> the decoder's
-_BUFFERS = {
-    "v_template": "v_template", "shapedirs": "shapedirs", "posedirs": "posedirs", "J_regressor": "J_regressor",
-    "parents": "parents", "lbs_weights": "lbs_weights", "faces_tensor": "faces", "lmk_faces_idx": "lmk_faces_idx",
-    "lmk_bary_coords": "lmk_bary_coords", "dynamic_lmk_faces_idx": "contour_faces_idx",
-    "dynamic_lmk_bary_coords": "contour_bary_coords",
-}  # fmt: skip
+class Decoder(nn.Module):
+    """What FLAME_PyTorch's and DECA's layers have in common: a layer of ours, and its buffers under their names."""
+
+    _NAMES = {
+        "faces_tensor": "faces", "dynamic_lmk_faces_idx": "contour_faces_idx",
+        "dynamic_lmk_bary_coords": "contour_bary_coords",
+    } | {
+        name: name for name in ("v_template", "shapedirs", "posedirs", "J_regressor", "parents", "lbs_weights",
+                                "lmk_faces_idx", "lmk_bary_coords")
+    }  # fmt: skip
+
+    def __init__(self, layer: _Layer):
+        super().__init__()
+        self.decoder = layer
+        for name, size in (("eye_pose", 6), ("neck_pose", 3)):  # what stands in for a missing argument
+            self.register_parameter(name, nn.Parameter(torch.zeros(1, size), requires_grad=False))
+
+    def posed(self, shape, expression, pose, neck_pose=None, eye_pose=None, translation=None) -> FlameOutput:
+        """The layer's output, `pose` (B, 6) being that of the root and the jaw."""
+        if pose is not None and (pose.dim() != 2 or pose.shape[1] != 6):
+            raise ValueError(f"pose_params: expected shape (B, 6), got {tuple(pose.shape)}")
+        return self.decoder(
+            shape,
+            expression,
+            None if pose is None else pose[:, :3],
+            self.neck_pose if neck_pose is None else neck_pose,
+            None if pose is None else pose[:, 3:],
+            self.eye_pose if eye_pose is None else eye_pose,
+            translation,
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.v_template.dtype
+
+    def __getattr__(self, name):
+        if name in self._NAMES:
+            return getattr(self.decoder, self._NAMES[name])
+        return super().__getattr__(name)
 
 
-class FLAME(nn.Module):
+class FLAME(Decoder):
     """FLAME_PyTorch's layer. `config` is what :func:`get_config` returns, or any object with the same attributes; its
     `flame_model_path` may be None for the built-in head with its own landmarks."""
 
     NECK_IDX = 1
 
     def __init__(self, config):
-        super().__init__()
         model = config.flame_model_path
         if model is not None:
             paths = [config.static_landmark_embedding_path]
             if config.use_face_contour:
                 paths.append(config.dynamic_landmark_embedding_path)
-            landmarks = LandmarkEmbedding.load(*paths)
-            model = FlameModel.load(model, landmarks)
-        layer = _OriginalContour if getattr(config, "original_contour", False) else _Layer
-        self.decoder = layer(model, shape_params=config.shape_params, expression_params=config.expression_params)
+            model = FlameModel.load(model, LandmarkEmbedding.load(*paths))
+        layer = OriginalContour if getattr(config, "original_contour", False) else _Layer
+        super().__init__(layer(model, shape_params=config.shape_params, expression_params=config.expression_params))
         if not config.use_face_contour:
             self.decoder.contour_faces_idx = self.decoder.contour_bary_coords = None
         self.use_face_contour, self.use_3D_translation = config.use_face_contour, config.use_3D_translation
         self.batch_size = getattr(config, "batch_size", 1)
-        for name, size in (("eye_pose", 6), ("neck_pose", 3), ("transl", 3)):  # what stands in for a missing argument
-            self.register_parameter(name, nn.Parameter(torch.zeros(1, size), requires_grad=False))
+        self.register_parameter("transl", nn.Parameter(torch.zeros(1, 3), requires_grad=False))
 
     def forward(
         self,
@@ -126,29 +158,11 @@ class FLAME(nn.Module):
         shape_params, expression_params (B, n) coefficients; pose_params (B, 6) axis-angle of the root and the jaw;
         neck_pose (B, 3), eye_pose (B, 6); transl (B, 3), added where `use_3D_translation` is on.
         """
-        if pose_params is not None and (pose_params.dim() != 2 or pose_params.shape[1] != 6):
-            raise ValueError(f"pose_params: expected shape (B, 6), got {tuple(pose_params.shape)}")
-        output = self.decoder(
-            shape_params,
-            expression_params,
-            None if pose_params is None else pose_params[:, :3],
-            self.neck_pose if neck_pose is None else neck_pose,
-            None if pose_params is None else pose_params[:, 3:],
-            self.eye_pose if eye_pose is None else eye_pose,
-            (self.transl if transl is None else transl) if self.use_3D_translation else None,
-        )
+        translation = (self.transl if transl is None else transl) if self.use_3D_translation else None
+        output = self.posed(shape_params, expression_params, pose_params, neck_pose, eye_pose, translation)
         return output.vertices, output.landmarks
 
     @property
     def faces(self):
         """Triangles (F, 3), a numpy array."""
         return self.decoder.faces.cpu().numpy()
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.decoder.v_template.dtype
-
-    def __getattr__(self, name):
-        if name in _BUFFERS:
-            return getattr(self.decoder, _BUFFERS[name])
-        return super().__getattr__(name)

@@ -1,5 +1,8 @@
+import pickle
+
 import numpy as np
 import pytest
+import torch
 from flame_files import deca_content, flame_2017_pickle, python2_pickle
 from heads import random_model
 from safetensors.numpy import load_file
@@ -36,6 +39,26 @@ def test_landmarks(model, tmp_path):
     assert LandmarkEmbedding.load(tmp_path / "landmarks.npz").num_contour == 17
     assert main([str(tmp_path / "embedding.npy"), str(tmp_path / "landmarks.npz"), "--full"]) == 0
     assert LandmarkEmbedding.load(tmp_path / "landmarks.npz").num_static == 68
+
+
+def test_landmarks_for_other_projects(model, tmp_path):
+    """Their own way of reading the files finds the same numbers, and so does ours."""
+    embedding = model.landmarks
+    for name in ("ringnet-static", "ringnet-dynamic", "deca"):
+        assert main([str(tmp_path / "embedding.npy"), str(tmp_path / name), "--format", name]) == 0
+        assert b"numpy._core" not in (tmp_path / name).read_bytes()
+    with open(tmp_path / "ringnet-static", "rb") as file:
+        static = pickle.load(file, encoding="latin1")
+    assert np.array_equal(static["lmk_face_idx"], embedding.static_faces_idx)
+    dynamic = np.load(tmp_path / "ringnet-dynamic", allow_pickle=True, encoding="latin1")[()]
+    assert len(dynamic["lmk_b_coords"]) == 79 and np.array_equal(dynamic["lmk_b_coords"], embedding.contour_bary_coords)
+    content = np.load(tmp_path / "deca", allow_pickle=True, encoding="latin1")[()]
+    assert torch.equal(content["dynamic_lmk_faces_idx"].long(), torch.tensor(embedding.contour_faces_idx))
+    assert torch.from_numpy(content["full_lmk_bary_coords"]).shape == (1, 68, 3)
+    for paths in (["deca"], ["ringnet-static", "ringnet-dynamic"]):
+        read = LandmarkEmbedding.load(*(tmp_path / path for path in paths))
+        for name, array in embedding.arrays().items():
+            assert np.array_equal(getattr(read, name), array)
 
 
 @pytest.mark.parametrize(

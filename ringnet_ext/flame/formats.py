@@ -1,6 +1,9 @@
-"""What the files of the field hold, as the arguments of FlameModel and LandmarkEmbedding."""
+"""What the files of the field hold, as arguments of FlameModel and LandmarkEmbedding; and landmark files for others."""
 
 from __future__ import annotations
+
+import io
+import pickle
 
 import numpy as np
 
@@ -123,6 +126,53 @@ def landmark_arguments(content, full: bool = False) -> dict[str, np.ndarray]:
     if not arguments:
         raise ValueError(f"no landmark embedding: it holds {_listed(content)}")
     return arguments
+
+
+def ringnet_static(landmarks) -> bytes:
+    """A LandmarkEmbedding's static points as RingNet's flame_static_embedding.pkl."""
+    return _pickle(_ringnet(landmarks.static_faces_idx, landmarks.static_bary_coords))
+
+
+def ringnet_dynamic(landmarks) -> bytes:
+    """A LandmarkEmbedding's contour as RingNet's flame_dynamic_embedding.npy. Raises ValueError where it has none."""
+    return _npy(_ringnet(*map(list, _contour(landmarks))))
+
+
+def deca(landmarks) -> bytes:
+    """A LandmarkEmbedding as DECA's landmark_embedding.npy, whose 68 fixed points are the frontal contour and the
+    static ones. Raises ValueError where it has no contour."""
+    import torch
+
+    faces_idx, bary_coords = _contour(landmarks)
+    return _npy({
+        "static_lmk_faces_idx": landmarks.static_faces_idx,
+        "static_lmk_bary_coords": landmarks.static_bary_coords,
+        "dynamic_lmk_faces_idx": torch.tensor(faces_idx),
+        "dynamic_lmk_bary_coords": torch.tensor(bary_coords),
+        "full_lmk_faces_idx": np.concatenate([faces_idx[0], landmarks.static_faces_idx])[None],
+        "full_lmk_bary_coords": np.concatenate([bary_coords[0], landmarks.static_bary_coords])[None],
+    })  # fmt: skip
+
+
+def _contour(landmarks):
+    if landmarks.contour_faces_idx is None:
+        raise ValueError("the landmarks have no contour")
+    return landmarks.contour_faces_idx, landmarks.contour_bary_coords
+
+
+def _ringnet(faces_idx, bary_coords):
+    return {"lmk_face_idx": faces_idx, "lmk_b_coords": bary_coords}
+
+
+def _pickle(value):
+    # Protocol 2 and NumPy's former module name, which the readers of that time know and those of today still do
+    return pickle.dumps(value, 2).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+
+
+def _npy(value):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|O", "fortran_order": False, "shape": ()})
+    return header.getvalue() + _pickle(np.array(value, dtype=object))
 
 
 def region_arguments(content) -> dict[str, np.ndarray]:

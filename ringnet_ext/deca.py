@@ -1,0 +1,51 @@
+"""DECA's FLAME on this project's decoder: for code written for ``from decalib.models.FLAME import FLAME``.
+
+As in :mod:`ringnet_ext.flame_pytorch`, contour landmarks are on the visible side whatever the pitch, unless the
+configuration has `original_contour`; model files are read without running what is in them; any batch size will do.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .flame import FLAME as _Layer
+from .flame import FlameModel, LandmarkEmbedding
+from .flame_pytorch import Decoder, OriginalContour
+from .ops import vertices2landmarks
+
+
+class _OriginalContour(OriginalContour):
+    sign = 1
+
+
+class FLAME(Decoder):
+    """DECA's layer. `config` has `flame_model_path`, `flame_lmk_embedding_path`, `n_shape` and `n_exp`, as DECA's
+    `cfg.model` has them."""
+
+    def __init__(self, config):
+        model = FlameModel.load(config.flame_model_path, config.flame_lmk_embedding_path)
+        layer = _OriginalContour if getattr(config, "original_contour", False) else _Layer
+        super().__init__(layer(model, shape_params=config.n_shape, expression_params=config.n_exp))
+        full = LandmarkEmbedding.load(config.flame_lmk_embedding_path, full=True)
+        self.register_buffer("full_lmk_faces_idx", torch.tensor(full.static_faces_idx)[None])
+        self.register_buffer("full_lmk_bary_coords", torch.tensor(full.static_bary_coords, dtype=torch.float32)[None])
+
+    def forward(
+        self,
+        shape_params: Tensor | None = None,
+        expression_params: Tensor | None = None,
+        pose_params: Tensor | None = None,
+        eye_pose_params: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Vertices (B, V, 3), landmarks (B, 68, 3) with the contour as it is seen, and 68 points fixed on the head.
+
+        shape_params, expression_params (B, n) coefficients; pose_params (B, 6) axis-angle of the root and the jaw;
+        eye_pose_params (B, 6). Metres, y up.
+        """
+        output = self.posed(shape_params, expression_params, pose_params, eye_pose=eye_pose_params)
+        return output.vertices, output.landmarks, self.seletec_3d68(output.vertices)
+
+    def seletec_3d68(self, vertices: Tensor) -> Tensor:
+        """The 68 points fixed on the head (B, 68, 3) of a mesh (B, V, 3); DECA's name for it."""
+        return vertices2landmarks(vertices, self.faces_tensor, self.full_lmk_faces_idx[0], self.full_lmk_bary_coords[0])
