@@ -24,6 +24,24 @@ def test_ring_loss_vanishes_for_equal_shapes_of_one_person_far_from_the_other():
     assert float(ring_shape_loss(shape, 0.5)) == pytest.approx(0.25)
 
 
+def test_descending_the_ring_loss_brings_a_person_together_and_others_apart():
+    shape = torch.randn(4, 6, 10).requires_grad_()
+
+    def distances():
+        same = (shape[:, :-1, None] - shape[:, None, :-1]).norm(dim=-1).mean()
+        other = (shape[:, :-1] - shape[:, -1:]).norm(dim=-1).mean()
+        return float(same.detach()), float(other.detach())
+
+    before = distances()
+    optimizer = torch.optim.Adam([shape], lr=0.05)
+    for _ in range(100):
+        optimizer.zero_grad()
+        ring_shape_loss(shape, margin=0.5).backward()
+        optimizer.step()
+    after = distances()
+    assert after[0] < 0.5 * before[0] and after[0] < 0.5 * after[1]
+
+
 def test_landmark_loss_is_the_confidence_weighted_mean():
     predicted, target = torch.rand(2, 68, 2), torch.rand(2, 68, 2)
     assert torch.allclose(landmark_loss(predicted, target), landmark_loss(predicted, target, torch.ones(2, 68)))
