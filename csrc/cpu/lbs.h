@@ -361,6 +361,13 @@ void backward_chunk(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t t0
                 const std::int32_t* ids = p.model.index + tile * (1 + lay.J);
                 const TileSkin<T> skin{ids[0], ids + 1, p.model.packed + lay.weights() + tile * lay.J * W};
                 vec<T> g[3], M[12], dv[3], v[3];
+                // The next element's part of both big arrays: pieces too short and too far apart for the hardware to foresee.
+                if (b + 1 < b1)
+                    for (int c = 0; c < 3; ++c) {
+                        __builtin_prefetch(p.grad_vertices + (b + 1) * p.grad_vertices_stride[0] +
+                                           (tile * W + c * (W / 3)) * p.grad_vertices_stride[1]);
+                        __builtin_prefetch(p.state + lay.blended(p.B, b + 1) + (tile * 3 + c) * W);
+                    }
                 load_gradient(p.grad_vertices + b * p.grad_vertices_stride[0], p.grad_vertices_stride, tile * W, lay.V, g);
                 skin.blend(A, M);
                 transform_point_vjp(M, g, dv);
