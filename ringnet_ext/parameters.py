@@ -135,7 +135,7 @@ class FlameParams(NamedTuple):
             raise ValueError(f"{', '.join(held)}: {who} has no such parameters, expected zeros")
 
 
-def read_parameters(path: str | os.PathLike) -> FlameParams:
+def read_parameters(path: str | os.PathLike, dtype: torch.dtype = torch.float32) -> FlameParams:
     """Parameters in a file, y up: ours, RingNet's .npy or .npz, DECA's .npz or .mat codes, or FLAME's 415 numbers.
 
     A dictionary in a .npy is read without running anything. Cameras are left out.
@@ -144,23 +144,27 @@ def read_parameters(path: str | os.PathLike) -> FlameParams:
     path = os.fspath(path)
     content = _read_mat(path) if path.endswith(".mat") else read_file(path)
     try:
-        if isinstance(content, np.ndarray):
-            return FlameParams.from_full(_tensor("the array", content))
-        if not isinstance(content, dict):
-            raise ValueError(f"expected a dictionary or 415 numbers, got {type(content).__name__}")
-        names = [name for name in content if name in {*FlameParams._fields, "cam", "pose", "exp"}]
-        tensors = {name: _tensor(name, content[name]) for name in names}
-        if "exp" in tensors:
-            return FlameParams.from_deca({"cam": torch.zeros(1, 3, dtype=torch.float64)} | tensors)[0]
-        if "pose" in tensors:  # RingNet's: in its frame, but the head is the same one
-            pose = tensors.pop("pose")
-            if pose.shape[1] != 6:
-                raise ValueError(f"pose: expected shape (B, 6), got {tuple(pose.shape)}")
-            tensors.pop("cam", None)
-            return FlameParams.make(global_pose=_half_turn(pose[:, :3]), jaw_pose=pose[:, 3:], **tensors)
-        return FlameParams.make(**tensors)
+        params = _recognised(content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    return FlameParams(*(value.to(dtype) for value in params))
+
+
+def _recognised(content) -> FlameParams:
+    if isinstance(content, np.ndarray):
+        return FlameParams.from_full(_tensor("the array", content))
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a dictionary or 415 numbers, got {type(content).__name__}")
+    names = [name for name in content if name in {*FlameParams._fields, "pose", "exp"}]
+    tensors = {name: _tensor(name, content[name]) for name in names}
+    if "exp" in tensors:
+        return FlameParams.from_deca(tensors | {"cam": torch.zeros(1, 3)})[0]
+    if "pose" not in tensors:
+        return FlameParams.make(**tensors)
+    pose = tensors.pop("pose")  # RingNet's: in its frame, but the head is the same one
+    if pose.shape[1] != 6:
+        raise ValueError(f"pose: expected shape (B, 6), got {tuple(pose.shape)}")
+    return FlameParams.make(global_pose=_half_turn(pose[:, :3]), jaw_pose=pose[:, 3:], **tensors)
 
 
 def _read_mat(path):

@@ -82,6 +82,7 @@ def test_on_a_ball():
     [
         (lambda: ball(), 16, "points: expected an odd number"),
         (lambda: replace(ball(), landmarks=None), 17, "landmarks: expected the 51 inner landmarks"),
+        (lambda: replace(ball(), landmarks=replace(ball().landmarks, static_ids=np.arange(51))), 17, "51 inner landmarks"),
         (lambda: random_model(), 17, "landmarks: "),
     ],
 )

@@ -91,7 +91,7 @@ def _parameters(options: argparse.Namespace) -> FlameParams:
             given[name] = torch.deg2rad(value) if name.endswith("pose") else value
     from_file = {}
     if options.parameters is not None:
-        from_file = read_parameters(options.parameters)._asdict()
+        from_file = read_parameters(options.parameters, torch.float64)._asdict()
     anything = from_file | given
     params = FlameParams.make(**anything or {"global_pose": torch.zeros(1, 3, dtype=torch.float64)})
     yaws = options.yaw or ([] if anything else _DEMO_YAWS)

@@ -105,7 +105,7 @@ def ear_embedding(model: FlameModel, points: int = 8) -> LandmarkEmbedding:
 
 def _face(model):
     embedding = model.landmarks
-    if embedding is None or embedding.num_static < 51:
+    if embedding is None or embedding.num_static < 51 or embedding.static_ids is not None:
         raise ValueError("landmarks: expected the 51 inner landmarks of iBUG, from which the face is found")
     vertices = model.v_template
     corners = vertices[model.faces[embedding.static_faces_idx[:51]]]

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 _MAX_DEPTH = 64  # nesting of real files is below 10
+_MAX_OPCODES = 2**22  # real files have some thousand; each takes up to a hundred bytes of memory
 _MAX_STEPS, _MAX_COUNT = 2**20, 2**28  # lists of lists in real files have some hundred items, arrays below 2^24 numbers
 
 
@@ -188,12 +189,16 @@ class _Machine:
         self.result = None
 
     def run(self):
-        while (opcode := self.take(1)[0]) != _STOP:
+        for _ in range(_MAX_OPCODES):
+            opcode = self.take(1)[0]
+            if opcode == _STOP:
+                self.result = self.stack.pop()
+                return
             step = _STEPS.get(opcode)
             if step is None:
                 raise ValueError(f"refused: opcode {bytes([opcode])!r}")
             step(self)
-        self.result = self.stack.pop()
+        raise ValueError(f"refused: more than {_MAX_OPCODES} opcodes")
 
     def take(self, count):
         end = self.position + count
@@ -223,6 +228,11 @@ class _Machine:
     def text(self, code, encoding):
         return str(self.take(self.number(code)), encoding, "surrogatepass" if encoding == "utf-8" else "strict")
 
+    def remember(self, index):
+        if not 0 <= index < 4 * _MAX_OPCODES:
+            raise ValueError("a memo index out of range")
+        self.memo[index] = self.stack[-1]
+
     def push(self, value):
         self.stack.append(value)
 
@@ -244,7 +254,8 @@ class _Machine:
         if not isinstance(target, dict) or len(items) % 2:
             raise ValueError("sets items of something that is no dictionary")
         for key, value in zip(items[::2], items[1::2]):
-            if not isinstance(key, (str, bytes, int, float, type(None))):
+            # Large integers can be chosen so that they collide in a dictionary and make it slow.
+            if not isinstance(key, (str, bytes)) and not (isinstance(key, int) and abs(key) < 2**31):
                 raise ValueError(f"a dictionary key of type {type(key).__name__}")
             target[key] = value
 
@@ -371,10 +382,10 @@ _STEPS = {
         "d": _Machine.op_dict,
         "s": _Machine.op_set_item,
         "u": lambda m: m.fill(m.marked()),
-        "p": lambda m: m.memo.__setitem__(int(m.line()), m.stack[-1]),
-        "q": lambda m: m.memo.__setitem__(m.number("<B"), m.stack[-1]),
-        "r": lambda m: m.memo.__setitem__(m.number("<I"), m.stack[-1]),
-        "\x94": lambda m: m.memo.__setitem__(len(m.memo), m.stack[-1]),
+        "p": lambda m: m.remember(int(m.line())),
+        "q": lambda m: m.remember(m.number("<B")),
+        "r": lambda m: m.remember(m.number("<I")),
+        "\x94": lambda m: m.remember(len(m.memo)),
         "g": lambda m: m.push(m.memo[int(m.line())]),
         "h": lambda m: m.push(m.memo[m.number("<B")]),
         "j": lambda m: m.push(m.memo[m.number("<I")]),
