@@ -10,7 +10,7 @@ namespace ringnet::cuda {
 constexpr index_t tile_vertices = 32;               // one vertex per lane of a warp
 constexpr index_t tile_columns = 3 * tile_vertices; // x of the tile's vertices, then y, then z
 constexpr index_t feature_multiple = 16;            // rows of features end in zeros up to a multiple of this: no loop has a tail
-constexpr index_t shared_bytes = 48 * 1024;         // what every GPU gives to a block without asking
+constexpr index_t shared_bytes = 46 * 1024;         // every GPU gives a block 48 kB without asking; 2 for static arrays
 
 RN_HOST_DEVICE constexpr index_t feature_count(index_t K, index_t J) { return K + 9 * (J - 1); }
 RN_HOST_DEVICE constexpr index_t padded_features(index_t K, index_t J) {

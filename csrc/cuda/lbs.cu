@@ -78,11 +78,9 @@ template <class T>
 void lbs_backward(const LbsBackward<T>& p, stream_t stream) {
     const index_t V = p.model.V, K = p.model.K, J = p.model.J;
     const bool sum_rest = p.grad_v_template && p.grad_v_template_shared;
-    const index_t rest_elements = sum_rest ? 1 : p.B;
-    if (p.grad_v_template && (!p.grad_vertices || p.B == 0))
-        check(cudaMemsetAsync(p.grad_v_template, 0, static_cast<std::size_t>(rest_elements * V * 3) * sizeof(T),
-                              static_cast<cudaStream_t>(stream)),
-              "lbs_backward");
+    const auto rest_bytes = static_cast<std::size_t>((sum_rest ? 1 : p.B) * V * 3) * sizeof(T);
+    if (p.grad_v_template && rest_bytes > 0 && (!p.grad_vertices || p.B == 0))
+        check(cudaMemsetAsync(p.grad_v_template, 0, rest_bytes, static_cast<cudaStream_t>(stream)), "lbs_backward");
     if (p.B == 0) return;
 
     const TileModel<T> model = tile_model_of(p.model);

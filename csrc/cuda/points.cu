@@ -54,7 +54,9 @@ __global__ void __launch_bounds__(backward_threads) points_backward_kernel(Verti
 
     const auto vertex_of = [&](index_t corner) -> index_t {
         index_t vertex[3];
-        return corners_of(p, b, corner / 3, vertex) ? vertex[corner % 3] : -1;
+        if (!corners_of(p, b, corner / 3, vertex)) return -1;
+        const index_t i = corner % 3;
+        return i == 0 ? vertex[0] : i == 1 ? vertex[1] : vertex[2];
     };
     for (index_t first = 0; first < count; first += backward_threads) {
         const index_t mine = first + t;
