@@ -62,6 +62,10 @@ def ball(radius=0.09):
     return FlameModel.rigid(mesh.vertices, mesh.faces, embedding)
 
 
+def with_landmarks(model, **changes):
+    return replace(model, landmarks=replace(model.landmarks, **changes))
+
+
 def test_on_a_ball():
     """The silhouette of a ball is its great circle; where the cut hides it, the contour is on the cut."""
     model = ball()
@@ -82,7 +86,7 @@ def test_on_a_ball():
     [
         (lambda: ball(), 16, "points: expected an odd number"),
         (lambda: replace(ball(), landmarks=None), 17, "landmarks: expected the 51 inner landmarks"),
-        (lambda: replace(ball(), landmarks=replace(ball().landmarks, static_ids=np.arange(51))), 17, "51 inner landmarks"),
+        (lambda: with_landmarks(ball(), static_ids=np.arange(51)), 17, "51 inner landmarks"),
         (lambda: random_model(), 17, "landmarks: "),
     ],
 )

@@ -209,6 +209,31 @@ def test_dtype(model, layer):
     assert torch.allclose(double.vertices, layer(**given).vertices, atol=1e-6)
 
 
+def test_to_a_device_and_back(model, layer, device):
+    given = random_arguments(3)
+    expected = layer(**given)
+    moved = FLAME(model, dtype=torch.float64).to(device)
+    there = {name: value.to(device) for name, value in given.items()}
+    for ours, theirs in zip(moved(**there), expected):
+        assert ours.device.type == device.type and torch.allclose(ours.cpu(), theirs, atol=1e-12)
+    assert torch.allclose(moved.landmarks(**there).cpu(), expected.landmarks, atol=1e-12)
+    assert torch.equal(moved.cpu()(**given).vertices, expected.vertices)
+
+
+def test_compiles_whole(model):
+    layer = FLAME(model)
+    given = random_arguments(2, dtype=torch.float32)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for ours, theirs in zip(compiled(**given), layer(**given)):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+def test_small_batches(layer, batch):
+    output = layer(**random_arguments(batch))
+    assert output.vertices.shape == (batch, 60, 3) and output.landmarks.shape == (batch, 68, 3)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -8,7 +8,6 @@ from heads import random_model
 from smplx.lbs import batch_rodrigues, lbs, vertices2landmarks
 from smplx.utils import rot_mat_to_euler
 
-from ringnet_ext.flame import FlameModel
 from ringnet_ext.flame_pytorch import FLAME, get_config
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 _MAX_DEPTH = 64  # nesting of real files is below 10
-_MAX_OPCODES = 2**22  # real files have some thousand; each takes up to a hundred bytes of memory
+_MAX_OPCODES = 2**20  # real files have some thousand; each takes up to a hundred bytes of memory
 _MAX_STEPS, _MAX_COUNT = 2**20, 2**28  # lists of lists in real files have some hundred items, arrays below 2^24 numbers
 
 
