@@ -31,7 +31,7 @@ class CompactEncoder(nn.Module):
     channels = 1
     features = 512
 
-    def __init__(self, widths: tuple[int, ...] = (24, 48, 96, 160, 192)):
+    def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 128, 128)):
         super().__init__()
         stages, previous = [], self.channels
         for index, width in enumerate(widths):
@@ -42,7 +42,8 @@ class CompactEncoder(nn.Module):
                 nn.ReLU(inplace=True),
             ]
             previous = width
-        self.stages = nn.Sequential(*stages)
+        # Convolutions on a CPU run a fifth faster with the channels innermost.
+        self.stages = nn.Sequential(*stages).to(memory_format=torch.channels_last)
         self.head = nn.Linear(previous * (self.input_size // 16) ** 2, self.features)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -174,8 +175,11 @@ class IterativeRegressor(nn.Module):
         self.register_buffer("mean", mean.clone())
         self.register_buffer("scale", scale.clone())
         outputs = len(mean)
+        # The first layer of the MLP in two parts: that of the features is the same in every round.
+        self.from_features = nn.Linear(features, self.hidden)
+        self.from_estimate = nn.Linear(outputs, self.hidden, bias=False)
         self.layers = nn.Sequential(
-            nn.Linear(features + outputs, self.hidden), nn.ReLU(), nn.Dropout(dropout),
+            nn.ReLU(), nn.Dropout(dropout),
             nn.Linear(self.hidden, self.hidden), nn.ReLU(), nn.Dropout(dropout),
             nn.Linear(self.hidden, outputs),
         )  # fmt: skip
@@ -185,7 +189,8 @@ class IterativeRegressor(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, features) -> (B, P)."""
+        seen = self.from_features(features)
         estimate = features.new_zeros(len(features), len(self.mean))
         for _ in range(self.iterations):
-            estimate = estimate + self.layers(torch.cat([features, estimate], dim=1))
+            estimate = estimate + self.layers(seen + self.from_estimate(estimate))
         return self.mean + self.scale * estimate

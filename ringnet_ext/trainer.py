@@ -41,7 +41,7 @@ class TrainingSettings:
     weight_decay: float = 0.01
     warmup_steps: int = 50
     final_learning_rate: float = 0.01  # as a fraction, reached along a cosine
-    gradient_clip: float = 5.0
+    gradient_clip: float | None = 5.0  # norm of the whole gradient; None for none
     ring_weight: float = 1.0
     landmark_weight: float = 60.0
     shape_weight: float = 1e-4
@@ -165,7 +165,8 @@ class Trainer:
         terms = self.losses(images, landmarks, confidence)
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters.values(), settings.gradient_clip)
+        if settings.gradient_clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters.values(), settings.gradient_clip)
         self.optimizer.step()
         return {name: value.detach() for name, value in terms.items()}
 

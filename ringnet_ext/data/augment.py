@@ -19,7 +19,7 @@ FLIP = np.array(
     + [64, 63, 62, 61, 60, 67, 66, 65]  # inner lips
 )
 
-_ZOOM, _SHIFT = 0.12, 0.06
+_ZOOM, _SHIFT = 0.06, 0.04
 
 
 def crop(
