@@ -1,0 +1,257 @@
+"""Who is measured on what: problems, and the table of contenders that solve them."""
+
+import dataclasses
+import functools
+import importlib
+import importlib.metadata
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limits import Work, rotations, skinned_points
+from ringnet_ext import FLAME, builtin_head, ops
+from ringnet_ext.ops import reference
+
+OPS = ("rodrigues", "lbs", "landmarks", "layer")
+
+
+class Unavailable(Exception):
+    """This contender can't do this problem here; says why."""
+
+
+@functools.cache
+def head(K: int):
+    """The built-in head, 2/3 of K its shape directions and 1/3 expressions; beyond its 150 directions, random ones."""
+    model = builtin_head()
+    shape, expression = {150: (100, 50), 400: (300, 100)}[K]
+    random = np.random.default_rng(0)
+
+    def widened(directions, width):
+        more = random.normal(0, 5e-4, (*directions.shape[:2], max(0, width - directions.shape[2])))
+        return np.concatenate([directions[..., :width], more], axis=-1)
+
+    return dataclasses.replace(
+        model, shapedirs=widened(model.shapedirs, shape), expressiondirs=widened(model.expressiondirs, expression)
+    )
+
+
+@functools.cache
+def layer(K: int, device: torch.device, dtype: torch.dtype = torch.float32) -> FLAME:
+    model = head(K)
+    return FLAME(model, shape_params=model.shapedirs.shape[2], expression_params=model.expressiondirs.shape[2], dtype=dtype).to(device)
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """An operator on B random heads with K coefficients: inputs, constants, and the work that it takes."""
+
+    op: str
+    K: int
+    B: int
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def flame(self) -> FLAME:
+        return layer(self.K, self.device, self.dtype)
+
+    @property
+    def body(self) -> tuple[Tensor, ...]:
+        f = self.flame
+        return f.v_template, f.shapedirs, f.posedirs, f.J_regressor, f.parents, f.lbs_weights
+
+    @property
+    def embedding(self) -> tuple[Tensor, ...]:
+        f = self.flame
+        return f.faces, f.lmk_faces_idx, f.lmk_bary_coords, f.contour_faces_idx, f.contour_bary_coords
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        """rot_vecs (5 B, 3) for rodrigues: the rotations of B heads. Else betas (B, K) and pose (B, 15), radians."""
+        random = torch.Generator().manual_seed(self.B)
+        betas = torch.randn(self.B, self.K, generator=random)
+        pose = 0.3 * torch.randn(self.B, 15, generator=random)
+        chosen = (pose.view(-1, 3),) if self.op == "rodrigues" else (betas, pose)
+        return tuple(x.to(self.device, self.dtype) for x in chosen)
+
+    def work(self, backward: bool) -> Work:
+        if self.op == "rodrigues":
+            return rotations(5 * self.B, backward)
+        weights = float((self.flame.lbs_weights > 0).sum(1).float().mean())
+        V, L = len(self.flame.v_template), 68
+        points, outputs = {"lbs": (V, V), "landmarks": (3 * L, L), "layer": (V, V + L)}[self.op]
+        return skinned_points(points, weights, self.K, 5, self.B, backward, outputs)
+
+
+# A contender makes of a problem a function of its inputs that returns a tuple of results: (5 B, 3, 3) matrices, (B, V, 3)
+# vertices, (B, 68, 3) landmarks, or for the layer vertices and landmarks.
+Solution = Callable[..., tuple[Tensor, ...]]
+
+
+def ours(p: Problem) -> Solution:
+    body, embedding, flame = p.body, p.embedding, p.flame
+    if p.op == "rodrigues":
+        return lambda r: (ops.batch_rodrigues(r),)
+    if p.op == "lbs":
+        return lambda betas, pose: (ops.flame_lbs(betas, pose, *body)[0],)
+    if p.op == "landmarks":
+        return lambda betas, pose: (ops.flame_landmarks(betas, pose, *body, *embedding),)
+    sizes = [flame.shape_params, flame.expression_params]
+
+    def whole(betas, pose):
+        output = flame(*betas.split(sizes, 1), *pose.split([3, 3, 3, 6], 1))
+        return output.vertices, output.landmarks
+
+    return whole
+
+
+def kernel(p: Problem) -> Solution:
+    """The compiled core alone, forward, into memory that is there already: no PyTorch, no allocation."""
+    if p.op != "lbs":
+        raise Unavailable("measured for lbs only")
+    from ringnet_ext.ops import _prepared
+
+    v_template, *constants = p.body
+    model = _prepared.prepared_lbs(tuple(constants))
+    joints_at_rest = _prepared.template_joints((p.flame.J_regressor, v_template))
+    vertices = torch.zeros(p.B, len(v_template), 3, device=p.device)
+    joints = torch.zeros(p.B, 5, 3, device=p.device)
+    state = torch.zeros(p.B, model.state_sizes[False], device=p.device)
+    where = _prepared.where(p.device)
+
+    def run(betas, pose):
+        model.core.forward(
+            p.B, betas.data_ptr(), p.K, pose.data_ptr(), 15, True, v_template.data_ptr(), 0, joints_at_rest.data_ptr(), 0,
+            False, state.data_ptr(), vertices.data_ptr(), joints.data_ptr(), where,
+        )  # fmt: skip
+        return (vertices,)
+
+    return run
+
+
+def _composed(p: Problem, body, rodrigues, lbs, points, vertices2landmarks) -> Solution:
+    """Any problem from functions with smplx's signatures; points(vertices, pose) -> faces (B, 68), coordinates (B, 68, 3)."""
+    faces = p.flame.faces
+
+    def whole(betas, pose):
+        vertices = lbs(betas, pose, *body)[0]
+        return vertices, vertices2landmarks(vertices, faces, *points(vertices, pose))
+
+    return {
+        "rodrigues": lambda r: (rodrigues(r),),
+        "lbs": lambda betas, pose: (lbs(betas, pose, *body)[0],),
+        "landmarks": lambda betas, pose: whole(betas, pose)[1:],
+        "layer": whole,
+    }[p.op]
+
+
+def plain(p: Problem, parents=None) -> Solution:
+    """ringnet_ext.ops.reference: the formulas in PyTorch, eager."""
+    body, embedding = list(p.body), p.embedding[1:]
+    if parents is not None:
+        body[4] = parents
+    return _composed(
+        p, body, reference.batch_rodrigues, reference.flame_lbs,
+        lambda vertices, pose: reference.landmark_points(pose, body[4], *embedding, 1, True), reference.vertices2landmarks,
+    )  # fmt: skip
+
+
+class _Constant:
+    """The joint tree as part of the program: torch.compile need not break its graph to read it."""
+
+    def __init__(self, parents: Tensor):
+        self._list = parents.tolist()
+
+    def tolist(self) -> list[int]:
+        return self._list
+
+
+def compiled(p: Problem) -> Solution:
+    """The same formulas under torch.compile; batch sizes above 1 share a graph."""
+    return _compiled(p.op, p.K, p.B == 1, p.device)
+
+
+@functools.cache
+def _compiled(op: str, K: int, single: bool, device: torch.device):
+    p = Problem(op, K, 1 if single else 2, device)
+    return torch.compile(plain(p, _Constant(p.flame.parents)), dynamic=not single, fullgraph=True)
+
+
+def smplx(p: Problem) -> Solution:
+    """smplx.lbs of the package smplx."""
+    lbs = _imported("smplx.lbs")
+    _, static_idx, static_bary, contour_idx, contour_bary = p.embedding
+    chain = torch.tensor([1, 0], device=p.device)  # neck, root
+
+    def points(vertices, pose):
+        B = len(pose)
+        row_idx, row_bary = lbs.find_dynamic_lmk_idx_and_bcoords(vertices, pose, contour_idx, contour_bary, chain)
+        return torch.cat([row_idx, static_idx.expand(B, -1)], 1), torch.cat([row_bary, static_bary.expand(B, -1, -1)], 1)
+
+    return _composed(p, p.body, lbs.batch_rodrigues, lbs.lbs, points, lbs.vertices2landmarks)
+
+
+def body_models(p: Problem, kernel_backend: str = "torch") -> Solution:
+    """FLAME of the package body-models, its vertices only: it has no contour landmarks."""
+    if p.op != "lbs":
+        raise Unavailable("measured for lbs only")
+    if kernel_backend == "warp":
+        _imported("warp").config.quiet = True
+    model = _body_models_flame(p.K, kernel_backend).to(p.device)
+    shape_params = p.flame.shape_params
+
+    def lbs(betas, pose):
+        joints = pose.view(-1, 5, 3)
+        shape, expression = betas[:, :shape_params], betas[:, shape_params:]
+        return (model.forward_vertices(joints[:, 1:], head_rotation=joints[:, 0], shape=shape, expression=expression),)
+
+    return lbs
+
+
+@functools.cache
+def _body_models_flame(K: int, kernel_backend: str):
+    """Reads files in FLAME's layout only: always 300 shape and 100 expression directions, of which K are used."""
+    module, model = _imported("body_models.flame.torch"), head(K)
+    shapedirs = np.zeros((len(model.v_template), 3, 400), np.float32)
+    shapedirs[..., : model.shapedirs.shape[2]] = model.shapedirs
+    shapedirs[..., 300 : 300 + model.expressiondirs.shape[2]] = model.expressiondirs
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "head.npz"
+        np.savez(
+            path, v_template=model.v_template, f=model.faces, weights=model.lbs_weights, shapedirs=shapedirs,
+            posedirs=model.posedirs, J_regressor=model.J_regressor, kintree_table=np.stack([model.parents, np.arange(5)]),
+        )  # fmt: skip
+        return module.FLAME(model_path=path, kernel_backend=kernel_backend)
+
+
+def _imported(name: str):
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise Unavailable(str(error)) from error
+
+
+OURS, KERNEL = "ringnet_ext", "kernel alone"
+CONTENDERS: dict[str, Callable[[Problem], Solution]] = {
+    OURS: ours,
+    KERNEL: kernel,
+    "reference": plain,
+    "torch.compile": compiled,
+    "smplx": smplx,
+    "body-models": body_models,
+    "body-models Warp": functools.partial(body_models, kernel_backend="warp"),
+}
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that take part and are installed."""
+    found = {}
+    for name in ("torch", "smplx", "body-models", "warp-lang"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
