@@ -106,7 +106,6 @@ __global__ void __launch_bounds__(mesh_backward_threads, 2) mesh_backward_kernel
                 sum[c] += d[c];
             }
         }
-        __syncwarp();
         if (slice == 0 && p.sum_grad_v_template) {
             for (int c = 0; c < 3; ++c) staging[c * lanes + lane] = sum[c];
             __syncthreads();
@@ -122,7 +121,7 @@ __global__ void __launch_bounds__(mesh_backward_threads, 2) mesh_backward_kernel
         for (int step = 0; step < steps; ++step) {
             const int s = static_cast<int>(tile - first_tile) * steps + step;
             wait_copies();
-            __syncthreads();  // this step's columns are here, and nobody reads the other buffer any more
+            __syncthreads();  // this step's columns and the un-skinned gradient are here, and nobody reads the other buffer any more
             if (step + 1 < steps || tile + 1 < end_tile) copy(s + 1);
             const T* d = directions + s % 2 * buffer_size + lane * row;
             const T* g = gradient + step * backward_depth;
