@@ -15,7 +15,8 @@
 //   sizes only (never on values, never on the device's state), so that shapes can be inferred and graphs captured.
 //   packed   (T) and index (int32): the constants of a model, written once by pack_*.
 //   state    (T): B rows of *_state_size elements each, 64-byte aligned. Written by the forward call and read by the
-//                 backward call; with keep = false it is the forward's scratch only (smaller: nothing is kept).
+//                 backward call; with keep = false it is the forward's scratch only (smaller: nothing is kept). An output of
+//                 the operator as torch sees it, so every element is written, padding too, the same run to run.
 //   workspace(T): scratch of a backward call.
 //
 // What is kept for the backward pass (keep = true)

@@ -222,17 +222,16 @@ void landmarks_forward_group(const LandmarksForward<T>& p, const LandmarkTables<
     index_t rows[group];
     for (int b = 0; b < group; ++b) {
         T* state = p.state + (b0 + b) * lay.state_size(p.keep);
-        for (index_t k = lay.F; k < lay.direction_row(); ++k) state[k] = T(0);
+        // All of state is written, padding too: it is an output of the operator, and the backward pass multiplies some by zero.
+        fill_zero(state + lay.F, state + lay.transforms);
+        fill_zero(state + lay.transforms + 12 * lay.J, state + lay.state_size(p.keep));
         pose_forward<T>(pose_input(p.model, p.betas + (b0 + b) * p.betas_stride, p.pose + (b0 + b) * p.pose_stride, p.axis_angle),
                         s, state, state + lay.transforms, nullptr);
         rows[b] = lay.C > 0 ? contour_row(s.world_r + 9 * p.model.neck_joint) : 0;
         state[lay.row] = static_cast<T>(rows[b]);
         features[b] = state;
         blended[b] = p.keep ? state + lay.blended : scratch.group(b);
-        // The padding of the last tiles is left out below, but the backward pass multiplies it by zero.
-        for (const index_t tiles : {lay.static_tiles, lay.chosen_tiles()})
-            if (tiles > 0)
-                for (index_t i = (tiles - 1) * 3 * W; i < tiles * 3 * W; ++i) blended[b][i] = T(0);
+        if (!p.keep) fill_zero(blended[b], blended[b] + scratch.corners);
     }
     each_corner<T, together>(m, 0, lay.static_tiles, 0, [&](auto corners, const std::int32_t* vertices, index_t offset) {
         T* out[group];
@@ -300,9 +299,9 @@ void landmarks_backward_group(const LandmarksBackward<T>& p, const LandmarkTable
             for (int c = 0; c < 3; ++c) store(gradient + (3 * t + c) * W, dv[c]);
         }
         T* sums = scratch.transform_sums(b);
-        for (index_t i = 0; i < 12 * lay.J; ++i) sums[i] = T(0);
+        fill_zero(sums, sums + 12 * lay.J);
         transforms.flush(sums);
-        for (index_t k = 0; k < lay.direction_row(); ++k) scratch.d_features(b)[k] = T(0);
+        fill_zero(scratch.d_features(b), scratch.d_features(b) + lay.direction_row());
     }
     T* d_features[group];
     for (int b = 0; b < group; ++b) d_features[b] = scratch.d_features(b);

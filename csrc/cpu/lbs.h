@@ -125,12 +125,7 @@ struct TileSkin {
 template <class T, int group, int tiles>
 RN_KERNEL void blend_tiles(index_t F, const T* directions, const T* features, index_t pitch, vec<T> (&out)[tiles][group][3]) {
     constexpr int W = lanes<T>;
-    vec<T> acc[tiles][group][3];
-    RN_UNROLL for (int t = 0; t < tiles; ++t) {
-        RN_UNROLL for (int b = 0; b < group; ++b) {
-            RN_UNROLL for (int c = 0; c < 3; ++c) acc[t][b][c] = out[t][b][c];
-        }
-    }
+    vec<T> acc[tiles][group][3] = {};
     const T* x[group];
     RN_UNROLL for (int b = 0; b < group; ++b) x[b] = features + b * pitch;
     const T* next = features + group * pitch;
@@ -152,7 +147,7 @@ RN_KERNEL void blend_tiles(index_t F, const T* directions, const T* features, in
     }
     RN_UNROLL for (int t = 0; t < tiles; ++t) {
         RN_UNROLL for (int b = 0; b < group; ++b) {
-            RN_UNROLL for (int c = 0; c < 3; ++c) out[t][b][c] = acc[t][b][c];
+            RN_UNROLL for (int c = 0; c < 3; ++c) out[t][b][c] += acc[t][b][c];  // last: the template is large, the sum small
         }
     }
 }
@@ -228,9 +223,14 @@ void lbs_forward(const LbsForward<T>& p, int threads) {
         const PoseScratch s(scratch.data(), m.J);
 #pragma omp for schedule(static)
         for (index_t b = 0; b < p.B; ++b) {
+            T *features = p.state + lay.features(b), *transforms = p.state + lay.transforms(p.B, b);
             pose_forward(pose_input(m, p.betas + b * p.betas_stride, p.pose + b * p.pose_stride,
                                     p.joint_template + b * p.joint_template_stride, p.axis_angle),
-                         s, p.state + lay.features(b), p.state + lay.transforms(p.B, b), p.joints + b * 3 * m.J);
+                         s, features, transforms, p.joints + b * 3 * m.J);
+            // All of state is written, padding too: it is an output of the operator.
+            fill_zero(features + lay.F, features + lay.feature_pitch);
+            fill_zero(transforms + 12 * m.J, transforms + lay.transform_pitch);
+            if (p.keep) fill_zero(p.state + lay.blended(p.B, b) + lay.tiles * 3 * LbsLayout<T>::W, p.state + lay.blended(p.B, b + 1));
         }
 #pragma omp for schedule(static)
         for (index_t w = 0; w < work; ++w) {
@@ -350,8 +350,7 @@ void backward_chunk(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t t0
     T* blended_gradient = scratch;  // [b][row of the block]
     TransformGradient<T> transforms(scratch + Layout::batch_block * Layout::rows_per_block, lay.J);
 
-    for (index_t b = b0; b < b1; ++b)
-        for (index_t i = 0; i < partial_pitch; ++i) partial[b * partial_pitch + i] = T(0);
+    fill_zero(partial + b0 * partial_pitch, partial + b1 * partial_pitch);
     for (index_t block = t0; block < t1; block += Layout::tiles_per_block) {
         const index_t end = min_of(block + Layout::tiles_per_block, t1);
         for (index_t b = b0; b < b1; ++b) {
@@ -410,7 +409,7 @@ void lbs_backward(const LbsBackward<T>& p, int threads) {
     const bool sum_template = p.grad_v_template && p.grad_v_template_shared;
     if (p.B == 0) {
         if (sum_template)
-            for (index_t i = 0; i < 3 * m.V; ++i) p.grad_v_template[i] = T(0);
+            fill_zero(p.grad_v_template, p.grad_v_template + 3 * m.V);
         return;
     }
     const index_t chunks = p.grad_vertices ? lay.chunks(p.B) : 0, chunk_tiles = lay.chunk_blocks(p.B) * Layout::tiles_per_block;
@@ -434,7 +433,7 @@ void lbs_backward(const LbsBackward<T>& p, int threads) {
         for (index_t b = 0; b < p.B; ++b) {
             T* d_features = scratch.data();
             const index_t features = lay.feature_vectors * W;
-            for (index_t k = 0; k < features; ++k) d_features[k] = T(0);
+            fill_zero(d_features, d_features + features);
             for (index_t i = 0; i < 12 * m.J; ++i) s.d_transforms[i] = 0;
             for (index_t c = 0; c < chunks; ++c) {
                 const T* partial = p.workspace + (c * p.B + b) * partial_pitch;

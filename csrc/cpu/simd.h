@@ -73,6 +73,11 @@ RN_HOST_DEVICE void store(T* p, vec<T> v) {
 }
 
 template <class T>
+RN_HOST_DEVICE void fill_zero(T* first, T* last) {
+    for (; first < last; ++first) *first = T(0);
+}
+
+template <class T>
 RN_HOST_DEVICE vec<T> broadcast(T x) {
     return x - vec<T>{};
 }

@@ -4,8 +4,8 @@ Shapes, dtypes and devices are checked here, on real tensors and on the fake one
 where a model is prepared, because only real tensors have values.
 """
 
-from torch import Tensor
 import torch
+from torch import Tensor
 
 FLOATS = (torch.float32, torch.float64)
 INTEGERS = (torch.int64, torch.int32)
@@ -17,7 +17,7 @@ def require(condition: bool, argument: str, expected: str, got: object) -> None:
 
 
 def require_tensor(argument: str, value: object, shape: tuple, like: Tensor | None = None, dtypes: tuple = FLOATS) -> None:
-    """A dense tensor of this shape (None: any size), of one of the dtypes; of ``like``'s dtype (floats) and device."""
+    """A tensor of this shape (None: any size), of one of the dtypes; of ``like``'s dtype (floats) and device."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{argument}: expected a tensor, got {type(value).__name__}")
     if like is not None and dtypes is FLOATS:
@@ -25,8 +25,6 @@ def require_tensor(argument: str, value: object, shape: tuple, like: Tensor | No
     if value.dtype not in dtypes:
         names = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
         raise TypeError(f"{argument}: expected {names}, got {str(value.dtype).removeprefix('torch.')}")
-    if value.layout is not torch.strided:
-        raise ValueError(f"{argument}: expected a dense tensor, got {value.layout}")
     if value.ndim != len(shape) or any(want is not None and want != have for want, have in zip(shape, value.shape)):
         wanted = ", ".join("any" if s is None else str(s) for s in shape)
         raise ValueError(f"{argument}: expected shape ({wanted}), got {tuple(value.shape)}")

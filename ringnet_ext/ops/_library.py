@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import _checks as checks
 from ._prepared import (
-    _LANDMARKS, _LBS, PreparedLandmarks, PreparedLbs, on_device, prepared_landmarks, prepared_lbs, require_device,
+    _LANDMARKS, _LBS, PreparedLandmarks, PreparedLbs, _regress, on_device, prepared_landmarks, prepared_lbs, require_device,
     template_joints, where,
 )
 
@@ -34,10 +34,22 @@ def _operator(schema: str, fake):
         _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         for key in ("CPU", "CUDA"):
             _library.impl(name, kernel, key)
+        for key in ("SparseCPU", "SparseCUDA"):
+            _library.impl(name, _refuse_sparse(name), key)
         torch.library.register_fake(f"ringnet_ext::{name}", fake, lib=_library)
         return kernel
 
     return register
+
+
+def _refuse_sparse(name: str):
+    def kernel(*arguments):
+        schema = getattr(torch.ops.ringnet_ext, name).default._schema
+        for parameter, value in zip(schema.arguments, arguments):
+            sparse = isinstance(value, Tensor) and value.layout is not torch.strided
+            checks.require(not sparse, parameter.name, "a dense tensor", getattr(value, "layout", None))
+
+    return kernel
 
 
 def _rows(t: Tensor) -> Tensor:
@@ -99,7 +111,9 @@ def _lbs_forward_fake(
 def _joint_template(v_template: Tensor, J_regressor: Tensor) -> tuple[Tensor, int]:
     """The template's joints, (J, 3) or (B, J, 3), and the distance between batch elements."""
     if v_template.ndim == 2:
-        return template_joints((J_regressor, v_template)), 0
+        # What requires grad is being optimised, and may be written in ways that leave no trace: never kept.
+        joints = _regress(J_regressor, v_template) if v_template.requires_grad else template_joints((J_regressor, v_template))
+        return joints, 0
     with torch.autocast(v_template.device.type, enabled=False):
         joints = torch.matmul(J_regressor, v_template).contiguous()
     return joints, joints.stride(0)

@@ -1,0 +1,107 @@
+"""What is built and shipped: the compiled module, the wheel, the source archive, and the check that they belong together."""
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import _ringnet_core
+import pytest
+
+import ringnet_ext
+
+ROOT = Path(__file__).resolve().parent.parent
+CORE = Path(_ringnet_core.__file__)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads ELF")
+def test_core_links_neither_torch_nor_the_cuda_runtime():
+    libraries = subprocess.run(["ldd", CORE], capture_output=True, text=True, check=True).stdout
+    assert "libc.so" in libraries
+    for name in ("torch", "c10", "cudart", "libpython"):
+        assert name not in libraries
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_one_openmp_for_torch_and_the_core():
+    maps = "import ringnet_ext; print(open('/proc/self/maps').read())"
+    out = subprocess.run([sys.executable, "-c", maps], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    libraries = {line.split()[-1] for line in out.splitlines() if "libgomp" in line or "libomp" in line or "libiomp" in line}
+    assert len(libraries) == 1, libraries
+
+
+def test_installed_files():
+    """The wheel as pip recorded it: the package, the core and its types at top level, nothing else."""
+    files = [str(f) for f in importlib.metadata.files("ringnet_ext")]
+    tops = {f.split("/")[0] for f in files if not f.startswith("..")}
+    assert all(t in ("ringnet_ext", CORE.name, "_ringnet_core.pyi") or t.endswith(".dist-info") for t in tops), tops
+    for name in ("_ringnet_core.pyi", "ringnet_ext/py.typed", "ringnet_ext/ops/reference.py"):
+        assert name in files
+    assert any(f.endswith("licenses/LICENSE") for f in files)
+    assert not [f for f in files if f.endswith((".cpp", ".cu", ".h"))]
+
+
+def test_installed_version_is_the_source_s():
+    assert importlib.metadata.version("ringnet_ext") == ringnet_ext.__version__ == _ringnet_core.__version__
+
+
+def test_source_archive(tmp_path):
+    """Everything that `pip install` of it needs, and nothing that was only lying around."""
+    pytest.importorskip("scikit_build_core")
+    build = "import sys; from scikit_build_core.build import build_sdist; print(build_sdist(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", build, tmp_path], cwd=ROOT, check=True, capture_output=True)
+    (archive,) = tmp_path.iterdir()
+    with tarfile.open(archive) as tar:
+        names = {n.split("/", 1)[1] for n in tar.getnames() if "/" in n}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode == 0:
+        wanted = {f for f in tracked.stdout.split() if f.startswith(("csrc/", "python/", "ringnet_ext/"))}
+        assert wanted <= names, wanted - names
+    for name in ("CMakeLists.txt", "pyproject.toml", "LICENSE", "csrc/ops.h", "python/module.cpp"):
+        assert name in names
+    assert not [n for n in names if n.startswith((".git/", "build/", "runs/")) or n.endswith((".so", ".pyc"))]
+
+
+@pytest.mark.parametrize("where", [ROOT, Path("/")], ids=["checkout", "elsewhere"])
+def test_imports_from_the_checkout_and_from_elsewhere(where):
+    program = (
+        "import os, ringnet_ext, _ringnet_core, torch; from ringnet_ext import ops;"
+        "assert torch.equal(ops.batch_rodrigues(torch.zeros(1, 3))[0], torch.eye(3));"
+        "print(os.path.dirname(ringnet_ext.__file__)); print(_ringnet_core.__file__)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], cwd=where, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    package, core = run.stdout.split()
+    assert (Path(package).parent == ROOT) == (where == ROOT)
+    assert Path(core) == CORE
+
+
+@pytest.mark.parametrize("core, error", [("raise ImportError('no such library')", "no such library"), ("__version__ = '0.0.1'", "0.0.1")])
+def test_a_missing_or_foreign_core_says_what_to_do(tmp_path, core, error):
+    (tmp_path / "_ringnet_core.py").write_text(core)
+    run = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.path.insert(0, sys.argv[1]); import ringnet_ext", tmp_path], cwd=ROOT,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode != 0
+    assert "ImportError" in run.stderr and error in run.stderr and "pip install ." in run.stderr
+
+
+def test_config_show(capsys):
+    from ringnet_ext import __config__
+
+    __config__.show()
+    shown = capsys.readouterr().out
+    assert ringnet_ext.__version__ in shown and _ringnet_core.simd_level() in shown
+    for word in ("CUDA", "SIMD", "threads"):
+        assert word in shown
+
+
+def test_unknown_simd_level_is_refused():
+    run = subprocess.run(
+        [sys.executable, "-c", "import _ringnet_core; _ringnet_core.simd_level()"],
+        env={**os.environ, "RINGNET_SIMD": "mmx"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode != 0 and "RINGNET_SIMD=mmx: expected avx512, avx2 or baseline" in run.stderr
