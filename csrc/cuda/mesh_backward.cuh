@@ -107,6 +107,7 @@ __global__ void __launch_bounds__(mesh_backward_threads, 2) mesh_backward_kernel
             }
         }
         if (slice == 0 && p.sum_grad_v_template) {
+            __syncwarp();  // the staging memory is no longer read
             for (int c = 0; c < 3; ++c) staging[c * lanes + lane] = sum[c];
             __syncthreads();
             if (t < tile_columns) {
