@@ -43,7 +43,8 @@ def exact(rot_vecs: torch.Tensor, grads: torch.Tensor) -> tuple[torch.Tensor, to
                 ahead, behind = ([v + sign * step * (i == axis) for i, v in enumerate(r)] for sign in (1, -1))
                 pairs = zip(g, exact_rotation(ahead), exact_rotation(behind))
                 gradients.append(float(sum(w * (p - m) for w, p, m in pairs) / (2 * step)))
-    return torch.tensor(values).double().view(-1, 3, 3), torch.tensor(gradients).double().view(-1, 3)
+    values, gradients = (torch.tensor(x, dtype=torch.float64) for x in (values, gradients))
+    return values.view(-1, 3, 3), gradients.view(-1, 3)
 
 
 def rotation_contenders() -> dict:

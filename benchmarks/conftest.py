@@ -13,7 +13,8 @@ def pytest_addoption(parser):
     group = parser.getgroup("ringnet_ext benchmarks")
     group.addoption("--quick", action="store_true", help="B = 1 and 64 and K = 150 only, half a minute to two")
     group.addoption("--full", action="store_true", help="K = 400 for every operator, not for lbs alone")
-    group.addoption("--device", default="cpu", help="cpu (default) or cuda")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    group.addoption("--device", default=device, help=f"cpu or cuda (default: {device})")
     group.addoption("--seconds", type=float, default=0.3, help="per contender and case, at least three calls (default 0.3)")
 
 
