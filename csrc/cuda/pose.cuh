@@ -63,9 +63,9 @@ __device__ void pose_of_element(const PoseInput<T>& in, index_t b, const PoseScr
     group.sync();
     const T* joint_template = in.joint_template + b * in.joint_template_stride;
     for (int i = rank; i < coordinates; i += size) {
-        T sum = joint_template[i];
+        T sum = T(0);
         for (int part = 0; part < parts; ++part) sum += s.world_r[part * coordinates + i];
-        s.rest[i] = sum;
+        s.rest[i] = joint_template[i] + sum;
     }
     group.sync();
     if (rank == 0) chain(in.J, in.parents, s.local_r, s.rest, s.world_r, s.posed, s.transforms);

@@ -110,9 +110,10 @@ __global__ void __launch_bounds__(small_workers + NB* lanes, sizeof(T) == 4 ? 2 
     __syncthreads();
     for (int i = t; i < nb * tile_columns; i += static_cast<int>(blockDim.x)) {
         const int b = i / static_cast<int>(tile_columns), column = i % static_cast<int>(tile_columns);
-        T sum = problem.rest(m, b0 + b, problem.tile(slot, rows[b]), column);
+        T sum = T(0);
 #pragma unroll
         for (int s = 0; s < slots; ++s) sum += partial[(b * slots + s) * tile_columns + column];
+        sum += problem.rest(m, b0 + b, problem.tile(slot, rows[b]), column);  // last: small numbers round less among themselves
         blended[b * tile_columns + column] = sum;
         if (p.keep) p.state.blended[((b0 + b) * problem.slots() + slot) * tile_columns + column] = sum;
     }
