@@ -68,13 +68,13 @@ class _BatchRodrigues(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rot_vecs):
         ctx.save_for_backward(rot_vecs)
-        return _ops.rodrigues_forward(rot_vecs)
+        return _ops.rodrigues_forward.default(rot_vecs)
 
     @staticmethod
     def backward(ctx, grad):
         (rot_vecs,) = ctx.saved_tensors
         with torch.no_grad():
-            result = _ops.rodrigues_backward(grad, rot_vecs)
+            result = _ops.rodrigues_backward.default(grad, rot_vecs)
         return _first_derivatives("batch_rodrigues", (result,), (True,), (grad, rot_vecs))[0]
 
 
@@ -89,13 +89,13 @@ def batch_rodrigues(rot_vecs: Tensor, epsilon: float = 1e-8) -> Tensor:
         (N, 3, 3).
     """
     (rot_vecs,) = _full_precision(rot_vecs)
-    return _BatchRodrigues.apply(rot_vecs) if _differentiated(rot_vecs) else _ops.rodrigues_forward(rot_vecs)
+    return _BatchRodrigues.apply(rot_vecs) if _differentiated(rot_vecs) else _ops.rodrigues_forward.default(rot_vecs)
 
 
 class _FlameLbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
-        vertices, joints, state = _ops.lbs_forward(*arguments, True)
+        vertices, joints, state = _ops.lbs_forward.default(*arguments, True)
         *tensors, ctx.pose2rot = arguments
         ctx.save_for_backward(*tensors, state)
         ctx.set_materialize_grads(False)
@@ -106,7 +106,7 @@ class _FlameLbs(torch.autograd.Function):
         *tensors, state = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
         with torch.no_grad():
-            gradients = _ops.lbs_backward(grad_vertices, grad_joints, *tensors, state, ctx.pose2rot, wanted)
+            gradients = _ops.lbs_backward.default(grad_vertices, grad_joints, *tensors, state, ctx.pose2rot, wanted)
         depends_on = (grad_vertices, grad_joints, *tensors[:3])
         return *_first_derivatives("flame_lbs", gradients, wanted, depends_on), *[None] * 6
 
@@ -165,7 +165,7 @@ def flame_lbs(
     arguments = (betas, pose, v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights, pose2rot)
     if _differentiated(betas, pose, v_template):
         return _FlameLbs.apply(*arguments)
-    return _ops.lbs_forward(*arguments, False)[:2]
+    return _ops.lbs_forward.default(*arguments, False)[:2]
 
 
 class _Vertices2Landmarks(torch.autograd.Function):
@@ -173,13 +173,13 @@ class _Vertices2Landmarks(torch.autograd.Function):
     def forward(ctx, vertices, *points):
         ctx.save_for_backward(*points)
         ctx.num_vertices = vertices.shape[1]
-        return _ops.vertices2landmarks_forward(vertices, *points)
+        return _ops.vertices2landmarks_forward.default(vertices, *points)
 
     @staticmethod
     def backward(ctx, grad):
         points = ctx.saved_tensors
         with torch.no_grad():
-            result = _ops.vertices2landmarks_backward(grad, *points, ctx.num_vertices)
+            result = _ops.vertices2landmarks_backward.default(grad, *points, ctx.num_vertices)
         return *_first_derivatives("vertices2landmarks", (result,), (True,), (grad,)), None, None, None
 
 
@@ -207,13 +207,13 @@ def vertices2landmarks(vertices: Tensor, faces: Tensor, lmk_faces_idx: Tensor, l
         lmk_bary_coords = lmk_bary_coords.expand(vertices.shape[0], -1, -1)
     if _differentiated(vertices, lmk_bary_coords):
         return _Vertices2Landmarks.apply(vertices, faces, lmk_faces_idx, lmk_bary_coords)
-    return _ops.vertices2landmarks_forward(vertices, faces, lmk_faces_idx, lmk_bary_coords)
+    return _ops.vertices2landmarks_forward.default(vertices, faces, lmk_faces_idx, lmk_bary_coords)
 
 
 class _FlameLandmarks(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
-        landmarks, state = _ops.landmarks_forward(*arguments, True)
+        landmarks, state = _ops.landmarks_forward.default(*arguments, True)
         *tensors, ctx.neck_joint, ctx.pose2rot = arguments
         ctx.save_for_backward(*tensors, state)
         return landmarks
@@ -223,7 +223,7 @@ class _FlameLandmarks(torch.autograd.Function):
         *tensors, state = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:2]
         with torch.no_grad():
-            gradients = _ops.landmarks_backward(grad, *tensors, ctx.neck_joint, state, ctx.pose2rot, wanted)
+            gradients = _ops.landmarks_backward.default(grad, *tensors, ctx.neck_joint, state, ctx.pose2rot, wanted)
         return *_first_derivatives("flame_landmarks", gradients, wanted, (grad, *tensors[:2])), *[None] * 13
 
 
@@ -285,4 +285,4 @@ def flame_landmarks(
     arguments = (betas, pose, *model, *embedding, neck_joint, pose2rot)
     if _differentiated(betas, pose):
         return _FlameLandmarks.apply(*arguments)
-    return _ops.landmarks_forward(*arguments, False)[0]
+    return _ops.landmarks_forward.default(*arguments, False)[0]

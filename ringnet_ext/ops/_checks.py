@@ -67,11 +67,24 @@ def parents_values(parents: Tensor) -> None:
 
 def lbs_call(betas: Tensor, pose: Tensor, v_template: Tensor, like: Tensor, V: int, K: int, J: int, pose2rot: bool) -> int:
     """Check what changes from call to call; return the batch size. ``like`` is one of the model's constants."""
-    require_tensor("betas", betas, (None, K), like)
-    B = betas.shape[0]
-    require_tensor("pose", pose, (B, (3 if pose2rot else 9) * J), like)
-    require_tensor("v_template", v_template, (V, 3) if v_template.ndim == 2 else (B, V, 3), like)
+    B, pose_size = betas.shape[0] if betas.ndim else 0, (3 if pose2rot else 9) * J
+    if not (  # the quick way, for every call; the other one knows what to complain about
+        betas.shape == (B, K)
+        and pose.shape == (B, pose_size)
+        and (v_template.shape == (V, 3) or v_template.shape == (B, V, 3))
+        and betas.dtype == pose.dtype == v_template.dtype == like.dtype
+        and betas.device == pose.device == v_template.device == like.device
+    ):
+        require_tensor("betas", betas, (None, K), like)
+        require_tensor("pose", pose, (B, pose_size), like)
+        require_tensor("v_template", v_template, (V, 3) if v_template.ndim == 2 else (B, V, 3), like)
     return B
+
+
+def gradient(argument: str, value: Tensor | None, shape: tuple, like: Tensor) -> None:
+    """A gradient that came from autograd, or a state that came from the forward call."""
+    if value is not None and not (value.shape == shape and value.dtype == like.dtype and value.device == like.device):
+        require_tensor(argument, value, shape, like)
 
 
 def landmark_constants(

@@ -139,20 +139,22 @@ def _lbs_forward(betas, pose, v_template, shapedirs, posedirs, J_regressor, pare
     return vertices, joints, state
 
 
+def _lbs_gradients(grad_vertices, grad_joints, betas, pose, v_template, state, sizes, wanted):
+    B, V, J, state_size = sizes
+    checks.gradient("grad_vertices", grad_vertices, (B, V, 3), betas)
+    checks.gradient("grad_joints", grad_joints, (B, J, 3), betas)
+    checks.gradient("state", state, (B, state_size), betas)
+    return tuple(betas.new_empty(t.shape if w else (0,)) for t, w in zip((betas, pose, v_template), wanted))
+
+
 def _lbs_backward_fake(
     grad_vertices, grad_joints, betas, pose, v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights, state,
     pose2rot, wanted,
 ):
     V, K, J = checks.lbs_constants(shapedirs, posedirs, J_regressor, parents, lbs_weights)
     B = checks.lbs_call(betas, pose, v_template, shapedirs, V, K, J, pose2rot)
-    if grad_vertices is not None:
-        checks.require_tensor("grad_vertices", grad_vertices, (B, V, 3), shapedirs)
-    if grad_joints is not None:
-        checks.require_tensor("grad_joints", grad_joints, (B, J, 3), shapedirs)
     size = _LBS[betas.dtype].state_size(require_device(shapedirs, "shapedirs"), int(V), int(K), int(J), True)
-    checks.require_tensor("state", state, (B, size), shapedirs)
-    shapes = (betas.shape, pose.shape, v_template.shape)
-    return tuple(betas.new_empty(shape if w else (0,)) for shape, w in zip(shapes, wanted))
+    return _lbs_gradients(grad_vertices, grad_joints, betas, pose, v_template, state, (B, V, J, size), wanted)
 
 
 @_operator(
@@ -166,11 +168,9 @@ def _lbs_backward(
 ):
     model: PreparedLbs = prepared_lbs((shapedirs, posedirs, J_regressor, parents, lbs_weights))
     V, K, J = model.sizes
-    outputs = _lbs_backward_fake(
-        grad_vertices, grad_joints, betas, pose, v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights, state,
-        pose2rot, wanted,
-    )
-    B = betas.shape[0]
+    B = checks.lbs_call(betas, pose, v_template, model.like, V, K, J, pose2rot)
+    sizes = (B, V, J, model.state_sizes[True])
+    outputs = _lbs_gradients(grad_vertices, grad_joints, betas, pose, v_template, state, sizes, wanted)
     betas, pose, state = _rows(betas), _rows(pose), state.contiguous()
     if v_template.stride()[-2:] != (3, 1):
         v_template = v_template.contiguous()
@@ -243,6 +243,13 @@ def _landmarks_forward(
     return landmarks, state
 
 
+def _landmarks_gradients(grad_landmarks, betas, pose, state, sizes, wanted):
+    B, points, state_size = sizes
+    checks.gradient("grad_landmarks", grad_landmarks, (B, points, 3), betas)
+    checks.gradient("state", state, (B, state_size), betas)
+    return tuple(betas.new_empty(t.shape if w else (0,)) for t, w in zip((betas, pose), wanted))
+
+
 def _landmarks_backward_fake(
     grad_landmarks, betas, pose, v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights, faces, lmk_faces_idx,
     lmk_bary_coords, contour_faces_idx, contour_bary_coords, neck_joint, state, pose2rot, wanted,
@@ -253,11 +260,9 @@ def _landmarks_backward_fake(
     )
     checks.require_tensor("v_template", v_template, (V, 3), shapedirs)
     B = checks.lbs_call(betas, pose, v_template, shapedirs, V, K, J, pose2rot)
-    checks.require_tensor("grad_landmarks", grad_landmarks, (B, C + L, 3), shapedirs)
     cuda = require_device(shapedirs, "shapedirs")
     size = _LANDMARKS[betas.dtype].state_size(cuda, int(K), int(J), int(L), int(C), True)
-    checks.require_tensor("state", state, (B, size), shapedirs)
-    return tuple(betas.new_empty(t.shape if w else (0,)) for t, w in zip((betas, pose), wanted))
+    return _landmarks_gradients(grad_landmarks, betas, pose, state, (B, C + L, size), wanted)
 
 
 @_operator(
@@ -274,12 +279,9 @@ def _landmarks_backward(
          contour_faces_idx, contour_bary_coords),
         neck_joint,
     )  # fmt: skip
-    outputs = _landmarks_backward_fake(
-        grad_landmarks, betas, pose, v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights, faces, lmk_faces_idx,
-        lmk_bary_coords, contour_faces_idx, contour_bary_coords, neck_joint, state, pose2rot, wanted,
-    )
+    B = checks.lbs_call(betas, pose, v_template, model.like, *model.sizes, pose2rot)
+    outputs = _landmarks_gradients(grad_landmarks, betas, pose, state, (B, model.points, model.state_sizes[True]), wanted)
     betas, pose, state = _rows(betas), _rows(pose), state.contiguous()
-    B = betas.shape[0]
     grad_betas, grad_pose = (g if w else None for g, w in zip(outputs, wanted))
     workspace = betas.new_empty(model.workspace_size(B))
     with on_device(model.device):
