@@ -83,12 +83,13 @@ void pack_landmarks(const LandmarkConstants<T>& c, T* packed, std::int32_t* inde
 
 template <class T>
 void landmarks_forward(const LandmarksForward<T>& p, stream_t stream) {
-    if (p.B == 0 || p.model.L + p.model.C == 0) return;
+    if (p.B == 0) return;
     const index_t K = p.model.K, J = p.model.J, neck_joint = p.model.C > 0 ? p.model.neck_joint : -1;
     const State<T> state = state_of(p.state, p.B, K, J, p.keep);
     const PoseInput<T> in = pose_input(p, p.model.joint_template, 0);
     const ForwardPlan plan = landmarks_forward_plan<T>(p.B, K, J);
-    if (!plan.fused) launch_pose(in, p.B, state, static_cast<T*>(nullptr), neck_joint, stream);
+    const bool empty = p.model.L + p.model.C == 0;  // the state is written all the same
+    if (!plan.fused || empty) launch_pose(in, p.B, state, static_cast<T*>(nullptr), neck_joint, stream);
     const Landmarks<T> landmarks{p.model.L, p.model.C, p.landmarks, nullptr, {0, 0, 0}};
     launch_small_forward("landmarks_forward",
                          SmallForward<T, Landmarks<T>>{landmarks, tile_model_of(p.model), in, state, p.B, plan.fused, p.keep, nullptr, neck_joint},

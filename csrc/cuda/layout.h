@@ -57,15 +57,24 @@ RN_HOST_DEVICE constexpr LandmarkTiles landmark_tiles(index_t L, index_t C) {
     return {ceil_div(C, tile_landmarks), ceil_div(L, tile_landmarks)};
 }
 
-// What the forward call leaves for the backward call: features (B, Fp), transforms (B, J, 12) and, where kept, the contour row (B, 16: the
-// first counts) and the blended vertices (B, tiles, 3, 32) before skinning.
+// What the forward call leaves for the backward call: features (B, Fp); transforms (B, J, 12), their rows padded, with the element's
+// row of the contour table after them; and, where kept, the blended vertices (B, tiles, 3, 32) before skinning. Nothing else: torch
+// sees the state as an output, so every element is written, padding with zeros.
 template <class T>
 struct State {
-    T *features, *transforms, *rows, *blended;
+    T *features, *transforms, *blended;
 };
 
+RN_HOST_DEVICE constexpr index_t transform_pitch(index_t J) { return round_up(12 * J + 1, 16); }
+
+// Element i < transform_pitch(J) of an element's transforms and contour row.
+template <class T>
+RN_HOST_DEVICE T transform_value(const T* transforms, index_t J, index_t row, index_t i) {
+    return i < 12 * J ? transforms[i] : i == 12 * J ? static_cast<T>(row) : T(0);
+}
+
 inline index_t state_size(index_t tiles, index_t K, index_t J, bool keep) {
-    return round_up(padded_features(K, J) + 12 * J + feature_multiple + (keep ? tiles * tile_columns : 0), 16);
+    return padded_features(K, J) + transform_pitch(J) + (keep ? tiles * tile_columns : 0);
 }
 
 template <class T>
@@ -73,8 +82,7 @@ State<T> state_of(T* state, index_t B, index_t K, index_t J, bool keep) {
     State<T> s;
     s.features = state;
     s.transforms = s.features + B * padded_features(K, J);
-    s.rows = s.transforms + B * 12 * J;
-    s.blended = keep ? s.rows + B * feature_multiple : nullptr;
+    s.blended = keep ? s.transforms + B * transform_pitch(J) : nullptr;
     return s;
 }
 

@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(mesh_backward_threads, 2) mesh_backward_kernel
                 T g[3], M[12];
                 for (int c = 0; c < 3; ++c)
                     g[c] = v < p.V ? p.grad[b * p.grad_stride[0] + v * p.grad_stride[1] + c * p.grad_stride[2]] : T(0);
-                blend_transforms(weights, joints, p.state.transforms + b * 12 * J, lane, M);
+                blend_transforms(weights, joints, p.state.transforms + b * transform_pitch(J), lane, M);
                 transform_point_vjp(M, g, d);
                 if (slice == 0) {
                     const T* kept = p.state.blended + (b * m.tiles + tile) * tile_columns + lane;

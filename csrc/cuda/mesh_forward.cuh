@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(mesh_forward_threads, sizeof(T) == 4 ? 4 : 2) 
 #pragma unroll
             for (int c = 0; c < 3; ++c) kept[c * lanes] = point[c];
         }
-        blend_transforms(weights, joints, p.state.transforms + b * 12 * m.J, lane, M);
+        blend_transforms(weights, joints, p.state.transforms + b * transform_pitch(m.J), lane, M);
         transform_point(M, point, out);
         store_vertices(p.vertices, p.V, b, tile, lane, out, staged);
     }

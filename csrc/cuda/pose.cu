@@ -20,10 +20,10 @@ pose_forward_kernel(PoseInput<T> in, index_t B, State<T> state, T* joints, index
     T* features = state.features + b * Fp;
     const T* betas = in.betas + b * in.betas_stride;
     for (index_t k = lane; k < Fp; k += lanes) features[k] = k < K ? betas[k] : k < F ? pose_feature(s.local_r, k - K) : T(0);
-    for (index_t i = lane; i < 12 * J; i += lanes) state.transforms[b * 12 * J + i] = s.transforms[i];
+    const index_t pitch = transform_pitch(J), row = neck_joint >= 0 ? contour_row(s.world_r + 9 * neck_joint) : 0;
+    for (index_t i = lane; i < pitch; i += lanes) state.transforms[b * pitch + i] = transform_value(s.transforms, J, row, i);
     if (joints)
         for (index_t i = lane; i < 3 * J; i += lanes) joints[b * 3 * J + i] = s.posed[i];
-    if (neck_joint >= 0 && lane == 0) state.rows[b * feature_multiple] = static_cast<T>(contour_row(s.world_r + 9 * neck_joint));
 }
 
 // Shared memory: pose_backward_values.

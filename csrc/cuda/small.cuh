@@ -13,7 +13,7 @@ struct SmallForward {
     Problem problem;
     TileModel<T> model;
     PoseInput<T> in;
-    State<T> state;  // fused: written if kept; else read (blended: written if kept)
+    State<T> state;  // features and transforms: written where fused, else read; blended: written where kept
     index_t B;
     bool fused, keep;
     T* joints;           // fused: (B, J, 3) or null
@@ -46,7 +46,10 @@ __global__ void __launch_bounds__(small_workers + NB* lanes, sizeof(T) == 4 ? 2 
                             : !p.fused ? p.state.features[(b0 + b) * Fp + k]
                             : k < K    ? p.in.betas[(b0 + b) * p.in.betas_stride + k]
                                        : T(0);
-    if (t < NB) rows[t] = Problem::has_contour && !p.fused && t < nb ? static_cast<int>(p.state.rows[(b0 + t) * feature_multiple]) : 0;
+    if (t < NB) {
+        const bool known = Problem::has_contour && !p.fused && t < nb;
+        rows[t] = known ? static_cast<int>(p.state.transforms[(b0 + t) * transform_pitch(J) + 12 * J]) : 0;
+    }
     __syncthreads();
 
     // Thread: 16 bytes of a tile's row of 96 columns, and every slots-th feature.
@@ -122,7 +125,7 @@ __global__ void __launch_bounds__(small_workers + NB* lanes, sizeof(T) == 4 ? 2 
     if (warp < nb) {
         const int b = warp;
         const index_t tile = problem.tile(slot, rows[b]);
-        const T* transforms = p.fused ? scratch + b * 36 * J : p.state.transforms + (b0 + b) * 12 * J;
+        const T* transforms = p.fused ? scratch + b * 36 * J : p.state.transforms + (b0 + b) * transform_pitch(J);
         T M[12], out[3];
         const T* v = blended + b * tile_columns;
         const T point[3] = {v[lane], v[lanes + lane], v[2 * lanes + lane]};
@@ -131,16 +134,15 @@ __global__ void __launch_bounds__(small_workers + NB* lanes, sizeof(T) == 4 ? 2 
         problem.store(m, b0 + b, slot, tile, lane, out, partial + b * tile_columns);
     }
 
-    if (p.fused && slot == 0) {  // one block tells the others' backward call, and the caller
+    if (p.fused && slot == 0) {  // one block of several that know
         for (int b = 0; b < nb; ++b) {
             const PoseScratch<T> s(scratch + b * 36 * J, J);
             if (p.joints)
                 for (index_t i = t; i < 3 * J; i += blockDim.x) p.joints[(b0 + b) * 3 * J + i] = s.posed[i];
-            if (p.keep) {
-                for (int i = t; i < Fp; i += static_cast<int>(blockDim.x)) p.state.features[(b0 + b) * Fp + i] = x[b * Fp + i];
-                for (index_t i = t; i < 12 * J; i += blockDim.x) p.state.transforms[(b0 + b) * 12 * J + i] = s.transforms[i];
-                if (Problem::has_contour && t == 0) p.state.rows[(b0 + b) * feature_multiple] = static_cast<T>(rows[b]);
-            }
+            for (int i = t; i < Fp; i += static_cast<int>(blockDim.x)) p.state.features[(b0 + b) * Fp + i] = x[b * Fp + i];
+            const index_t pitch = transform_pitch(J);
+            for (index_t i = t; i < pitch; i += blockDim.x)
+                p.state.transforms[(b0 + b) * pitch + i] = transform_value(s.transforms, J, rows[b], i);
         }
     }
 }
@@ -169,7 +171,10 @@ __global__ void __launch_bounds__(small_workers, sizeof(T) * NB <= 8 ? 2 : 1) sm
     __shared__ __align__(16) T staging[NB * transform_staging];
     __shared__ int rows[NB];
 
-    if (t < NB) rows[t] = Problem::has_contour && t < nb ? static_cast<int>(p.state.rows[(b0 + t) * feature_multiple]) : 0;
+    if (t < NB) {
+        const bool known = Problem::has_contour && t < nb;
+        rows[t] = known ? static_cast<int>(p.state.transforms[(b0 + t) * transform_pitch(J) + 12 * J]) : 0;
+    }
     __syncthreads();
     if (warp < NB) {  // un-skin: a warp per element, a lane per vertex
         const int b = warp;
@@ -182,7 +187,7 @@ __global__ void __launch_bounds__(small_workers, sizeof(T) * NB <= 8 ? 2 : 1) sm
             const T v[3] = {kept[lane], kept[lanes + lane], kept[2 * lanes + lane]};
             T g[3], M[12];
             problem.load_gradient(m, b0 + b, slot, tile, lane, g);
-            blend_transforms(weights, joints, p.state.transforms + (b0 + b) * 12 * J, lane, M);
+            blend_transforms(weights, joints, p.state.transforms + (b0 + b) * transform_pitch(J), lane, M);
             transform_point_vjp(M, g, d);
             T* d_transforms = p.workspace.transforms + (slot * p.B + b0 + b) * 12 * J;
             for (index_t i = lane; i < 12 * J; i += lanes) d_transforms[i] = T(0);
