@@ -90,7 +90,7 @@ def predict(model: RingNet, faces: FaceSet, batch: int = 250) -> tuple[HeadParam
     params, landmarks = [], []
     for start in range(0, len(faces), batch):
         rows = np.arange(start, min(start + batch, len(faces)))[:, None]
-        images, target = crop(faces, rows, model.encoder.input_size)
+        images, target, _ = crop(faces, rows, model.encoder.input_size)
         params.append(HeadParams(*(value.cpu() for value in model(images.to(device)))))
         landmarks.append(target)
     return HeadParams(*(torch.cat(parts) for parts in zip(*params, strict=True))), torch.cat(landmarks)

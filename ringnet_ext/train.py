@@ -191,7 +191,7 @@ def _show(options: argparse.Namespace, model: RingNet, configuration: SyntheticF
     _write_json(options.out / "report.json", dataclasses.asdict(report) | {"intra_inter": report.intra_inter})
     people = dataclasses.replace(configuration, identities=EXAMPLES, images_per_identity=1, size=320, color=True)
     examples = people.load(head, options.cache)
-    images, _ = crop(examples, np.arange(EXAMPLES)[:, None], INPUT_SIZE)
+    images, _, _ = crop(examples, np.arange(EXAMPLES)[:, None], INPUT_SIZE)
     pixels = ((images + 1) * 127.5 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).numpy()
     (options.out / "examples").mkdir(exist_ok=True)
     for index, image in enumerate(pixels):

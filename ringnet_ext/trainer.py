@@ -153,8 +153,7 @@ class Trainer:
     def _batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         rings = self.sampler.rings(step)
         random = np.random.default_rng([self.settings.seed, 2, step])
-        images, landmarks = crop(self.faces, rings, self.model.encoder.input_size, random)
-        return images, landmarks, torch.from_numpy(self.faces.confidence[rings.ravel()])
+        return crop(self.faces, rings, self.model.encoder.input_size, random)
 
     def _update(self, images, landmarks, confidence) -> dict[str, torch.Tensor]:
         settings = self.settings
@@ -173,8 +172,7 @@ class Trainer:
     @torch.no_grad()
     def _validate(self, device) -> dict[str, float]:
         self.model.eval()
-        images, landmarks = crop(self.validation, self._validation_rings, self.model.encoder.input_size)
-        confidence = torch.from_numpy(self.validation.confidence[self._validation_rings.ravel()])
+        images, landmarks, confidence = crop(self.validation, self._validation_rings, self.model.encoder.input_size)
         terms = self.losses(images.to(device), landmarks.to(device), confidence.to(device))
         return {name: float(value) for name, value in terms.items()}
 

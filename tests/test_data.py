@@ -141,7 +141,7 @@ class TestCrop:
             x, y = (landmarks[0] + 1) * 128
             cv2.circle(image, (round(float(x - 0.5) * 16), round(float(y - 0.5) * 16)), 6 * 16, 255, -1, cv2.LINE_AA, 4)
         faces = FaceSet(images, points, np.ones((8, 68), np.float32), np.arange(8))
-        crops, landmarks = crop(faces, np.arange(8).reshape(4, 2), 128, random)
+        crops, landmarks, _ = crop(faces, np.arange(8).reshape(4, 2), 128, random)
         grid = (torch.arange(128) + 0.5) / 64 - 1
         assert len({float(row) for row in torch.sign(landmarks[:, FLIP[0], 0] - landmarks[:, 0, 0])}) >= 1
         mirrored = 0
@@ -155,7 +155,7 @@ class TestCrop:
         assert 0 < mirrored < 8 and mirrored % 2 == 0  # whole rings of two
 
     def test_without_jitter_the_box_fills_the_frame(self, faces):
-        images, landmarks = crop(faces, np.arange(4)[:, None], 32)
+        images, landmarks, _ = crop(faces, np.arange(4)[:, None], 32)
         assert images.shape == (4, 1, 32, 32) and images.min() >= -1 and images.max() <= 1
         extent = (landmarks.amax(1) - landmarks.amin(1)).amax(1)
         assert torch.allclose(extent, torch.full((4,), 1.6), atol=1e-5)

@@ -1,13 +1,16 @@
-"""Crops of faces for training: the landmarks' box in the frame, shifted, scaled and mirrored at random."""
+"""Crops of faces for training: the landmarks' box in the frame, varied at random, and the landmarks with it."""
 
 from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
 import torch
 
 from ..camera import FILL
-from .faces import FaceSet
+from .faces import Augmentation, FaceSet
 
 #: ``mirrored[i] = original[FLIP[i]]``: the 68 iBUG points of a mirrored face, numbered as on any face.
 FLIP = np.array(
@@ -19,12 +22,12 @@ FLIP = np.array(
     + [64, 63, 62, 61, 60, 67, 66, 65]  # inner lips
 )
 
-_ZOOM, _SHIFT = 0.06, 0.04
+_THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def crop(
     faces: FaceSet, indices: np.ndarray, size: int, random: np.random.Generator | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Crop faces to their landmarks.
 
     Args:
@@ -32,40 +35,99 @@ def crop(
         indices: (B, R) images, one ring a row. A ring is mirrored as a whole: the mirror image of a face has another
             shape, and within a ring the shape must stay.
         size: side of the crops in pixels.
-        random: for the jitter; None for plain centred crops.
+        random: for the augmentation that ``faces`` asks for; None for plain centred crops.
 
     Returns:
-        images (B R, 1 or 3, size, size) float32 in [-1, 1]; landmarks (B R, 68, 2) in the crops' normalised coordinates.
+        images (B R, 1 or 3, size, size) float32 in [-1, 1]; landmarks (B R, 68, 2) in the crops' normalised coordinates;
+        their confidence (B R, 68).
     """
     flat = indices.ravel()
-    points = faces.landmarks[flat]
-    known = faces.confidence[flat] > 0
+    points, confidence = np.asarray(faces.landmarks[flat]), np.asarray(faces.confidence[flat])
+    known = confidence > 0
     low = np.where(known[..., None], points, np.inf).min(1)
     high = np.where(known[..., None], points, -np.inf).max(1)
     centre, half = (low + high) / 2, (high - low).max(1) / 2 / FILL
     mirror = np.ones(len(flat), np.float32)
+    angle = np.zeros(len(flat))
+    seeds = None
     if random is not None:
-        half = half * np.exp(random.uniform(-_ZOOM, _ZOOM, len(flat)))
-        centre = centre + random.uniform(-_SHIFT, _SHIFT, centre.shape) * 2 * half[:, None]
+        settings = faces.augmentation
+        spread = np.where(faces.identity[flat] < 0, settings.lone, 1.0)
+        half = half * np.exp(spread * random.uniform(-settings.zoom, settings.zoom, len(flat)))
+        shift = spread[:, None] * random.uniform(-settings.shift, settings.shift, centre.shape)
+        centre = centre + shift * 2 * half[:, None]
         mirror = np.repeat(random.choice(np.float32([-1, 1]), len(indices)), indices.shape[1])
+        if settings.rotation:
+            angle = np.radians(random.uniform(-settings.rotation, settings.rotation, len(flat)))
+        if settings.changes_pixels:
+            seeds = random.integers(2**63, size=len(flat))
+    cos, sin = np.cos(angle), np.sin(angle)
 
-    source = faces.images.shape[1]
+    # Where bilinear sampling would skip pixels, the image is shrunk to `source` pixels a side first.
+    full = faces.images.shape[1]
+    source = np.round(full / np.maximum(half * full / size, 1).astype(int)).astype(int)
+    zoom = half * source / size  # source pixels per pixel of the crop
+    turn = np.stack([np.stack([cos * mirror, -sin], 1), np.stack([sin * mirror, cos], 1)], 1)
+    step = turn * zoom.astype(np.float64)[:, None, None]
+    start = (centre + 1) * source[:, None] / 2 - 0.5 - step.sum(2) * (size - 1) / 2
+    matrices = np.concatenate([step, start[..., None]], axis=2)
+
     pixels = np.empty((len(flat), size, size) + faces.images.shape[3:], np.uint8)
-    for slot, image in enumerate(flat):
-        zoom = half[slot] * source / size  # source pixels per pixel of the crop
-        start = (centre[slot] + 1) * source / 2 - 0.5
-        step = zoom * mirror[slot]
-        matrix = np.array(
-            [[step, 0, start[0] - step * (size - 1) / 2], [0, zoom, start[1] - zoom * (size - 1) / 2]], np.float64
-        )
+
+    def cut(slot):
+        image = faces.images[flat[slot]]
+        if source[slot] < full:
+            image = cv2.resize(image, (source[slot], source[slot]), interpolation=cv2.INTER_AREA)
         cv2.warpAffine(
-            faces.images[image], matrix, (size, size), dst=pixels[slot],
+            image, matrices[slot], (size, size), dst=pixels[slot],
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE,
         )  # fmt: skip
+        if seeds is not None:
+            pixels[slot] = _degrade(pixels[slot], faces.augmentation, np.random.default_rng(seeds[slot]))
+
+    if isinstance(faces.images, np.ndarray):
+        for slot in range(len(flat)):
+            cut(slot)
+    else:  # images that have to be decoded, which OpenCV does without holding Python's lock
+        with ThreadPoolExecutor(_THREADS) as pool:
+            list(pool.map(cut, range(len(flat))))
+
     landmarks = (points - centre[:, None]) / half[:, None, None]
+    if angle.any():
+        x, y = landmarks[..., 0], landmarks[..., 1]
+        c, s = cos[:, None], sin[:, None]
+        landmarks = np.stack([c * x + s * y, c * y - s * x], axis=-1)
     flipped = mirror < 0
     landmarks[flipped] = landmarks[flipped][:, FLIP] * np.float32([-1, 1])
+    confidence[flipped] = confidence[flipped][:, FLIP]
 
     images = torch.from_numpy(pixels)
     images = images.permute(0, 3, 1, 2) if images.dim() == 4 else images[:, None]
-    return images.float() / 127.5 - 1, torch.from_numpy(landmarks.astype(np.float32))
+    return images.float() / 127.5 - 1, torch.from_numpy(landmarks.astype(np.float32)), torch.from_numpy(confidence)
+
+
+def _degrade(image: np.ndarray, settings: Augmentation, random: np.random.Generator) -> np.ndarray:
+    """Other light, another lens, something before the face, another file: (S, S) or (S, S, 3) uint8 -> the same."""
+    size = image.shape[0]
+    if random.random() < settings.occlusion:
+        centre, axes = random.uniform(0.05, 0.95, 2) * size, random.uniform(0.08, 0.25, 2) * size
+        angle, color = float(random.uniform(0, 180)), random.uniform(0, 255, 3).tolist()
+        if random.random() < 0.5:
+            outline = cv2.boxPoints((centre.tolist(), (2 * axes).tolist(), angle)).astype(np.int32)
+        else:
+            outline = cv2.ellipse2Poly(centre.astype(int).tolist(), axes.astype(int).tolist(), int(angle), 0, 360, 15)
+        cv2.fillConvexPoly(image, outline, color, cv2.LINE_AA)
+    if settings.color:
+        contrast, brightness = np.exp(random.uniform(-settings.color, settings.color, 2))
+        balance = np.exp(random.uniform(-settings.color, settings.color, image.shape[2:]) / 3)
+        level = np.arange(256)[:, None] / 255
+        table = ((level - 0.5) * contrast + 0.5).clip(0, 1) * brightness * balance
+        table = (table * 255 + 0.5).clip(0, 255).astype(np.uint8)
+        image = cv2.LUT(image, table.reshape(1, 256, -1))
+    if random.random() < settings.blur:
+        image = cv2.GaussianBlur(image, (0, 0), random.uniform(0.3, 1.5) * size / 224)
+    if random.random() < settings.jpeg:
+        quality = int(random.integers(20, 80))
+        _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        image = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+    return image

@@ -7,15 +7,43 @@ from dataclasses import dataclass
 import numpy as np
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """How much faces are varied when training crops them. The defaults are for pictures that were rendered with every
+    other variation already; :data:`ringnet_ext.data.photographs.AUGMENTATION` is for photographs.
+
+    zoom, shift   the crop's side by a factor of up to exp(+-zoom), its middle by +-shift of its side
+    lone          zoom and shift are this many times as large for an image without identity, whose ring is made of
+                  crops of the one image
+    rotation      in the image plane, up to +- so many degrees
+    color         contrast, brightness and white balance, by a factor of up to exp(+-color)
+    blur, occlusion, jpeg   probabilities of an unsharp picture, of something before the face, of compression
+    """
+
+    zoom: float = 0.06
+    shift: float = 0.04
+    lone: float = 3.0
+    rotation: float = 0.0
+    color: float = 0.0
+    blur: float = 0.0
+    occlusion: float = 0.0
+    jpeg: float = 0.0
+
+    @property
+    def changes_pixels(self) -> bool:
+        return any((self.color, self.blur, self.occlusion, self.jpeg))
+
+
 @dataclass(frozen=True, eq=False)
 class FaceSet:
     """Images with identities and landmarks, and for synthetic faces what they were made from.
 
-    images      (N, S, S) grey or (N, S, S, 3) RGB, uint8; may be memory-mapped
+    images      (N, S, S) grey or (N, S, S, 3) RGB, uint8; an array, or anything with a shape that decodes image i as [i]
     landmarks   (N, 68, 2) float32, normalised image coordinates ([-1, 1] spans the image, y down)
     confidence  (N, 68) float32 >= 0
-    identity    (N,) int64
+    identity    (N,) int64; negative where it is not known
     truth       name -> (N, ...) float32 (shape, expression, global_pose, jaw_pose, camera); evaluation only
+    augmentation  how training varies them
     """
 
     images: np.ndarray
@@ -23,6 +51,7 @@ class FaceSet:
     confidence: np.ndarray
     identity: np.ndarray
     truth: dict[str, np.ndarray] | None = None
+    augmentation: Augmentation = Augmentation()
 
     def __post_init__(self):
         count = len(self.images)

@@ -7,10 +7,11 @@ class RingSampler:
     """Draws rings from a list of identities. Every identity leads one ring per epoch, in an order fresh every epoch.
 
     What a step sees depends on (seed, step) alone: a training run resumes at any step without stored state.
-    An identity with fewer than R - 1 images shows some of them more than once in its ring.
+    An identity with fewer than R - 1 images shows some of them more than once in its ring. An image without identity
+    is like a person with one image: its ring shows R - 1 crops of it.
 
     Args:
-        identity: (N,) the identity of each image; at least two different ones.
+        identity: (N,) the identity of each image, negative where it is not known; at least two different ones.
         ring_size: R >= 3.
         rings_per_step: how many rings a step gets.
         seed: any integer >= 0.
@@ -21,6 +22,9 @@ class RingSampler:
             raise ValueError(f"ring_size: expected at least 3 (two of one person, one of another), got {ring_size}")
         if rings_per_step < 1:
             raise ValueError(f"rings_per_step: expected at least 1, got {rings_per_step}")
+        lone = identity < 0
+        if lone.any():
+            identity = np.where(lone, identity.max() + np.cumsum(lone), identity)
         order = np.argsort(identity, kind="stable")
         _, starts = np.unique(identity[order], return_index=True)
         self._images = np.split(order, starts[1:])  # per identity
