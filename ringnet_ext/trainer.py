@@ -228,9 +228,11 @@ class Trainer:
         for name, parameter in self.parameters.items():
             keys = {key: f"optimizer.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
             if all(stored in tensors for stored in keys.values()):
-                self.optimizer.state[parameter] = {
-                    key: tensors[stored].to(parameter.device) for key, stored in keys.items()
-                }
+                # The averages in the parameter's memory format, which the fused optimiser takes for granted.
+                moments = {key: tensors[stored].to(parameter.device) for key, stored in keys.items()}
+                for key in ("exp_avg", "exp_avg_sq"):
+                    moments[key] = torch.empty_like(parameter).copy_(moments[key])
+                self.optimizer.state[parameter] = moments
         self.step, self.best, self.history = state["step"], state["best"], state["history"]
 
 
