@@ -331,7 +331,7 @@ void over_groups(const LandmarkTables<T>& m, index_t B, int threads, const Call&
 #pragma omp parallel num_threads(n)
     {
         LandmarkScratch<T> scratch(m.lay);
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
         for (index_t w = 0; w < work; ++w) {
             if (w < full)
                 call(std::integral_constant<int, max_group>{}, w * max_group, scratch);

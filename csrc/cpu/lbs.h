@@ -232,7 +232,7 @@ void lbs_forward(const LbsForward<T>& p, int threads) {
             fill_zero(transforms + 12 * m.J, transforms + lay.transform_pitch);
             if (p.keep) fill_zero(p.state + lay.blended(p.B, b) + lay.tiles * 3 * LbsLayout<T>::W, p.state + lay.blended(p.B, b + 1));
         }
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
         for (index_t w = 0; w < work; ++w) {
             const index_t t0 = w % tile_blocks * tile_block, b0 = w / tile_blocks * batch_block;
             forward_block(p, lay, t0, min_of(t0 + tile_block, lay.tiles), b0, min_of(b0 + batch_block, p.B));
