@@ -1,7 +1,8 @@
 // Linear blend skinning on the CPU: one fused pass forward, one pass over grad_vertices backward.
 //
 // Vertices come in tiles of one vector (W lanes). Packed constants, in this order:
-//   directions    [tile][feature][xyz][lane]           forward: read along the features, one load per coordinate
+//   directions    [tile][feature][xyz][lane]           forward: read along the features, one load per coordinate; backward of
+//                                                      small batches too
 //   weights       [tile][slot][lane]                   skinning weights of the joints that touch the tile, most J slots
 //   directions_t  [panel][row][feature of the panel]   backward: row = (tile, xyz, lane), a panel is 3 vectors of features
 // index: [tile][1 + J]: number of joints that touch the tile, then their ids.
@@ -29,6 +30,8 @@ struct LbsLayout {
     static constexpr index_t rows_per_block = 18432 / (3 * RN_VECTOR_BYTES);
     static constexpr index_t tiles_per_block = rows_per_block / (3 * W);
     static constexpr index_t batch_block = 64;
+    // Up to here the time is that of reading the constants, and the backward pass reads the forward's: they are still in cache.
+    static constexpr index_t small_batch = max_group / 2;
 
     LbsLayout(index_t V_, index_t K, index_t J_)
         : V(V_), J(J_), F(K + 9 * (J_ - 1)), tiles(ceil_div(V_, W)), feature_vectors(ceil_div(F, W)),
@@ -298,6 +301,42 @@ void multiply_panel(index_t rows, index_t row_pitch, index_t B, const T* gradien
     groups(std::integral_constant<int, 1>{}, std::integral_constant<int, many>{});
 }
 
+// The same product for a small batch, from the layout of the forward pass: sums[b][k], a vector of lanes each, += the features'
+// directions times the gradients of `tiles` neighbouring tiles.
+template <class T, int group, int tiles>
+RN_KERNEL void multiply_lanes(index_t F, index_t row_pitch, const T* gradient, const T* directions, T* sums) {
+    constexpr int W = lanes<T>;
+    vec<T> g[group][tiles][3];
+    RN_UNROLL for (int b = 0; b < group; ++b) {
+        RN_UNROLL for (int t = 0; t < tiles; ++t) {
+            RN_UNROLL for (int c = 0; c < 3; ++c) g[b][t][c] = load(gradient + b * row_pitch + (t * 3 + c) * W);
+        }
+    }
+    for (index_t k = 0; k < F; ++k) {
+        vec<T> acc[group];
+        RN_UNROLL for (int b = 0; b < group; ++b) acc[b] = load(sums + (b * F + k) * W);
+        RN_UNROLL for (int t = 0; t < tiles; ++t) {
+            RN_UNROLL for (int c = 0; c < 3; ++c) {
+                const vec<T> d = load(directions + ((t * F + k) * 3 + c) * W);
+                RN_UNROLL for (int b = 0; b < group; ++b) acc[b] += d * g[b][t][c];
+            }
+        }
+        RN_UNROLL for (int b = 0; b < group; ++b) store(sums + (b * F + k) * W, acc[b]);
+    }
+}
+
+template <class T, int tiles>
+void multiply_lanes(index_t F, index_t row_pitch, index_t B, const T* gradient, const T* directions, T* sums) {
+    index_t b = 0;
+    const auto groups = [&](auto group) {
+        for (; b + group() <= B; b += group())
+            multiply_lanes<T, group(), tiles>(F, row_pitch, gradient + b * row_pitch, directions, sums + b * F * lanes<T>);
+    };
+    if constexpr (max_group == 8) groups(std::integral_constant<int, 4>{});
+    groups(std::integral_constant<int, 2>{});
+    groups(std::integral_constant<int, 1>{});
+}
+
 // Accumulates the gradient of one element's transforms over tiles, lane by lane.
 template <class T>
 class TransformGradient {
@@ -348,8 +387,11 @@ void backward_chunk(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t t0
     const index_t partial_pitch = lay.partial_size();
     const index_t features = lay.feature_vectors * W;
     T* blended_gradient = scratch;  // [b][row of the block]
-    TransformGradient<T> transforms(scratch + Layout::batch_block * Layout::rows_per_block, lay.J);
+    T* lane_sums = scratch + Layout::batch_block * Layout::rows_per_block;  // small batches: [b][feature][lane]
+    const bool small = p.B <= Layout::small_batch;
+    TransformGradient<T> transforms(lane_sums + (small ? p.B * lay.F * W : 0), lay.J);
 
+    if (small) fill_zero(lane_sums, lane_sums + p.B * lay.F * W);
     fill_zero(partial + b0 * partial_pitch, partial + b1 * partial_pitch);
     for (index_t block = t0; block < t1; block += Layout::tiles_per_block) {
         const index_t end = min_of(block + Layout::tiles_per_block, t1);
@@ -383,6 +425,17 @@ void backward_chunk(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t t0
             }
             transforms.flush(partial + b * partial_pitch + features);
         }
+        if (small) {
+            index_t tile = block;
+            const auto pass = [&](auto tiles) {
+                for (; tile + tiles() <= end; tile += tiles())
+                    multiply_lanes<T, tiles()>(lay.F, Layout::rows_per_block, p.B, blended_gradient + (tile - block) * 3 * W,
+                                               p.model.packed + tile * lay.F * 3 * W, lane_sums);
+            };
+            pass(std::integral_constant<int, 2>{});
+            pass(std::integral_constant<int, 1>{});
+            continue;
+        }
         const T* panel = p.model.packed + lay.directions_t();
         const index_t rows = (end - block) * 3 * W;
         for (index_t first = 0; first < lay.feature_vectors; first += 3) {
@@ -398,6 +451,10 @@ void backward_chunk(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t t0
             panel += lay.tiles * 3 * W * vectors * W;
         }
     }
+    if (small)
+        for (index_t b = 0; b < p.B; ++b)
+            for (index_t k = 0; k < lay.F; ++k)
+                partial[b * partial_pitch + k] = sum<T>(load(lane_sums + (b * lay.F + k) * W));
 }
 
 template <class T>
@@ -419,7 +476,7 @@ void lbs_backward(const LbsBackward<T>& p, int threads) {
 #pragma omp parallel num_threads(n)
     {
         Scratch<T> scratch(Layout::batch_block * Layout::rows_per_block + TransformGradient<T>::size(m.J) +
-                           lay.feature_vectors * W);
+                           lay.feature_vectors * W + (p.B <= Layout::small_batch ? p.B * lay.F * W : 0));
         Scratch<double> pose_scratch(PoseScratch::size(m.J));
         const PoseScratch s(pose_scratch.data(), m.J);
 #pragma omp for schedule(dynamic)
