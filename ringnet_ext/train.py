@@ -15,6 +15,8 @@ import torch
 
 from .checkpoint import CheckpointError
 from .data.augment import crop
+from .data.faces import FaceSet
+from .data.photographs import hold_out, load_photographs
 from .data.synthetic import SyntheticFaces
 from .encoder import ENCODERS
 from .evaluation import evaluate
@@ -69,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--device", help="device to train on [cuda if there is one, else cpu]")
     add(run, "--threads", 0, "CPU threads of torch; 0 for as many as it finds", type=int)
     add(run, "--checkpoint-steps", 250, "time between checkpoints (and validations)", "steps", type=int)
+
+    photographs = parser.add_argument_group("photographs")
+    photographs.add_argument("--data", type=Path, metavar="DIR", help="train on this set, made by python -m "
+                             "ringnet_ext.prepare, instead of on synthetic faces [none]")  # fmt: skip
+    add(photographs, "--validation-share", 0.05, "part of its people that are held out for validation", type=float)
 
     data = parser.add_argument_group("synthetic faces")
     data.add_argument("--head", type=Path, help="head model file with landmarks [the built-in head]")
@@ -137,7 +144,12 @@ def _run(options: argparse.Namespace) -> int:
         color=color, seed=options.seed, yaw_limit=options.yaw_limit,
     )  # fmt: skip
     held_out = dataclasses.replace(synthetic, split="validation", identities=64, images_per_identity=6)
-    faces, validation = (configuration.load(head, options.cache) for configuration in (synthetic, held_out))
+    if options.data is None:
+        faces, validation = (configuration.load(head, options.cache) for configuration in (synthetic, held_out))
+        described = dataclasses.asdict(synthetic)
+    else:
+        faces, validation = hold_out(load_photographs(options.data), options.validation_share)
+        described = {"images": len(faces), "held_out": len(validation)} | dataclasses.asdict(faces.augmentation)
     rendered = time.perf_counter()
 
     torch.manual_seed(options.seed)
@@ -163,7 +175,7 @@ def _run(options: argparse.Namespace) -> int:
         trainer.resume()
         print(f"resumed at step {trainer.step}")
     else:
-        _write_json(options.out / "config.json", _configuration(options, synthetic))
+        _write_json(options.out / "config.json", _configuration(options, described))
     complete = trainer.train()
     if trainer.history:
         write_curves(options.out / "curves.png", trainer.history)
@@ -173,8 +185,14 @@ def _run(options: argparse.Namespace) -> int:
     trained = time.perf_counter()
 
     best = RingNet.load(options.out, head=options.head).to(options.device)
-    if options.test_identities:
-        _show(options, best, dataclasses.replace(held_out, split="test", identities=options.test_identities), head)
+    if options.data is not None:
+        _, people = np.unique(validation.identity, return_index=True)
+        _show(options, best, validation, people[:EXAMPLES])
+    elif options.test_identities:
+        test = dataclasses.replace(held_out, split="test", identities=options.test_identities)
+        _tabulate(options, best, test.load(head, options.cache))
+        people = dataclasses.replace(test, identities=EXAMPLES, images_per_identity=1, size=320, color=True)
+        _show(options, best, people.load(head, options.cache), np.arange(EXAMPLES))
     speed = np.mean([row["images_per_second"] for row in trainer.history])
     print(
         f"faces {rendered - began:.0f} s, training {trained - rendered:.0f} s ({speed:.0f} images/s), "
@@ -184,14 +202,16 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _show(options: argparse.Namespace, model: RingNet, configuration: SyntheticFaces, head: FlameModel) -> None:
-    """The held-out table, and pictures of the first held-out people."""
-    report = evaluate(model, configuration.load(head, options.cache))
+def _tabulate(options: argparse.Namespace, model: RingNet, faces: FaceSet) -> None:
+    """The held-out table."""
+    report = evaluate(model, faces)
     print("\n".join(report.lines()))
     _write_json(options.out / "report.json", dataclasses.asdict(report) | {"intra_inter": report.intra_inter})
-    people = dataclasses.replace(configuration, identities=EXAMPLES, images_per_identity=1, size=320, color=True)
-    examples = people.load(head, options.cache)
-    images, _, _ = crop(examples, np.arange(EXAMPLES)[:, None], INPUT_SIZE)
+
+
+def _show(options: argparse.Namespace, model: RingNet, faces: FaceSet, indices: np.ndarray) -> None:
+    """Pictures of held-out people, and of their reconstructions."""
+    images, _, _ = crop(faces, indices[:, None], INPUT_SIZE)
     pixels = ((images + 1) * 127.5 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).numpy()
     (options.out / "examples").mkdir(exist_ok=True)
     for index, image in enumerate(pixels):
@@ -199,12 +219,12 @@ def _show(options: argparse.Namespace, model: RingNet, configuration: SyntheticF
     write_image(options.out / "reconstructions.png", reconstructions([model.reconstruct(image) for image in pixels]))
 
 
-def _configuration(options: argparse.Namespace, faces: SyntheticFaces) -> dict:
+def _configuration(options: argparse.Namespace, faces: dict) -> dict:
     from . import __version__
 
     return {
         "options": {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()},
-        "faces": dataclasses.asdict(faces),
+        "faces": faces,
         "versions": {"ringnet_ext": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
 
