@@ -3,6 +3,10 @@
 #include <stdexcept>
 #include <string>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "kernels.h"
 
 namespace ringnet::cpu {
@@ -43,6 +47,17 @@ const KernelsOf<float>& of<float>() { return kernels().f32; }
 template <>
 const KernelsOf<double>& of<double>() { return kernels().f64; }
 
+// A big output is fresh memory more often than not, and the kernel hands it out a page at a time: in 4 kB pages that takes
+// longer than filling it. From 32 MiB on, malloc gives every buffer a mapping of its own, so nothing else is affected.
+template <class T>
+void prefer_huge_pages([[maybe_unused]] T* p, [[maybe_unused]] index_t n) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    const std::uintptr_t page = std::uintptr_t(2) << 20, first = reinterpret_cast<std::uintptr_t>(p);
+    const std::uintptr_t begin = (first + page - 1) / page * page, end = (first + n * sizeof(T)) / page * page;
+    if (n * index_t(sizeof(T)) > index_t(32) << 20) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
 }  // namespace
 
 const char* simd_level() { return kernels().name; }
@@ -72,7 +87,11 @@ template <class T> void pack_lbs(const LbsConstants<T>& c, T* packed, std::int32
 template <class T> void pack_landmarks(const LandmarkConstants<T>& c, T* packed, std::int32_t* index, int threads) {
     of<T>().pack_landmarks(c, packed, index, threads);
 }
-template <class T> void lbs_forward(const LbsForward<T>& p, int threads) { of<T>().lbs_forward(p, threads); }
+template <class T> void lbs_forward(const LbsForward<T>& p, int threads) {
+    prefer_huge_pages(p.vertices, p.B * 3 * p.model.V);
+    prefer_huge_pages(p.state, p.B * lbs_state_size<T>(p.model.V, p.model.K, p.model.J, p.keep));
+    of<T>().lbs_forward(p, threads);
+}
 template <class T> void lbs_backward(const LbsBackward<T>& p, int threads) { of<T>().lbs_backward(p, threads); }
 template <class T> void landmarks_forward(const LandmarksForward<T>& p, int threads) { of<T>().landmarks_forward(p, threads); }
 template <class T> void landmarks_backward(const LandmarksBackward<T>& p, int threads) { of<T>().landmarks_backward(p, threads); }

@@ -4,7 +4,8 @@
 //   directions    [tile][feature][xyz][lane]           forward: read along the features, one load per coordinate; backward of
 //                                                      small batches too
 //   weights       [tile][slot][lane]                   skinning weights of the joints that touch the tile, most J slots
-//   directions_t  [panel][row][feature of the panel]   backward: row = (tile, xyz, lane), a panel is 3 vectors of features
+//   directions_t  [block of tiles][panel][row][feature of the panel]   backward: row = (tile, xyz, lane), a panel is 3 vectors
+//                                                      of features
 // index: [tile][1 + J]: number of joints that touch the tile, then their ids.
 // state: features [b][F], transforms [b][12 J], and if kept the blended vertices [b][tile][xyz][lane], rows padded to 64 bytes.
 //
@@ -97,16 +98,16 @@ void pack_lbs(const LbsConstants<T>& c, T* packed, std::int32_t* index, [[maybe_
             ids[1 + slot] = 0;
         }
     }
-    for (index_t first = 0; first < lay.feature_vectors * W; first += 3 * W) {
-        const index_t width = min_of(3 * W, lay.feature_vectors * W - first);
-        T* panel = packed + lay.directions_t() + first * lay.tiles * 3 * W;
+    const index_t features = lay.feature_vectors * W;
 #pragma omp parallel for schedule(static) num_threads(threads)
-        for (index_t tile = 0; tile < lay.tiles; ++tile) {
-            T* d = panel + tile * 3 * W * width;
-            for (int xyz = 0; xyz < 3; ++xyz)
-                for (int l = 0; l < W; ++l)
-                    for (index_t k = 0; k < width; ++k) *d++ = direction(tile * W + l, xyz, first + k);
-        }
+    for (index_t block = 0; block < lay.blocks(); ++block) {
+        const index_t first_tile = block * lay.tiles_per_block, last_tile = min_of(first_tile + lay.tiles_per_block, lay.tiles);
+        T* d = packed + lay.directions_t() + first_tile * 3 * W * features;
+        for (index_t first = 0; first < features; first += 3 * W)
+            for (index_t tile = first_tile; tile < last_tile; ++tile)
+                for (int xyz = 0; xyz < 3; ++xyz)
+                    for (int l = 0; l < W; ++l)
+                        for (index_t k = first; k < min_of(first + 3 * W, features); ++k) *d++ = direction(tile * W + l, xyz, k);
     }
 }
 
@@ -259,11 +260,13 @@ RN_HOST_DEVICE void load_gradient(const T* g, const index_t stride[3], index_t v
 
 // out[b][...] += sum over rows of gradient[b][row] * panel[row][...], `vectors` vectors of features wide.
 template <class T, int group, int vectors, int phases>
-RN_KERNEL void multiply_panel(index_t rows, index_t row_pitch, const T* gradient, const T* panel, T* out, index_t out_pitch) {
+RN_KERNEL void multiply_panel(index_t rows, index_t row_pitch, const T* gradient, const T* panel, T* out, index_t out_pitch,
+                              const T* ahead, index_t ahead_step) {
     constexpr int W = lanes<T>;
     vec<T> acc[phases][group][vectors] = {};
     for (index_t n = 0; n < rows; n += phases) {
         if (phases == 1) __builtin_prefetch(gradient + group * (row_pitch + n));
+        __builtin_prefetch(ahead + n * ahead_step);
         RN_UNROLL for (int u = 0; u < phases; ++u) {
             const T* d = panel + (n + u) * vectors * W;
             vec<T> dv[vectors];
@@ -288,12 +291,16 @@ RN_KERNEL void multiply_panel(index_t rows, index_t row_pitch, const T* gradient
 
 template <class T, int vectors>
 void multiply_panel(index_t rows, index_t row_pitch, index_t B, const T* gradient, const T* panel, T* out, index_t out_pitch) {
-    constexpr int many = lanes<T> >= 4 ? 4 : 2;  // divides the rows of a tile, 3 W
+    constexpr int W = lanes<T>;
+    constexpr int many = W >= 4 ? 4 : 2;  // divides the rows of a tile, 3 W
+    // The next panel follows this one in memory; each group fetches its share of it.
+    const index_t size = rows * vectors * W, step = ceil_div(vectors * W * max_group, B);
     index_t b = 0;
     const auto groups = [&](auto group, auto phases) {
         for (; b + group() <= B; b += group())
             multiply_panel<T, group(), vectors, phases()>(rows, row_pitch, gradient + b * row_pitch, panel,
-                                                          out + b * out_pitch, out_pitch);
+                                                          out + b * out_pitch, out_pitch,
+                                                          panel + size + b / max_group * rows * step, step);
     };
     if constexpr (max_group == 8) groups(std::integral_constant<int, 8>{}, std::integral_constant<int, 1>{});
     groups(std::integral_constant<int, 4>{}, std::integral_constant<int, max_group == 8 ? 2 : 1>{});
@@ -436,19 +443,18 @@ void backward_chunk(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t t0
             pass(std::integral_constant<int, 1>{});
             continue;
         }
-        const T* panel = p.model.packed + lay.directions_t();
         const index_t rows = (end - block) * 3 * W;
+        const T* panel = p.model.packed + lay.directions_t() + block * 3 * W * features;
         for (index_t first = 0; first < lay.feature_vectors; first += 3) {
             const index_t vectors = min_of(3, lay.feature_vectors - first);
-            const T* d = panel + block * 3 * W * vectors * W;
             T* out = partial + b0 * partial_pitch + first * W;
             if (vectors == 3)
-                multiply_panel<T, 3>(rows, Layout::rows_per_block, b1 - b0, blended_gradient, d, out, partial_pitch);
+                multiply_panel<T, 3>(rows, Layout::rows_per_block, b1 - b0, blended_gradient, panel, out, partial_pitch);
             else if (vectors == 2)
-                multiply_panel<T, 2>(rows, Layout::rows_per_block, b1 - b0, blended_gradient, d, out, partial_pitch);
+                multiply_panel<T, 2>(rows, Layout::rows_per_block, b1 - b0, blended_gradient, panel, out, partial_pitch);
             else
-                multiply_panel<T, 1>(rows, Layout::rows_per_block, b1 - b0, blended_gradient, d, out, partial_pitch);
-            panel += lay.tiles * 3 * W * vectors * W;
+                multiply_panel<T, 1>(rows, Layout::rows_per_block, b1 - b0, blended_gradient, panel, out, partial_pitch);
+            panel += rows * vectors * W;
         }
     }
     if (small)
