@@ -103,7 +103,8 @@ def crop(
 
     images = torch.from_numpy(pixels)
     images = images.permute(0, 3, 1, 2) if images.dim() == 4 else images[:, None]
-    return images.float() / 127.5 - 1, torch.from_numpy(landmarks.astype(np.float32)), torch.from_numpy(confidence)
+    images = images.float().div_(127.5).sub_(1)
+    return images, torch.from_numpy(landmarks.astype(np.float32)), torch.from_numpy(confidence)
 
 
 def _degrade(image: np.ndarray, settings: Augmentation, random: np.random.Generator) -> np.ndarray:
