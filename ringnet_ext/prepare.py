@@ -60,7 +60,7 @@ class PrepareSettings:
 
 
 class Photograph(NamedTuple):
-    """One image of the source: its path relative to it, and its person; '' if it has none, None if that is not known."""
+    """One image of the source: its path relative to it, and its person; '' for none, None if not known."""
 
     name: str
     person: str | None
@@ -139,8 +139,9 @@ def loose_square(
         cv2.BORDER_REPLICATE,
     )  # fmt: skip
     method = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
+    square = cv2.resize(square, (size, size), interpolation=method)
     normalised = (points - (left, top)) * (2 / side) - 1
-    return cv2.resize(square, (size, size), interpolation=method), np.where(known[:, None], normalised, 0).astype(np.float32)
+    return square, np.where(known[:, None], normalised, 0).astype(np.float32)
 
 
 def landmark_file(folder: Path, name: str) -> Path | None:
@@ -178,7 +179,7 @@ def check(image: Path, landmarks: Path | None, settings: PrepareSettings) -> tup
         raise Dropped("malformed landmarks", f"{landmarks.name}: {error}") from None
     known = points[confidence > 0]
     if len(known) < MIN_POINTS:
-        raise Dropped("too few landmarks", f"{landmarks.name}: {len(known)} known points, expected at least {MIN_POINTS}")
+        raise Dropped("too few landmarks", f"{landmarks.name}: {len(known)} known points, expected {MIN_POINTS}")
     low, high = known.min(0), known.max(0)
     face = float((high - low).max())
     middle = (low + high) / 2
@@ -214,7 +215,8 @@ class _Progress:
         wanted = json.dumps(asdict(settings))
         if earlier is not None and earlier[0] != wanted:
             raise ValueError(
-                f"{path.parent}: holds a set prepared with {earlier[0]}, and this is {wanted}; prepare into another folder"
+                f"{path.parent}: holds a set prepared with {earlier[0]}, and this is {wanted}; "
+                "prepare into another folder"
             )
         self.run = self.database.execute("INSERT INTO runs VALUES (?)", (wanted,)).lastrowid
         self.database.execute("COMMIT")
@@ -247,7 +249,7 @@ class _Progress:
                 yield path
 
     def people(self) -> list[tuple[str, int]]:
-        """Names and numbers of images. In the order of a hash of the names, so that any run of them is a random sample."""
+        """Names and numbers of images, in the order of a hash of the names: any run of them is a random sample."""
         found = self.database.execute(
             "SELECT person, COUNT(*) FROM photographs WHERE kind = '' AND person != '' GROUP BY person"
         ).fetchall()
@@ -308,7 +310,7 @@ def prepare(
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder")
     if out.resolve().is_relative_to(source.resolve()):
-        raise ValueError(f"--out: {out} lies in {source}, so its crops would be taken for photographs; put it elsewhere")
+        raise ValueError(f"--out: {out} lies in {source}, and its crops would pass for photographs; put it elsewhere")
     if identities is not None and not Path(identities).is_file():
         raise FileNotFoundError(f"{identities}: no such file of identities")
     if anonymous is not None and (identities is not None or not (source / anonymous).is_dir()):
@@ -337,9 +339,8 @@ def prepare(
                 known = progress.known([_text(photograph.name) for photograph in batch])
                 once = {photograph.name: photograph for photograph in batch}.values()
                 results = list(pool.map(work, [(item, known.get(_text(item.name))) for item in once]))
-                progress.store(
-                    [row for row in results if not isinstance(row, str)], [row for row in results if isinstance(row, str)]
-                )
+                unchanged = [result for result in results if isinstance(result, str)]
+                progress.store([result for result in results if not isinstance(result, str)], unchanged)
                 bar.update(len(batch))
         return _finish(progress, out)
     finally:
@@ -374,7 +375,7 @@ def _prepare_one(
     except Dropped as reason:
         if earlier is not None and earlier[1] is not None:
             (out / IMAGES / earlier[1]).unlink(missing_ok=True)
-        return text, stamp, person or "", *reason.args, None, None, None
+        return text, stamp, _text(person or ""), *reason.args, None, None, None
     square, normalised = loose_square(image, points, confidence, settings.size)
     (out / IMAGES / path).parent.mkdir(parents=True, exist_ok=True)
     write_image(out / IMAGES / path, square)
@@ -386,7 +387,7 @@ def _stat(path: Path) -> str:
         facts = path.stat()
     except OSError:
         return "missing"
-    return f"{path.name} {facts.st_size} {facts.st_mtime_ns}"
+    return f"{_text(path.name)} {facts.st_size} {facts.st_mtime_ns}"
 
 
 def _text(name: str) -> str:
@@ -433,7 +434,8 @@ def _write_rows(file, names, rows) -> None:
 
 
 def _report(kept: int, people: list[tuple[str, int]], dropped: list[tuple[str, int]], yaws: np.ndarray) -> list[str]:
-    lines = [f"kept     {kept:9,d} images", f"dropped  {sum(count for _, count in dropped):9,d} images (see dropped.csv)"]
+    lines = [f"kept     {kept:9,d} images"]
+    lines += [f"dropped  {sum(count for _, count in dropped):9,d} images (see dropped.csv)"]
     lines += [f"         {count:9,d} {kind}" for kind, count in dropped]
     counts = np.array([count for _, count in people], np.int64)
     lines += [f"people   {len(people):9,d} (see people.csv)"]
@@ -459,7 +461,7 @@ def _report(kept: int, people: list[tuple[str, int]], dropped: list[tuple[str, i
 def estimate_yaw(landmarks: np.ndarray, confidence: np.ndarray) -> np.ndarray:
     """Yaw (N,) in radians, positive to the subject's left, from (N, 68, 2) landmarks (y down) and confidences (N, 68).
 
-    An affine camera is fitted to the 51 inner points of the mean head, which move with the head as the contour does not.
+    An affine camera is fitted to the mean head's 51 inner points, which belong to the head as the contour does not.
     NaN where fewer than 12 of them are known.
     """
     points = _mean_points()
@@ -497,23 +499,24 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ringnet_ext.prepare",
         description="Make a training set of photographs: check every image and its 68 landmarks, cut a loose square "
-        "around the face, and write a manifest and a report. SOURCE holds a folder of images for each person, as VGGFace2 "
-        "does, or the images that --identities lists. What cannot be used is named in OUT/dropped.csv, with the reason. A run "
-        "that was interrupted is continued by the same command, and so is a set whose source has changed.",
+        "around the face, and write a manifest and a report. SOURCE holds a folder of images for each person, as "
+        "VGGFace2 does, or the images that --identities lists. DIR/dropped.csv names what cannot be used, and why. The "
+        "same command continues an interrupted run, and brings a set up to date whose source has changed.",
     )
     parser.add_argument("source", type=Path, metavar="SOURCE", help="folder of photographs")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the set; made if missing")
-    parser.add_argument("--landmarks", type=Path, metavar="DIR", help="folder with the landmark files, laid out like SOURCE: "
-                        f"NAME and one of {', '.join(LANDMARK_SUFFIXES)} [beside the images]")  # fmt: skip
+    parser.add_argument("--landmarks", type=Path, metavar="DIR", help="folder with the landmark files, laid out like "
+                        f"SOURCE: NAME and one of {', '.join(LANDMARK_SUFFIXES)} [beside the images]")  # fmt: skip
     parser.add_argument("--identities", type=Path, metavar="FILE", help="lines path,identity or, as CelebA's "
-                        "identity_CelebA.txt, path identity; paths relative to SOURCE; an empty identity or -1 for none "
-                        "[each person's folder]")  # fmt: skip
-    parser.add_argument("--anonymous", metavar="NAME", help="the folder in SOURCE whose images have no identity: their rings "
-                        "are made of crops of the one image [none]")  # fmt: skip
+                        "identity_CelebA.txt, path identity; paths relative to SOURCE; an empty identity or -1 for "
+                        "none [each person's folder]")  # fmt: skip
+    parser.add_argument("--anonymous", metavar="NAME", help="the folder in SOURCE whose images have no identity: their "
+                        "rings are made of crops of the one image [none]")  # fmt: skip
     parser.add_argument("--size", type=int, default=default.size, help=f"side of the crops, pixels [{default.size}]")
-    parser.add_argument("--format", choices=("jpg", "png"), default=default.format, help=f"of the crops [{default.format}]")
-    parser.add_argument("--min-face", type=float, default=default.min_face, help="smallest larger side of the landmarks' "
-                        f"box, pixels of the photograph [{default.min_face:g}]")  # fmt: skip
+    parser.add_argument("--format", choices=("jpg", "png"), default=default.format,
+                        help=f"of the crops [{default.format}]")  # fmt: skip
+    parser.add_argument("--min-face", type=float, default=default.min_face, help="least size of a face: the larger "
+                        f"side of its landmarks' box, pixels of the photograph [{default.min_face:g}]")  # fmt: skip
     parser.add_argument("--workers", type=int, help="threads [one for each core]")
     return parser
 
@@ -529,7 +532,7 @@ def main(arguments: list[str] | None = None) -> int:
             landmarks=options.landmarks, identities=options.identities, anonymous=options.anonymous,
             workers=options.workers,
         )  # fmt: skip
-    except sqlite3.OperationalError as error:
+    except sqlite3.Error as error:
         print(f"error: {options.out / 'progress.sqlite'}: {error}; is another run at work on it?", file=sys.stderr)
         return 1
     except (OSError, ValueError, csv.Error) as error:

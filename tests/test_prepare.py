@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from ringnet_ext.data.synthetic import SyntheticFaces
 from ringnet_ext.images import read_image
 
 PEOPLE, EACH, SIDE = 10, 4, 160
+OPTIONS = ["--size", "96", "--anonymous", "extreme"]
 
 
 def openpose(points, confidence=None):
@@ -147,7 +149,7 @@ def vggface2(tmp_path_factory, rendered):
 @pytest.fixture(scope="module")
 def prepared(vggface2, tmp_path_factory):
     out = tmp_path_factory.mktemp("prepared") / "set"
-    assert prepare.main([str(vggface2), "--out", str(out), "--size", "96", "--anonymous", "extreme", "--workers", "2"]) == 0
+    assert prepare.main([str(vggface2), "--out", str(out), *OPTIONS, "--workers", "2"]) == 0
     return out
 
 
@@ -194,7 +196,7 @@ class TestPrepare:
         assert [int(row["images"]) for row in people] == np.bincount(faces.identity[faces.identity >= 0]).tolist()
 
     def test_pixels_and_landmarks_are_those_of_the_source(self, prepared, rendered):
-        """Cut back to the square of the rendering, every crop shows it: upright, in its colours, its landmarks in place."""
+        """Every crop shows what the rendering shows there: upright, in its colours, its landmarks in place."""
         faces, pixels = rendered
         prepared_faces = load_photographs(prepared)
         same = {"n000004/gray.jpg", "n000004/cmyk.jpg", "n000004/phone.jpg", "n000005/a.PNG.jpg", "n000005/b.jpeg.jpg",
@@ -215,7 +217,8 @@ class TestPrepare:
             shift = target.mean(0) - scale * start.mean(0)
             assert np.abs(scale * start + shift - target).max() < 0.05
             matrix = np.array([[scale, 0, shift[0] + scale / 2 - 0.5], [0, scale, shift[1] + scale / 2 - 0.5]])
-            expected = cv2.warpAffine(faces.images[source], matrix, (96, 96), borderMode=cv2.BORDER_REPLICATE).astype(int)
+            expected = cv2.warpAffine(faces.images[source], matrix, (96, 96), borderMode=cv2.BORDER_REPLICATE)
+            expected = expected.astype(int)
             if name == "n000004/gray.jpg":
                 expected = np.repeat((expected @ [0.299, 0.587, 0.114])[..., None], 3, axis=2)
             difference = np.abs(prepared_faces.images[index].astype(int) - expected)
@@ -248,7 +251,7 @@ class TestPrepare:
                 raise KeyboardInterrupt
             return counted(*arguments)
 
-        command = [str(vggface2), "--out", str(tmp_path / "set"), "--size", "96", "--anonymous", "extreme", "--workers", "1"]
+        command = [str(vggface2), "--out", str(tmp_path / "set"), *OPTIONS, "--workers", "1"]
         monkeypatch.setattr(prepare, "check", stopping)
         assert prepare.main(command) == 130 and "continues" in capsys.readouterr().err
         assert not (tmp_path / "set" / "manifest.npy").exists()
@@ -301,6 +304,24 @@ class TestPrepare:
         dropped = {row["image"]: row["reason"] for row in rows(tmp_path / "set" / "dropped.csv")}
         assert dropped == {"missing.jpg": "no such image", "../img/000000.jpg": "path outside the source"}
 
+    def test_names_that_are_no_text(self, rendered, tmp_path):
+        person = os.fsencode(tmp_path) + b"/source/\xffperson"
+        try:
+            os.makedirs(person)
+        except OSError:
+            pytest.skip("a file system that takes no such names")
+        Image.fromarray(rendered[0].images[0]).save(tmp_path / "a.jpg")
+        shutil.copy(tmp_path / "a.jpg", person + b"/\xfe.jpg")
+        Path(os.fsdecode(person + b"/\xfe.pts")).write_text(pts(rendered[1][0]))
+        prepare.prepare(tmp_path / "source", tmp_path / "set")
+        assert [row["reason"] for row in rows(tmp_path / "set" / "dropped.csv")] == ["name is not UTF-8"]
+
+    def test_two_runs_at_once_are_refused(self, vggface2, tmp_path, capsys):
+        first = prepare._Progress(tmp_path / "progress.sqlite", prepare.PrepareSettings())
+        assert prepare.main([str(vggface2), "--out", str(tmp_path)]) == 1
+        assert "another run" in capsys.readouterr().err
+        first.database.close()
+
     def test_errors_say_what_to_do(self, vggface2, tmp_path, capsys):
         (tmp_path / "bare").mkdir()
         (tmp_path / "three.txt").write_text("a,b,c\n")
@@ -335,14 +356,16 @@ class TestLandmarkFiles:
         assert confidence == pytest.approx(1.0 if name in ("a.pts", "a.npz") else 0.8)
 
     def test_the_largest_face_counts(self, tmp_path):
-        people = [json.loads(openpose(points))["people"][0] for points in (self.points / 3, self.points, self.points / 2)]
+        people = [json.loads(openpose(self.points * scale))["people"][0] for scale in (0.3, 1, 0.5)]
         (tmp_path / "a.json").write_text(json.dumps({"people": [*people, {"face_keypoints_2d": [0] * 210}]}))
         assert np.abs(read_landmarks(tmp_path / "a.json")[0] - self.points).max() < 1e-3
 
     @pytest.mark.parametrize("name, data", [
-        ("a.txt", b""), ("a.json", b"{}"), ("a.json", b'{"people": 3}'), ("a.json", b'{"people": [{"face_keypoints_2d": "a"}]}'),
-        ("a.pts", b"\xff\xfe"), ("a.pts", b"{\n1 2\n}"), ("a.pts", b"n_points: 3\n{\n1 2\n}"), ("a.npy", b"\x93NUMPY"), ("a.npz", b"PK\x03\x04"),
-        ("a.npz", npz(a=points, b=points)), ("a.npy", npy(points + 1e9)), ("a.npy", npy(np.column_stack([points, -points[:, 0]]))),
+        ("a.txt", b""),
+        ("a.json", b"{}"), ("a.json", b'{"people": 3}'), ("a.json", b'{"people": [{"face_keypoints_2d": "a"}]}'),
+        ("a.pts", b"\xff\xfe"), ("a.pts", b"{\n1 2\n}"), ("a.pts", b"n_points: 3\n{\n1 2\n}"),
+        ("a.npy", b"\x93NUMPY"), ("a.npy", npy(points + 1e9)), ("a.npy", npy(np.column_stack([points, -points[:, 0]]))),
+        ("a.npz", b"PK\x03\x04"), ("a.npz", npz(a=points, b=points)),
         ("a.csv", b"1,2\n3\n"), ("a.csv", b""),
     ])  # fmt: skip
     def test_what_is_malformed(self, tmp_path, name, data):
@@ -395,7 +418,7 @@ class TestTraining:
 
     def test_crops_of_the_one_image_vary_more(self):
         faces = FaceSet(
-            np.zeros((2, 64, 64), np.uint8), np.tile(np.random.default_rng(0).uniform(-0.5, 0.5, (1, 68, 2)), (2, 1, 1)),
+            np.zeros((2, 64, 64), np.uint8), np.random.default_rng(0).uniform(-0.5, 0.5, (2, 68, 2)),
             np.ones((2, 68), np.float32), np.array([0, -1]),
         )  # fmt: skip
         _, landmarks, _ = crop(faces, np.repeat([[0], [1]], 50, axis=1), 32, np.random.default_rng(0))
@@ -469,9 +492,8 @@ class TestTraining:
             "crop(faces, rings[:1], 64, np.random.default_rng(0))\n"
             "print(len(faces), len(validation), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
         )
-        result = subprocess.run(
-            [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
-        )
+        command, checkout = [sys.executable, "-c", script, tmp_path], Path(__file__).parents[1]
+        result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=checkout)
         training, validation, megabytes = map(int, result.stdout.split())
         assert (training, validation) == (190_000, 10_000) and megabytes < 1000
 

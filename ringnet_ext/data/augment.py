@@ -38,8 +38,8 @@ def crop(
         random: for the augmentation that ``faces`` asks for; None for plain centred crops.
 
     Returns:
-        images (B R, 1 or 3, size, size) float32 in [-1, 1]; landmarks (B R, 68, 2) in the crops' normalised coordinates;
-        their confidence (B R, 68).
+        images (B R, 1 or 3, size, size) float32 in [-1, 1]; landmarks (B R, 68, 2) in the crops' normalised
+        coordinates; their confidence (B R, 68).
     """
     flat = indices.ravel()
     points, confidence = np.asarray(faces.landmarks[flat]), np.asarray(faces.confidence[flat])

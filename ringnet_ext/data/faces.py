@@ -38,7 +38,7 @@ class Augmentation:
 class FaceSet:
     """Images with identities and landmarks, and for synthetic faces what they were made from.
 
-    images      (N, S, S) grey or (N, S, S, 3) RGB, uint8; an array, or anything with a shape that decodes image i as [i]
+    images      (N, S, S) grey or (N, S, S, 3) RGB, uint8; an array, or what has a shape and decodes image i as [i]
     landmarks   (N, 68, 2) float32, normalised image coordinates ([-1, 1] spans the image, y down)
     confidence  (N, 68) float32 >= 0
     identity    (N,) int64; negative where it is not known
