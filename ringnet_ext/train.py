@@ -34,8 +34,8 @@ EXAMPLES = 8
 
 PRESETS = {
     "compact": {
-        "encoder": "compact", "dropout": 0.0, "steps": 4000, "rings": 8, "learning_rate": 2e-3,
-        "final_learning_rate": 0.01, "warmup_steps": 50, "beta2": 0.98, "weight_decay": 0.01, "gradient_clip": 5.0,
+        "encoder": "compact", "dropout": 0.0, "steps": 6000, "rings": 8, "learning_rate": 1.5e-3,
+        "final_learning_rate": 0.01, "warmup_steps": 50, "beta2": 0.99, "weight_decay": 0.01, "gradient_clip": 20.0,
         "identities": 2000, "image_size": 128,
     },
     # Section 4 of the paper: Adam at a constant 1e-4. 10 epochs of VGGFace2's 3.1 million images, in steps of 32 rings of 6,
