@@ -16,6 +16,7 @@ def pytest_addoption(parser):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     group.addoption("--device", default=device, help=f"cpu or cuda (default: {device})")
     group.addoption("--seconds", type=float, default=0.3, help="per contender and case, at least three calls (default 0.3)")
+    group.addoption("--patience", type=float, default=0, help="seconds to wait before a case while other processes are busy (default 0)")
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):

@@ -176,6 +176,7 @@ def compiled(p: Problem) -> Solution:
 
 @functools.cache
 def _compiled(op: str, K: int, single: bool, device: torch.device):
+    torch._dynamo.config.recompile_limit = 64  # one function, compiled for every op, K, device and with or without gradients
     p = Problem(op, K, 1 if single else 2, device)
     return torch.compile(plain(p, _Constant(p.flame.parents)), dynamic=not single, fullgraph=True)
 

@@ -100,10 +100,6 @@ class Limits:
         half = max(1, (read + written) // 8)  # a copy reads and writes
         return self._timed(lambda: target[:half].copy_(source[:half])) * scale
 
-    def bound(self, work: Work) -> float:
-        """Seconds below which no implementation can stay: arithmetic and transfers at full speed, fully overlapped."""
-        return max(self.arithmetic(work.flops), self.memory(work.read, work.written))
-
     def _timed(self, call) -> float:
         call()
         self._synchronise()
