@@ -83,6 +83,8 @@ class RingNet(nn.Module):
         scale: sizes of one unit of the regressor's output: camera scale (relative to the mean), translation (metres), global
             pose, jaw, shape, expression; None for ones in the units of the parameters, as in the paper.
 
+        readout: with a linear layer that reads the landmarks directly off the features, for training only.
+
     The regressor starts from the mean head, upright, where its landmarks fill :data:`camera.FILL` of the image.
     """
 
@@ -93,6 +95,7 @@ class RingNet(nn.Module):
         *,
         dropout: float = 0.0,
         scale: tuple[float, float, float, float, float, float] | None = None,
+        readout: bool = False,
         shape_params: int = 100,
         expression_params: int = 50,
     ):
@@ -126,7 +129,9 @@ class RingNet(nn.Module):
             units = torch.cat([torch.full((size,), float(unit)) for size, unit in zip(sizes, scale, strict=True)])
             units[0] *= mean[0]
         self.regressor = IterativeRegressor(self.encoder.features, mean, units, dropout)
+        self.readout = nn.Linear(self.encoder.features, 2 * 68) if readout else None
         self.configuration = {
+            "readout": readout,
             "encoder": encoder,
             "dropout": dropout,
             "shape_params": shape_params,
@@ -135,7 +140,11 @@ class RingNet(nn.Module):
 
     def forward(self, images: Tensor) -> HeadParams:
         """(B, 1 or 3, H, W) images in [-1, 1] -> HeadParams."""
-        return HeadParams.from_vector(self.regressor(self.encoder(images)).float(), self.flame.shape_params)
+        return self.regress(self.encoder(images))
+
+    def regress(self, features: Tensor) -> HeadParams:
+        """(B, features) of the encoder -> HeadParams."""
+        return HeadParams.from_vector(self.regressor(features).float(), self.flame.shape_params)
 
     def landmarks(self, params: HeadParams) -> Tensor:
         """The 68 landmarks in normalised image coordinates, (B, 68, 2), without computing the mesh."""

@@ -34,8 +34,9 @@ EXAMPLES = 8
 
 PRESETS = {
     "compact": {
-        "encoder": "compact", "dropout": 0.0, "steps": 6000, "rings": 8, "learning_rate": 1.5e-3,
+        "encoder": "compact", "dropout": 0.0, "steps": 6000, "rings": 8, "learning_rate": 2.5e-3,
         "final_learning_rate": 0.01, "warmup_steps": 50, "beta2": 0.99, "weight_decay": 0.01, "gradient_clip": 20.0,
+        "readout_weight": 60.0, "workers": 2,
         "identities": 2000, "image_size": 128,
     },
     # Section 4 of the paper: Adam at a constant 1e-4. 10 epochs of VGGFace2's 3.1 million images, in steps of 32 rings of 6,
@@ -43,6 +44,7 @@ PRESETS = {
     "paper": {
         "encoder": "resnet50", "dropout": 0.5, "steps": 160_000, "rings": 32, "learning_rate": 1e-4,
         "final_learning_rate": 1.0, "warmup_steps": 0, "beta2": 0.999, "weight_decay": 0.0, "gradient_clip": None,
+        "readout_weight": 0.0, "workers": 1,
         "identities": 8631, "image_size": 320,
     },
 }  # fmt: skip
@@ -69,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--overwrite", action="store_true", help="start anew although --out holds a run")
     add(run, "--seed", 0, "seed of everything random", type=int)
     run.add_argument("--device", help="device to train on [cuda if there is one, else cpu]")
-    add(run, "--threads", 0, "CPU threads of torch; 0 for as many as it finds", type=int)
+    add(run, "--workers", None, "threads that share the rings of a step; part of the seed: another number, another result",
+        type=int)
+    add(run, "--threads", 0, "CPU threads of each worker; 0 for as many as there are cores for", type=int)
     add(run, "--checkpoint-steps", 250, "time between checkpoints (and validations)", "steps", type=int)
 
     photographs = parser.add_argument_group("photographs")
@@ -100,6 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     add(training, "--learning-rate", None, "peak learning rate of AdamW", type=float)
     add(training, "--final-learning-rate", None, "what a cosine brings it down to, as a fraction of the peak", type=float)
     add(training, "--landmark-weight", 60.0, "weight of the landmarks' L1 distance, in half image sides", type=float)
+    add(training, "--readout-weight", None, "weight of the landmarks that a linear layer reads off the features, a help in "
+        "training that the paper does without", "in half image sides", type=float)
     add(training, "--ring-weight", 1.0, "weight of the shape consistency around the ring", type=float)
     add(training, "--shape-weight", 1e-4, "weight of the squared norm of the shape coefficients", type=float)
     add(training, "--expression-weight", 1e-4, "weight of the squared norm of the expression coefficients", type=float)
@@ -135,8 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     began = time.perf_counter()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads or max(1, torch.get_num_threads() // options.workers))
     head = builtin_head() if options.head is None else FlameModel.load(options.head)
     color = ENCODERS[options.encoder].channels == 3
     synthetic = SyntheticFaces(
@@ -157,7 +162,7 @@ def _run(options: argparse.Namespace) -> int:
         steps=options.steps, rings_per_step=options.rings, ring_size=options.ring_size,
         learning_rate=options.learning_rate, final_learning_rate=options.final_learning_rate,
         warmup_steps=options.warmup_steps, beta2=options.beta2, weight_decay=options.weight_decay,
-        gradient_clip=options.gradient_clip,
+        gradient_clip=options.gradient_clip, readout_weight=options.readout_weight, workers=options.workers,
         ring_weight=options.ring_weight, landmark_weight=options.landmark_weight, shape_weight=options.shape_weight,
         expression_weight=options.expression_weight, margin=options.margin,
         checkpoint_steps=options.checkpoint_steps, seed=options.seed,
@@ -167,6 +172,7 @@ def _run(options: argparse.Namespace) -> int:
         options.encoder,
         dropout=options.dropout,
         scale=COMPACT_SCALE if options.preset == "compact" else None,
+        readout=options.readout_weight > 0,
     )
     if options.pretrained is not None:
         model.encoder.load_pretrained(options.pretrained)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import io
@@ -47,8 +48,14 @@ class TrainingSettings:
     shape_weight: float = 1e-4
     expression_weight: float = 1e-4
     margin: float = 0.5
+    readout_weight: float = 0.0  # of the L1 distance of the landmarks that a linear layer reads off the features
+    workers: int = 1  # threads that share a step's rings, each with batch statistics of its own
     checkpoint_steps: int = 250
     seed: int = 0
+
+    def __post_init__(self):
+        if self.workers < 1 or self.rings_per_step % self.workers:
+            raise ValueError(f"workers: expected a divisor of the {self.rings_per_step} rings of a step, got {self.workers}")
 
     def learning_rate_at(self, step: int) -> float:
         if step < self.warmup_steps:
@@ -86,22 +93,33 @@ class Trainer:
             self.parameters.values(), lr=settings.learning_rate, betas=(0.9, settings.beta2),
             weight_decay=settings.weight_decay, fused=True,
         )  # fmt: skip
+        if settings.workers > 1 and model.configuration["dropout"] > 0:
+            raise ValueError("workers: threads share one random generator, so more than one worker needs dropout 0")
+        # A worker has the same parameters and head, and running statistics of its own. Those of the first are kept.
+        shared = {id(value): value for value in (*model.parameters(), model.flame, model.head)}
+        self.replicas = [model, *(copy.deepcopy(model, dict(shared)) for _ in range(settings.workers - 1))]
         self.step = 0
         self.best = math.inf
         self.history: list[dict[str, float]] = []
 
-    def losses(self, images: torch.Tensor, landmarks: torch.Tensor, confidence: torch.Tensor) -> dict[str, torch.Tensor]:
+    def losses(
+        self, model: RingNet, images: torch.Tensor, landmarks: torch.Tensor, confidence: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         """The terms of the loss of (rings R, ...) images, unweighted, and their weighted sum as ``loss``."""
         settings = self.settings
-        params = self.model(images)
+        features = model.encoder(images)
+        params = model.regress(features)
         terms = {
-            "landmarks": landmark_loss(self.model.landmarks(params), landmarks, confidence),
+            "landmarks": landmark_loss(model.landmarks(params), landmarks, confidence),
             "ring": ring_shape_loss(params.shape.unflatten(0, (-1, settings.ring_size)), settings.margin),
             "shape": coefficient_norm(params.shape),
             "expression": coefficient_norm(params.expression),
         }
         weights = (settings.landmark_weight, settings.ring_weight, settings.shape_weight, settings.expression_weight)
         terms["loss"] = sum(weight * terms[name] for weight, name in zip(weights, _LOSSES, strict=True))
+        if model.readout is not None and model.training:
+            read = model.readout(features).unflatten(1, (-1, 2))
+            terms["loss"] = terms["loss"] + settings.readout_weight * landmark_loss(read, landmarks, confidence)
         return terms
 
     def train(self) -> bool:
@@ -115,13 +133,13 @@ class Trainer:
         bar = tqdm(total=settings.steps, initial=self.step, desc="training", unit="step", disable=None)
         sums = dict.fromkeys((*_LOSSES, "loss"), 0.0)
         summed, since = 0, time.perf_counter()
-        with _stop_requests() as stop, ThreadPoolExecutor(1) as loader, bar:
+        with _stop_requests() as stop, ThreadPoolExecutor(1) as loader, ThreadPoolExecutor(settings.workers) as pool, bar:
             upcoming = loader.submit(self._batch, self.step) if self.step < settings.steps else None
             while self.step < settings.steps and not stop:
                 batch = upcoming.result()
                 if self.step + 1 < settings.steps:
                     upcoming = loader.submit(self._batch, self.step + 1)
-                terms = {name: float(value) for name, value in self._update(*(t.to(device) for t in batch)).items()}
+                terms = self._update(pool, *(tensor.to(device) for tensor in batch))
                 self.step += 1
                 bar.update()
                 if not math.isfinite(terms["loss"]):
@@ -155,25 +173,41 @@ class Trainer:
         random = np.random.default_rng([self.settings.seed, 2, step])
         return crop(self.faces, rings, self.model.encoder.input_size, random)
 
-    def _update(self, images, landmarks, confidence) -> dict[str, torch.Tensor]:
+    def _update(self, pool: ThreadPoolExecutor, *batch: torch.Tensor) -> dict[str, float]:
+        """One optimiser step. Returns the terms of the loss, averaged over the workers."""
         settings = self.settings
         torch.manual_seed(settings.seed * 1_000_003 + self.step)  # for dropout
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate_at(self.step)
-        self.model.train()
-        terms = self.losses(images, landmarks, confidence)
-        self.optimizer.zero_grad(set_to_none=True)
-        terms["loss"].backward()
+        shares = zip(*(tensor.chunk(settings.workers) for tensor in batch), strict=True)
+        if settings.workers == 1:
+            done = [self._gradients(self.model, *next(shares))]
+        else:
+            done = [future.result() for future in [
+                pool.submit(self._gradients, replica, *share) for replica, share in zip(self.replicas, shares, strict=True)
+            ]]  # fmt: skip
+        (terms, gradients), *others = done
+        for _, more in others:  # in the order of the workers, whichever was first
+            torch._foreach_add_(gradients, more)
+        for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
+            parameter.grad = gradient
         if settings.gradient_clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters.values(), settings.gradient_clip)
         self.optimizer.step()
-        return {name: value.detach() for name, value in terms.items()}
+        return {name: sum(float(part[name]) for part, _ in done) / len(done) for name in terms}
+
+    def _gradients(self, model: RingNet, *share: torch.Tensor) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+        """A worker's part of a step: its losses, and the gradients of its part of the mean loss."""
+        model.train()
+        terms = self.losses(model, *share)
+        gradients = torch.autograd.grad(terms["loss"] / self.settings.workers, list(self.parameters.values()))
+        return {name: value.detach() for name, value in terms.items()}, list(gradients)
 
     @torch.no_grad()
     def _validate(self, device) -> dict[str, float]:
         self.model.eval()
         images, landmarks, confidence = crop(self.validation, self._validation_rings, self.model.encoder.input_size)
-        terms = self.losses(images.to(device), landmarks.to(device), confidence.to(device))
+        terms = self.losses(self.model, images.to(device), landmarks.to(device), confidence.to(device))
         return {name: float(value) for name, value in terms.items()}
 
     def save(self) -> None:

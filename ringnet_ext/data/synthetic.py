@@ -29,7 +29,7 @@ from ..render import draw_mesh, vertex_normals
 from .faces import FaceSet
 
 #: Raised whenever the same configuration would give other pictures, so that cached ones are not used.
-_VERSION = 1
+_VERSION = 2
 _SPLITS = {"train": 0, "validation": 1, "test": 2}
 
 
@@ -54,7 +54,7 @@ class SyntheticFaces:
     pitch_sigma: float = 8.0
     roll_sigma: float = 5.0
     jaw_sigma: float = 5.0
-    occlusion: float = 0.2  # probability of something in front of the face
+    occlusion: float = 0.15  # probability of something in front of the face
 
     def __post_init__(self):
         if self.split not in _SPLITS:
@@ -242,8 +242,8 @@ class _Painter:
             vector = np.array([random.normal(0, spread), random.normal(-0.4, 0.5), -1.0])
             return (vector / np.linalg.norm(vector)).astype(np.float32)
 
-        ambient = random.uniform(0.25, 0.6)
-        key, fill = direction(0.9), direction(1.5)
+        ambient = random.uniform(0.3, 0.65)
+        key, fill = direction(0.7), direction(1.2)
         tint = random.uniform(0.85, 1.15, 3).astype(np.float32)
         diffuse = np.clip(normals @ key, 0, None) * (1 - ambient)
         diffuse += np.clip(normals @ fill, 0, None) * random.uniform(0, 0.3)
@@ -277,10 +277,10 @@ class _Painter:
 
     @staticmethod
     def _expose(random: np.random.Generator, image: np.ndarray) -> np.ndarray:
-        if random.random() < 0.5:
-            image = cv2.GaussianBlur(image, (0, 0), random.uniform(0.3, 1.2) * image.shape[0] / 128)
-        image = np.clip(image, 0, 1) ** random.uniform(0.7, 1.4) * random.uniform(0.6, 1.0)
-        image += random.uniform(0, 0.03) * random.standard_normal(image.shape, dtype=np.float32)
+        if random.random() < 0.4:
+            image = cv2.GaussianBlur(image, (0, 0), random.uniform(0.3, 1.0) * image.shape[0] / 128)
+        image = np.clip(image, 0, 1) ** random.uniform(0.8, 1.25) * random.uniform(0.6, 1.0)
+        image += random.uniform(0, 0.02) * random.standard_normal(image.shape, dtype=np.float32)
         return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
