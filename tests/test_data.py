@@ -1,6 +1,8 @@
 """Rings, crops, synthetic faces and image files."""
 
 import dataclasses
+import os
+import shutil
 
 import cv2
 import numpy as np
@@ -95,6 +97,18 @@ class TestSynthetic:
         SMALL.load(cache=cache)
         assert before and before == {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
         assert not [path for path in cache.iterdir() if path.name.startswith(".")]
+
+    def test_what_a_killed_run_left_is_removed_once_it_is_old(self, tmp_path):
+        tiny = dataclasses.replace(SMALL, identities=1, images_per_identity=1)
+        tiny.load(cache=tmp_path)
+        (folder,) = tmp_path.iterdir()
+        shutil.rmtree(folder)
+        old, new = (tmp_path / f".{folder.name}.{name}.tmp" for name in ("1", "2"))
+        old.mkdir()
+        new.mkdir()
+        os.utime(old, (0, 0))
+        tiny.load(cache=tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {folder.name, new.name}
 
     def test_the_face_is_where_the_landmarks_are(self, cache):
         """Pixels inside the landmarks' hull are skin, as those of one picture rendered twice with other backgrounds are."""

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from .faces import FaceSet
 
 #: Raised whenever the same configuration would give other pictures, so that cached ones are not used.
 _VERSION = 2
+#: Seconds after which the unfinished set of another run is taken to be that of a killed one.
+_ABANDONED = 3600
 _SPLITS = {"train": 0, "validation": 1, "test": 2}
 
 
@@ -93,6 +96,9 @@ class SyntheticFaces:
         count = self.identities * self.images_per_identity
         shape = (count, self.size, self.size) + ((3,) if self.color else ())
         # Rendered beside its final place and renamed when complete, so that a killed run leaves no half a set.
+        for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):
+            if time.time() - leftover.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(leftover, ignore_errors=True)
         unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
         unfinished.mkdir(parents=True)
         try:
