@@ -23,7 +23,8 @@ def pytest_benchmark_update_machine_info(config, machine_info):
     import _ringnet_core
     from contenders import versions
 
-    machine_info.pop("node", None)
+    for name in ("node", "release", "processor", "python_build", "python_compiler"):
+        machine_info.pop(name, None)
     device = torch.device(config.getoption("--device"))
     machine_info["device"] = (
         torch.cuda.get_device_name(device) if device.type == "cuda" else machine_info.get("cpu", {}).get("brand_raw", "CPU")
@@ -39,4 +40,5 @@ def pytest_benchmark_update_json(config, benchmarks, output_json):
     """The statistics and what extra_info adds are the result; thousands of single timings aren't."""
     for entry in output_json["benchmarks"]:
         entry["stats"].pop("data", None)
-        entry.pop("params", None)
+        for name in ("options", "params"):
+            entry.pop(name, None)
