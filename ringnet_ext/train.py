@@ -34,7 +34,7 @@ EXAMPLES = 8
 
 PRESETS = {
     "compact": {
-        "encoder": "compact", "dropout": 0.0, "steps": 6000, "rings": 8, "learning_rate": 2.5e-3,
+        "encoder": "compact", "dropout": 0.0, "steps": 5000, "rings": 8, "learning_rate": 2.5e-3,
         "final_learning_rate": 0.01, "warmup_steps": 50, "beta2": 0.99, "weight_decay": 0.01, "gradient_clip": 20.0,
         "readout_weight": 60.0, "workers": 2,
         "identities": 2000, "image_size": 128,
