@@ -15,8 +15,15 @@ def pytest_addoption(parser):
     group.addoption("--full", action="store_true", help="K = 400 for every operator, not for lbs alone")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     group.addoption("--device", default=device, help=f"cpu or cuda (default: {device})")
-    group.addoption("--seconds", type=float, default=0.3, help="per contender and case, at least three calls (default 0.3)")
-    group.addoption("--patience", type=float, default=0, help="seconds to wait before a case while other processes are busy (default 0)")
+    group.addoption(
+        "--seconds", type=float, default=0.3, help="per contender and case, at least three calls (default 0.3)"
+    )
+    group.addoption(
+        "--patience",
+        type=float,
+        default=0,
+        help="seconds to wait before a case while other processes are busy (default 0)",
+    )
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
@@ -27,7 +34,9 @@ def pytest_benchmark_update_machine_info(config, machine_info):
         machine_info.pop(name, None)
     device = torch.device(config.getoption("--device"))
     machine_info["device"] = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else machine_info.get("cpu", {}).get("brand_raw", "CPU")
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else machine_info.get("cpu", {}).get("brand_raw", "CPU")
     )
     machine_info["device_type"] = device.type
     machine_info["threads"] = torch.get_num_threads()

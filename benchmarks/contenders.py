@@ -42,7 +42,9 @@ def head(K: int):
 @functools.cache
 def layer(K: int, device: torch.device, dtype: torch.dtype = torch.float32) -> FLAME:
     model = head(K)
-    return FLAME(model, shape_params=model.shapedirs.shape[2], expression_params=model.expressiondirs.shape[2], dtype=dtype).to(device)
+    return FLAME(
+        model, shape_params=model.shapedirs.shape[2], expression_params=model.expressiondirs.shape[2], dtype=dtype
+    ).to(device)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +88,8 @@ class Problem:
         return skinned_points(points, weights, self.K, 5, self.B, backward, outputs)
 
 
-# A contender makes of a problem a function of its inputs that returns a tuple of results: (5 B, 3, 3) matrices, (B, V, 3)
-# vertices, (B, 68, 3) landmarks, or for the layer vertices and landmarks.
+# A contender makes of a problem a function of its inputs that returns a tuple of results: (5 B, 3, 3) matrices,
+# (B, V, 3) vertices, (B, 68, 3) landmarks, or for the layer vertices and landmarks.
 Solution = Callable[..., tuple[Tensor, ...]]
 
 
@@ -124,8 +126,8 @@ def kernel(p: Problem) -> Solution:
 
     def run(betas, pose):
         model.core.forward(
-            p.B, betas.data_ptr(), p.K, pose.data_ptr(), 15, True, v_template.data_ptr(), 0, joints_at_rest.data_ptr(), 0,
-            False, state.data_ptr(), vertices.data_ptr(), joints.data_ptr(), where,
+            p.B, betas.data_ptr(), p.K, pose.data_ptr(), 15, True, v_template.data_ptr(), 0,
+            joints_at_rest.data_ptr(), 0, False, state.data_ptr(), vertices.data_ptr(), joints.data_ptr(), where,
         )  # fmt: skip
         return (vertices,)
 
@@ -133,7 +135,7 @@ def kernel(p: Problem) -> Solution:
 
 
 def _composed(p: Problem, body, rodrigues, lbs, points, vertices2landmarks) -> Solution:
-    """Any problem from functions with smplx's signatures; points(vertices, pose) -> faces (B, 68), coordinates (B, 68, 3)."""
+    """Any problem from functions with smplx's signatures; points(vertices, pose) -> faces (B, 68), bary (B, 68, 3)."""
     faces = p.flame.faces
 
     def whole(betas, pose):
@@ -155,7 +157,8 @@ def plain(p: Problem, parents=None) -> Solution:
         body[4] = parents
     return _composed(
         p, body, reference.batch_rodrigues, reference.flame_lbs,
-        lambda vertices, pose: reference.landmark_points(pose, body[4], *embedding, 1, True), reference.vertices2landmarks,
+        lambda vertices, pose: reference.landmark_points(pose, body[4], *embedding, 1, True),
+        reference.vertices2landmarks,
     )  # fmt: skip
 
 
@@ -176,7 +179,9 @@ def compiled(p: Problem) -> Solution:
 
 @functools.cache
 def _compiled(op: str, K: int, single: bool, device: torch.device):
-    torch._dynamo.config.recompile_limit = 64  # one function, compiled for every op, K, device and with or without gradients
+    torch._dynamo.config.recompile_limit = (
+        64  # one function, compiled for every op, K, device and with or without gradients
+    )
     p = Problem(op, K, 1 if single else 2, device)
     return torch.compile(plain(p, _Constant(p.flame.parents)), dynamic=not single, fullgraph=True)
 
@@ -190,7 +195,9 @@ def smplx(p: Problem) -> Solution:
     def points(vertices, pose):
         B = len(pose)
         row_idx, row_bary = lbs.find_dynamic_lmk_idx_and_bcoords(vertices, pose, contour_idx, contour_bary, chain)
-        return torch.cat([row_idx, static_idx.expand(B, -1)], 1), torch.cat([row_bary, static_bary.expand(B, -1, -1)], 1)
+        return torch.cat([row_idx, static_idx.expand(B, -1)], 1), torch.cat(
+            [row_bary, static_bary.expand(B, -1, -1)], 1
+        )
 
     return _composed(p, p.body, lbs.batch_rodrigues, lbs.lbs, points, lbs.vertices2landmarks)
 
@@ -223,7 +230,8 @@ def _body_models_flame(K: int, kernel_backend: str):
         path = Path(folder) / "head.npz"
         np.savez(
             path, v_template=model.v_template, f=model.faces, weights=model.lbs_weights, shapedirs=shapedirs,
-            posedirs=model.posedirs, J_regressor=model.J_regressor, kintree_table=np.stack([model.parents, np.arange(5)]),
+            posedirs=model.posedirs, J_regressor=model.J_regressor,
+            kintree_table=np.stack([model.parents, np.arange(5)]),
         )  # fmt: skip
         return module.FLAME(model_path=path, kernel_backend=kernel_backend)
 

@@ -1,4 +1,4 @@
-// What this machine can do at all: multiply-adds from registers, and bytes moved. Compiled by limits.py for the machine at hand.
+// What this machine can do at all: multiply-adds from registers, and bytes moved. Compiled by limits.py where it runs.
 #include <chrono>
 #include <cstddef>
 #include <cstring>
@@ -39,14 +39,14 @@ extern "C" double fma_seconds(double* flops, int threads) {
 #pragma GCC unroll 24
             for (int i = 0; i < chains; ++i) {
                 a[i] = a[i] * x + y;
-                asm volatile("" : REGISTER(a[i]));  // keeps the chains as written: independent, enough to hide the latency
+                asm volatile("" : REGISTER(a[i]));  // keeps the chains as written: enough to hide the latency
             }
         }
     }
     return seconds() - start;
 }
 
-// Seconds to read `read` bytes and to write `written` bytes, both split over the threads. Multiples of 64 bytes per thread.
+// Seconds to read `read` bytes and to write `written` bytes, both split over the threads.
 extern "C" double stream_seconds(const char* from, size_t read, char* to, size_t written, int threads) {
     const size_t part = read / threads / 256 * 256, target = written / threads / 256 * 256;
     const double start = seconds();

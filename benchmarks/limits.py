@@ -25,11 +25,12 @@ class Work:
 
 
 def skinned_points(points: int, weights: float, K: int, J: int, B: int, backward: bool, outputs: int) -> Work:
-    """Work of blending and skinning `points` vertices, `weights` of whose skinning weights aren't zero on average, for a batch.
+    """Work of blending and skinning `points` vertices with `weights` skinning weights above zero on average, for a batch.
 
-    A multiply-add is two operations. Counted: blending 2 * 3 * F a vertex (F = K + 9 (J - 1) features), mixing transforms 24 a
-    weight, applying them 18; backward as much for the features, 24 + 24 a weight for the transforms and their gradient, 15 + 9
-    for the vertex. Read once per call: directions, template, weights, inputs, gradients of the `outputs` points; written: the results.
+    A multiply-add is two operations. Counted: blending 2 * 3 * F a vertex (F = K + 9 (J - 1) features), mixing
+    transforms 24 a weight, applying them 18; backward as much for the features, 24 + 24 a weight for the transforms and
+    their gradient, 15 + 9 for the vertex. Read once per direction: directions, template, weights, inputs, gradients of
+    the `outputs` points; written: the results.
     """
     F = K + 9 * (J - 1)
     inputs, constants = B * (K + 3 * J), points * (3 * F + 3 + weights)
@@ -52,7 +53,9 @@ def _compiled() -> ctypes.CDLL | None:
         return None
     target = Path(tempfile.mkdtemp(prefix="limits-")) / "limits.so"
     flags = ["-O3", "-march=native", "-fopenmp", "-ffp-contract=fast", "-shared", "-fPIC", "-std=c++17"]
-    done = subprocess.run([compiler, *flags, str(Path(__file__).with_suffix(".cpp")), "-o", str(target)], capture_output=True)
+    done = subprocess.run(
+        [compiler, *flags, str(Path(__file__).with_suffix(".cpp")), "-o", str(target)], capture_output=True
+    )
     if done.returncode != 0:
         return None
     library = ctypes.CDLL(str(target))
@@ -66,8 +69,8 @@ def _compiled() -> ctypes.CDLL | None:
 class Limits:
     """The limits of a device, measured afresh at every call.
 
-    On a CPU by a loop of multiply-adds in registers and by plain reads and memset (limits.cpp, where there is a compiler). Else by
-    float32 matrix products and copies of PyTorch's, as a stand-in; ``method`` says which.
+    On a CPU by a loop of multiply-adds in registers and by plain reads and memset (limits.cpp, where there is a
+    compiler). Else by float32 matrix products and copies of PyTorch's, as a stand-in; ``method`` says which.
     """
 
     _largest = 256 << 20  # bytes streamed at most; longer transfers are measured on as much and scaled
@@ -96,7 +99,10 @@ class Limits:
         source, target = self._memory
         if self._core:
             transfer = (source.data_ptr(), read, target.data_ptr(), written)
-            return min(self._core.stream_seconds(*transfer, n) for n in (1, torch.get_num_threads()) for _ in range(2)) * scale
+            return (
+                min(self._core.stream_seconds(*transfer, n) for n in (1, torch.get_num_threads()) for _ in range(2))
+                * scale
+            )
         half = max(1, (read + written) // 8)  # a copy reads and writes
         return self._timed(lambda: target[:half].copy_(source[:half])) * scale
 

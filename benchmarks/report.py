@@ -31,14 +31,19 @@ class Results:
                     self.limits[info["limit"]] = max(speed, self.limits.get(info["limit"], 0))
                     self.method = info["method"]
                 else:
-                    cases.setdefault((info["op"], info["K"], info["B"], info["direction"]), {})[info["contender"]] = {**info, **stats}
+                    cases.setdefault((info["op"], info["K"], info["B"], info["direction"]), {})[info["contender"]] = {
+                        **info,
+                        **stats,
+                    }
             for case, found in cases.items():
                 if case not in self.cases or busy(found) < busy(self.cases[case]):
                     self.cases[case] = found
 
     def select(self, op: str, K: int, direction: str) -> list[tuple[int, dict[str, dict]]]:
         """Of one operator, by batch size."""
-        return sorted((case[2], found) for case, found in self.cases.items() if case[:2] + case[3:] == (op, K, direction))
+        return sorted(
+            (case[2], found) for case, found in self.cases.items() if case[:2] + case[3:] == (op, K, direction)
+        )
 
 
 def busy(found: dict[str, dict]) -> float:
@@ -98,15 +103,17 @@ def everything(results: Results) -> str:
     limits = results.limits
     load = ", ".join(f"{x:.1f}" for x in machine["load_average"])
     parts = [
-        f"# Benchmarks\n\n{results.date}, {machine['device']}, {machine['threads']} threads, SIMD level {machine['simd']}; {packages}. "
+        f"# Benchmarks\n\n{results.date}, {machine['device']}, {machine['threads']} threads, "
+        f"SIMD level {machine['simd']}; {packages}. "
         f"Load average at the end (1, 5, 15 minutes): {load}.\n",
         f"Measured limits ({results.method}): {limits['one core'] / 1e9:.1f} GFLOP/s of multiply-adds on one core, "
-        f"{limits['all threads'] / 1e9:.1f} on all threads; copying {limits['copy'] / 1e9:.1f} GB/s, read and written together.\n"
+        f"{limits['all threads'] / 1e9:.1f} on all threads; "
+        f"copying {limits['copy'] / 1e9:.1f} GB/s, read and written together.\n"
         if limits
         else "",
-        "Ours: median (interquartile range) of a call. Peers: how many times as long, median (quartiles) over rounds in which "
-        "all contenders ran one after the other; bold where they are faster. Of the bound: how near ours comes to what the machine "
-        "can do at all, the longer of the multiply-adds at their measured peak and the bytes at their measured speed. "
+        "Ours: median (interquartile range) of a call. Peers: how many times as long, median (quartiles) over rounds "
+        "in which all contenders ran one after the other; bold where they are faster. Of the bound: how near ours comes "
+        "to what the machine can do at all, the longer of the multiply-adds at their measured peak and the bytes at their measured speed. "
         "Others: the share of the processors that other processes used meanwhile.\n",
     ]
     for op, K in dict.fromkeys(case[:2] for case in results.cases):
@@ -118,7 +125,9 @@ def everything(results: Results) -> str:
             ]
             if rows:
                 title = TITLES[op] if op == "rodrigues" else f"{TITLES[op]}, K = {K}"
-                parts.append(f"## {title}, {direction}\n\n" + markdown(["B", "ours", "of the bound", *PEERS, "others"], rows))
+                parts.append(
+                    f"## {title}, {direction}\n\n" + markdown(["B", "ours", "of the bound", *PEERS, "others"], rows)
+                )
     parts.append("## Share of the multiply-add peak, lbs\n\n" + peak_share(results))
     if memory(results):
         parts.append("## Peak memory, forward + backward, beyond inputs, results and gradients\n\n" + memory(results))
@@ -145,9 +154,15 @@ def memory(results: Results) -> str:
     for (op, K, B, direction), found in results.cases.items():
         cells = {name: entry.get("peak_bytes") for name, entry in found.items()}
         if any(cells.values()) and direction == BOTH:
-            size = {"lbs": B * 5023 * 12, "layer": B * (5023 + 68) * 12, "landmarks": B * 68 * 12, "rodrigues": 5 * B * 36}[op]
+            size = {
+                "lbs": B * 5023 * 12,
+                "layer": B * (5023 + 68) * 12,
+                "landmarks": B * 68 * 12,
+                "rodrigues": 5 * B * 36,
+            }[op]
             text = [
-                "-" if cells.get(name) is None else f"{cells[name] / 2**20:.1f} MiB ({cells[name] / size:.2g}x)" for name in (OURS, *PEERS)
+                "-" if cells.get(name) is None else f"{cells[name] / 2**20:.1f} MiB ({cells[name] / size:.2g}x)"
+                for name in (OURS, *PEERS)
             ]
             rows.append([f"{TITLES[op]}" + ("" if op == "rodrigues" else f", K = {K}") + f", B = {B}", *text])
     return markdown(["", "ours", *PEERS], rows) if rows else ""
@@ -162,9 +177,13 @@ def plot(results: Results, path: Path) -> None:
 
     panels = [("lbs", FORWARD), ("lbs", BOTH), ("landmarks", BOTH), ("layer", BOTH)]
     panels = [panel for panel in panels if results.select(panel[0], 150, panel[1])]
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.9), sharey=True, squeeze=False, layout="constrained")
-    colours = {OURS: "#c0392b", "reference": "#7f8c8d", "torch.compile": "#2980b9", "smplx": "#27ae60", "body-models": "#8e44ad",
-               "body-models Warp": "#d68910", BOUND: "black"}  # fmt: skip
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(3.6 * len(panels), 3.9), sharey=True, squeeze=False, layout="constrained"
+    )
+    colours = {
+        OURS: "#c0392b", "reference": "#7f8c8d", "torch.compile": "#2980b9", "smplx": "#27ae60",
+        "body-models": "#8e44ad", "body-models Warp": "#d68910", BOUND: "black",
+    }  # fmt: skip
     lines = {}
     for axis, (op, direction) in zip(axes[0], panels):
         points = results.select(op, 150, direction)
@@ -183,7 +202,9 @@ def plot(results: Results, path: Path) -> None:
         axis.grid(alpha=0.3, linewidth=0.5)
     axes[0][0].set_ylabel("time of a call, ms")
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), frameon=False, fontsize=9)
-    figure.suptitle(f"FLAME, 5023 vertices, K = 150; {results.machine['device']}, {results.machine['threads']} threads", fontsize=11)
+    figure.suptitle(
+        f"FLAME, 5023 vertices, K = 150; {results.machine['device']}, {results.machine['threads']} threads", fontsize=11
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=130, format="png")
@@ -192,8 +213,12 @@ def plot(results: Results, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, nargs="+", help="written by pytest benchmarks/ --benchmark-only --benchmark-json")
-    parser.add_argument("--docs", type=Path, default=Path(__file__).resolve().parents[1] / "docs", help="folder to write to")
+    parser.add_argument(
+        "results", type=Path, nargs="+", help="written by pytest benchmarks/ --benchmark-only --benchmark-json"
+    )
+    parser.add_argument(
+        "--docs", type=Path, default=Path(__file__).resolve().parents[1] / "docs", help="folder to write to"
+    )
     parser.add_argument("--name", default="benchmark", help="of the files written there")
     arguments = parser.parse_args()
     results = Results(arguments.results)

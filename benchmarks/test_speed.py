@@ -1,7 +1,7 @@
 """The suite: every contender on every problem, forward and forward + backward.
 
-The contenders of a problem are timed together, interleaved, when the first of them comes up; each test then reports its own
-timings to pytest-benchmark, by a clock that replays them. A test also checks that its contender solves the problem.
+The contenders of a problem are timed together, interleaved, when the first of them comes up; each test then reports its
+own timings to pytest-benchmark, by a clock that replays them. A test also checks that its contender solves the problem.
 """
 
 import functools
@@ -90,8 +90,10 @@ def solved(problem: Problem, backward: bool, contender: str):
 
 
 @functools.lru_cache(maxsize=1)
-def measured(problem: Problem, backward: bool, contenders: tuple[str, ...], seconds: float, patience: float) -> dict[str, dict]:
-    """Of each contender: timings, quartiles of the ratio to ours taken round by round, peak memory; what they share under ""."""
+def measured(
+    problem: Problem, backward: bool, contenders: tuple[str, ...], seconds: float, patience: float
+) -> dict[str, dict]:
+    """Of each contender: timings, quartiles of the ratio to ours round by round, peak memory; what they share under ""."""
     calls = {name: solved(problem, backward, name) for name in contenders if name != BOUND}
     calls = {name: call for name, call in calls.items() if not isinstance(call, Unavailable)}
     work, limit = problem.work(backward), limits(problem.device)
@@ -133,7 +135,7 @@ def agreement(results, expected) -> float:
 
 
 def check(trial: Trial, call) -> None:
-    """Values and gradients against the formulas in float64. Of smplx's landmarks the static ones: its contour takes the other side."""
+    """Values and gradients against float64. Of smplx's landmarks the static ones: its contour takes the other side."""
     problem, contender = trial.problem, trial.contender
     exact = Problem(problem.op, problem.K, problem.B, problem.device, torch.float64)
     values, gradients = call()

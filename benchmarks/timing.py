@@ -38,12 +38,16 @@ def call_of(solution: Solution, problem: Problem, backward: bool) -> Call:
 
 
 def interleaved(
-    calls: dict[str, Call | Callable[[], float]], device: torch.device, seconds: float, burst: float = 0.02, rounds: int = 3
+    calls: dict[str, Call | Callable[[], float]],
+    device: torch.device,
+    seconds: float,
+    burst: float = 0.02,
+    rounds: int = 3,
 ) -> dict[str, list[list[float]]]:
     """Seconds of each call, in rounds: in each round every contender runs for a burst, warm, one after the other.
 
-    At least so many rounds; more while the contenders have had less than `seconds` each. A call that returns a float is a
-    limit, which timed itself.
+    At least so many rounds; more while the contenders have had less than `seconds` each. A call that returns a float
+    has timed itself.
     """
     times: dict[str, list[list[float]]] = {name: [] for name in calls}
     slow = dict.fromkeys(calls, False)  # longer than a burst: needs no second call to be warm
@@ -70,7 +74,7 @@ def _burst(call: Call | Callable[[], float], device: torch.device, seconds: floa
 
 
 def _cuda_burst(call, device: torch.device, seconds: float) -> list[float]:
-    """As many calls as the host can queue in that time, each between two events: what the device sees, host overhead included."""
+    """As many calls as the host queues in that time, each between two events: the host's overhead is included."""
     marks = [torch.cuda.Event(enable_timing=True)]
     marks[0].record()
     end = time.perf_counter() + seconds

@@ -1,8 +1,8 @@
 """Where the time of a training step goes: python benchmarks/training_step.py prints a markdown table.
 
-A step of the paper's configuration, 32 rings of 6 images: the decoder (68 projected landmarks of 192 heads) with the losses, forward
-and backward, with flame_landmarks, with the same formulas in PyTorch, and with smplx's functions; and the encoders, on few images
-and scaled.
+A step of the paper's configuration, 32 rings of 6 images: the decoder (68 projected landmarks of 192 heads) with the
+losses, forward and backward, with flame_landmarks, with the same formulas in PyTorch, and with smplx's functions; and the
+encoders, on few images and scaled.
 """
 
 import statistics
@@ -74,7 +74,9 @@ def main() -> None:
         shares = [f"{seconds / (seconds + encoder):.1%}" for encoder in encoders.values()]
         rows.append([f"decoder and losses, {name}" if name != "losses alone" else name, duration(seconds), *shares])
     rows += [[f"encoder {name}", duration(seconds), *[""] * len(encoders)] for name, seconds in encoders.items()]
-    print(markdown(["forward + backward, 192 images", "time", *(f"share of a step, {name}" for name in encoders)], rows))
+    print(
+        markdown(["forward + backward, 192 images", "time", *(f"share of a step, {name}" for name in encoders)], rows)
+    )
 
 
 if __name__ == "__main__":
