@@ -25,7 +25,7 @@ class Work:
 
 
 def skinned_points(points: int, weights: float, K: int, J: int, B: int, backward: bool, outputs: int) -> Work:
-    """Work of blending and skinning `points` vertices with `weights` skinning weights above zero on average, for a batch.
+    """Work of blending and skinning `points` vertices with `weights` nonzero skinning weights on average, batched.
 
     A multiply-add is two operations. Counted: blending 2 * 3 * F a vertex (F = K + 9 (J - 1) features), mixing
     transforms 24 a weight, applying them 18; backward as much for the features, 24 + 24 a weight for the transforms and

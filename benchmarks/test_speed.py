@@ -93,7 +93,7 @@ def solved(problem: Problem, backward: bool, contender: str):
 def measured(
     problem: Problem, backward: bool, contenders: tuple[str, ...], seconds: float, patience: float
 ) -> dict[str, dict]:
-    """Of each contender: timings, quartiles of the ratio to ours round by round, peak memory; what they share under ""."""
+    """Of each contender: timings, quartiles of the ratio to ours round by round, peak memory; the common facts: ""."""
     calls = {name: solved(problem, backward, name) for name in contenders if name != BOUND}
     calls = {name: call for name, call in calls.items() if not isinstance(call, Unavailable)}
     work, limit = problem.work(backward), limits(problem.device)

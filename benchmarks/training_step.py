@@ -1,8 +1,8 @@
 """Where the time of a training step goes: python benchmarks/training_step.py prints a markdown table.
 
 A step of the paper's configuration, 32 rings of 6 images: the decoder (68 projected landmarks of 192 heads) with the
-losses, forward and backward, with flame_landmarks, with the same formulas in PyTorch, and with smplx's functions; and the
-encoders, on few images and scaled.
+losses, forward and backward, with flame_landmarks, with the same formulas in PyTorch, and with smplx's functions; and
+the encoders, on few images and scaled.
 """
 
 import statistics
