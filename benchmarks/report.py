@@ -113,8 +113,7 @@ def everything(results: Results) -> str:
         else "",
         "Ours: median (interquartile range) of a call. Peers: how many times as long, median (quartiles) over rounds "
         "in which all contenders ran in turns; bold where they are faster. Of the bound: how near ours comes to what "
-        "the machine can do at all, the longer of the multiply-adds at their measured peak and the bytes at their measured "
-        "speed. "
+        "the machine can do at all, the longer of the multiply-adds at their measured peak and the bytes at theirs. "
         "Others: the share of the processors that other processes used meanwhile.\n",
     ]
     for op, K in dict.fromkeys(case[:2] for case in results.cases):
