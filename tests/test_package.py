@@ -18,10 +18,11 @@ CORE = Path(_ringnet_core.__file__)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads ELF")
 def test_core_links_neither_torch_nor_the_cuda_runtime():
-    libraries = subprocess.run(["ldd", CORE], capture_output=True, text=True, check=True).stdout
-    assert "libc.so" in libraries
+    lines = subprocess.run(["ldd", CORE], capture_output=True, text=True, check=True).stdout.splitlines()
+    libraries = {line.split()[0] for line in lines}  # without the addresses, which may spell anything
+    assert any(library.startswith("libc.so") for library in libraries)
     for name in ("torch", "c10", "cudart", "libpython"):
-        assert name not in libraries
+        assert not [library for library in libraries if name in library]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
