@@ -62,7 +62,7 @@ def test_source_archive(tmp_path):
         assert wanted <= names, wanted - names
     for name in ("CMakeLists.txt", "pyproject.toml", "LICENSE", "csrc/ops.h", "python/module.cpp"):
         assert name in names
-    assert not [n for n in names if n.startswith((".git/", "build/", "runs/")) or n.endswith((".so", ".pyc"))]
+    assert not [n for n in names if n.startswith((".", "build/", "runs/", "docs/")) or n.endswith((".so", ".pyc"))]
 
 
 @pytest.mark.parametrize("where", [ROOT, Path("/")], ids=["checkout", "elsewhere"])
