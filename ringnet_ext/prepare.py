@@ -9,10 +9,10 @@ import json
 import os
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from .data.detectors import Detector, Detectors, FaceLandmarker
 from .data.landmark_files import SUFFIXES as LANDMARK_SUFFIXES
 from .data.landmark_files import LandmarkError, NoFaceError, read_landmarks
 from .data.photographs import IMAGES, load_photographs, record, write_manifest
@@ -151,8 +152,13 @@ def landmark_file(folder: Path, name: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def check(image: Path, landmarks: Path | None, settings: PrepareSettings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def check(
+    image: Path, landmarks: Path | None, settings: PrepareSettings, detectors: Detectors | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Read a photograph and its landmarks.
+
+    Args:
+        landmarks: the file of them; None if there is none, and the detectors are to find them.
 
     Returns:
         image (H, W, 3), points (68, 2) pixels, confidence (68,).
@@ -169,17 +175,18 @@ def check(image: Path, landmarks: Path | None, settings: PrepareSettings) -> tup
     height, width = pixels.shape[:2]
     if min(height, width) < MIN_IMAGE:
         raise Dropped("image too small", f"{width} x {height} pixels, expected at least {MIN_IMAGE} x {MIN_IMAGE}")
-    if landmarks is None:
+    if landmarks is None and detectors is None:
         raise Dropped("no landmarks", f"no file of its name ending in {', '.join(LANDMARK_SUFFIXES)}")
+    origin = "detector" if landmarks is None else landmarks.name
     try:
-        points, confidence = read_landmarks(landmarks)
+        points, confidence = detectors(pixels) if landmarks is None else read_landmarks(landmarks)
     except NoFaceError as error:
-        raise Dropped("no face found", f"{landmarks.name}: {error}") from None
+        raise Dropped("no face found", f"{origin}: {error}") from None
     except (LandmarkError, OSError) as error:
-        raise Dropped("malformed landmarks", f"{landmarks.name}: {error}") from None
+        raise Dropped("malformed landmarks", f"{origin}: {error}") from None
     known = points[confidence > 0]
     if len(known) < MIN_POINTS:
-        raise Dropped("too few landmarks", f"{landmarks.name}: {len(known)} known points, expected {MIN_POINTS}")
+        raise Dropped("too few landmarks", f"{origin}: {len(known)} known points, expected {MIN_POINTS}")
     low, high = known.min(0), known.max(0)
     face = float((high - low).max())
     middle = (low + high) / 2
@@ -187,7 +194,7 @@ def check(image: Path, landmarks: Path | None, settings: PrepareSettings) -> tup
     if outside > face / 2 or (middle < 0).any() or (middle > (width, height)).any():
         raise Dropped(
             "landmarks outside the image",
-            f"{landmarks.name}: up to {outside:.0f} pixels outside the upright image of {width} x {height}",
+            f"{origin}: up to {outside:.0f} pixels outside the upright image of {width} x {height}",
         )
     if face < settings.min_face:
         raise Dropped("face too small", f"{face:.0f} pixels, expected at least {settings.min_face:g}")
@@ -294,15 +301,20 @@ def prepare(
     landmarks: Path | None = None,
     identities: Path | None = None,
     anonymous: str | None = None,
+    detector: Callable[[], Detector] | None = None,
     workers: int | None = None,
 ) -> str:
     """Make, or go on making, the set ``out``. See the command's help for the arguments.
+
+    Args:
+        detector: makes a detector, once for each worker, for images without a landmark file.
 
     Returns:
         The report, which is in ``out/report.txt`` too.
 
     Raises:
         FileNotFoundError, ValueError: saying what is missing or wrong, and what to do.
+        Whatever ``detector`` raises.
     """
     source, out = Path(source), Path(out)
     landmarks = source if landmarks is None else Path(landmarks)
@@ -317,6 +329,7 @@ def prepare(
         raise ValueError(f"--anonymous: expected a folder in {source}, and no --identities; got {anonymous!r}")
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    detectors = None if detector is None else Detectors(detector, workers)
 
     def photographs():
         return in_folders(source, anonymous) if identities is None else in_list(Path(identities))
@@ -330,7 +343,7 @@ def prepare(
 
         def work(item):
             photograph, earlier = item
-            return _prepare_one(photograph, earlier, source, landmarks, out, settings)
+            return _prepare_one(photograph, earlier, source, landmarks, out, settings, detectors)
 
         remaining = iter(photographs())
         bar = tqdm(total=total, desc="preparing", unit="image", disable=None)
@@ -354,13 +367,15 @@ def _prepare_one(
     landmarks: Path,
     out: Path,
     settings: PrepareSettings,
+    detectors: Detectors | None,
 ) -> tuple | str:
     """The row to note of a photograph, or just its name if nothing has changed since it was noted."""
     name, person = photograph
     text = _text(name)
     inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
     points_file = landmark_file(landmarks, name) if inside else None
-    stamp = " ".join([repr(person), _stat(source / name) if inside else "", _stat(points_file) if points_file else ""])
+    origin = _stat(points_file) if points_file else detectors.version if detectors else ""
+    stamp = " ".join([repr(person), _stat(source / name) if inside else "", origin])
     if earlier is not None and earlier[0] == stamp and (earlier[1] is None or (out / IMAGES / earlier[1]).exists()):
         return text
     path = name if name.endswith(f".{settings.format}") else f"{name}.{settings.format}"
@@ -371,7 +386,7 @@ def _prepare_one(
             raise Dropped("name is not UTF-8", "rename the file")
         if person is None:
             raise Dropped("no identity", "expected in a folder of its person, or of --anonymous, or in --identities")
-        image, points, confidence = check(source / name, points_file, settings)
+        image, points, confidence = check(source / name, points_file, settings, detectors)
     except Dropped as reason:
         if earlier is not None and earlier[1] is not None:
             (out / IMAGES / earlier[1]).unlink(missing_ok=True)
@@ -507,6 +522,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the set; made if missing")
     parser.add_argument("--landmarks", type=Path, metavar="DIR", help="folder with the landmark files, laid out like "
                         f"SOURCE: NAME and one of {', '.join(LANDMARK_SUFFIXES)} [beside the images]")  # fmt: skip
+    parser.add_argument("--detector", type=Path, metavar="FILE", help="MediaPipe's face_landmarker.task, to find the "
+                        "landmarks of images without a file of them; needs the package mediapipe [such images are "
+                        "dropped]")  # fmt: skip
     parser.add_argument("--identities", type=Path, metavar="FILE", help="lines path,identity or, as CelebA's "
                         "identity_CelebA.txt, path identity; paths relative to SOURCE; an empty identity or -1 for "
                         "none [each person's folder]")  # fmt: skip
@@ -530,12 +548,13 @@ def main(arguments: list[str] | None = None) -> int:
         report = prepare(
             options.source, options.out, PrepareSettings(options.size, options.format, options.min_face),
             landmarks=options.landmarks, identities=options.identities, anonymous=options.anonymous,
+            detector=None if options.detector is None else partial(FaceLandmarker, options.detector),
             workers=options.workers,
         )  # fmt: skip
     except sqlite3.Error as error:
         print(f"error: {options.out / 'progress.sqlite'}: {error}; is another run at work on it?", file=sys.stderr)
         return 1
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, ImportError, csv.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

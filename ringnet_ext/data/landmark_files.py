@@ -53,10 +53,16 @@ def read_landmarks(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
         raise
     except Exception as error:  # whatever a damaged file makes its parser say
         raise LandmarkError(f"not readable as {path.suffix}: {error}") from None
-    return _checked(rows)
+    return checked_landmarks(rows)
 
 
-def _checked(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def checked_landmarks(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows x, y[, confidence] of a face, 68 or more -> (68, 2) float32 pixels, (68,) float32 confidences.
+
+    Raises:
+        NoFaceError: nothing is known of any point.
+        LandmarkError: they cannot be used.
+    """
     if rows.ndim != 2 or rows.shape[1] not in (2, 3) or rows.shape[0] < POINTS:
         raise LandmarkError(f"expected ({POINTS}, 2) or ({POINTS}, 3) numbers, got {rows.shape}")
     rows = np.asarray(rows[:POINTS], np.float64)
