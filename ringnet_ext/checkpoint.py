@@ -36,6 +36,8 @@ def write_checkpoint(path: str | os.PathLike, tensors: dict[str, torch.Tensor], 
     text = json.dumps(facts)
     with written_whole(path) as file:
         file.write(save(tensors, {_FACTS: text, _CHECKSUM: _checksum(tensors, text)}))
+        file.flush()
+        os.fsync(file.fileno())  # or a power failure could leave the name without the data
 
 
 def read_checkpoint(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import platform
+import math
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -14,29 +15,32 @@ import numpy as np
 import torch
 
 from .checkpoint import CheckpointError
+from .configuration import described, file_arguments
 from .data.augment import crop
 from .data.faces import FaceSet
 from .data.photographs import hold_out, load_photographs
 from .data.synthetic import SyntheticFaces
-from .encoder import ENCODERS
+from .encoder import ENCODERS, PRETRAINED
 from .evaluation import evaluate
 from .flame import FlameModel, builtin_head
 from .flame.files import written_whole
 from .images import INPUT_SIZE, write_image
 from .model import RingNet
 from .pictures import reconstructions, write_curves
-from .trainer import Trainer, TrainingSettings
+from .processes import Processes, joined_processes, restarted
+from .trainer import Execution, Trainer, TrainingSettings, checkpoints
 
 #: Units of the regressor's output, about the spread of each in crops: camera scale, translation, rotation, jaw, shape,
 #: expression.
 COMPACT_SCALE = (0.1, 0.02, 0.3, 0.1, 1.0, 0.5)
 EXAMPLES = 8
+STOPPED = 130  # exit status of a run that was asked to stop
 
 PRESETS = {
     "compact": {
         "encoder": "compact", "dropout": 0.0, "steps": 5000, "rings": 8, "learning_rate": 2.5e-3,
         "final_learning_rate": 0.01, "warmup_steps": 50, "beta2": 0.99, "weight_decay": 0.01, "gradient_clip": 20.0,
-        "readout_weight": 60.0, "workers": 2,
+        "readout_weight": 60.0, "shares": 2,
         "identities": 2000, "image_size": 128,
     },
     # Section 4 of the paper: Adam at a constant 1e-4. 10 epochs of VGGFace2's 3.1 million images, in steps of 32 rings of 6,
@@ -44,7 +48,7 @@ PRESETS = {
     "paper": {
         "encoder": "resnet50", "dropout": 0.5, "steps": 160_000, "rings": 32, "learning_rate": 1e-4,
         "final_learning_rate": 1.0, "warmup_steps": 0, "beta2": 0.999, "weight_decay": 0.0, "gradient_clip": None,
-        "readout_weight": 0.0, "workers": 1,
+        "readout_weight": 0.0, "shares": 1,
         "identities": 8631, "image_size": 320,
     },
 }  # fmt: skip
@@ -55,7 +59,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m ringnet_ext.train",
         description="Train RingNet without 3D supervision, from rings of images with identities and 68 landmarks. "
         "Without arguments: the compact encoder on the built-in head and rendered synthetic faces, in a few minutes on "
-        "a CPU. Ctrl-C ends the run with a checkpoint; --resume continues it.",
+        "a CPU. Ctrl-C ends the run with a checkpoint; --resume continues it. Under torchrun the same command trains on "
+        "several processes, devices or machines.",
     )
 
     def add(group, flag, default, text, unit="", **kwargs):
@@ -66,15 +71,24 @@ def _parser() -> argparse.ArgumentParser:
     run = parser.add_argument_group("run")
     run.add_argument("--preset", choices=PRESETS, default="compact", help="compact: minutes on a CPU; paper: ResNet-50 "
                      "and the paper's schedule, for a GPU [compact]")  # fmt: skip
+    run.add_argument("--config", type=Path, metavar="FILE", help="options from a .toml, .yaml or .json file, by their long "
+                     "names; or the config.json of another run. The command line goes before it [none]")  # fmt: skip
     run.add_argument("--out", type=Path, help="run folder [runs/PRESET]")
     run.add_argument("--resume", action="store_true", help="continue the run in --out; the other flags must be as before")
     run.add_argument("--overwrite", action="store_true", help="start anew although --out holds a run")
     add(run, "--seed", 0, "seed of everything random", type=int)
-    run.add_argument("--device", help="device to train on [cuda if there is one, else cpu]")
-    add(run, "--workers", None, "threads that share the rings of a step; part of the seed: another number, another result",
-        type=int)
-    add(run, "--threads", 0, "CPU threads of each worker; 0 for as many as there are cores for", type=int)
     add(run, "--checkpoint-steps", 250, "time between checkpoints (and validations)", "steps", type=int)
+    add(run, "--keep", 2, "checkpoints to keep, the newest", type=int)
+    run.add_argument("--tensorboard", action="store_true", help="write TensorBoard events too, to OUT/tensorboard")
+
+    speed = parser.add_argument_group("speed (none of these changes what is learnt, but for rounding)")
+    speed.add_argument("--device", help="device to train on; under torchrun, cuda is one for each process [cuda if there is "
+                       "one, else cpu]")  # fmt: skip
+    add(speed, "--workers", 0, "threads of a process that take its shares of a step; 0 for as many as there are shares and "
+        "cores, and for one on a GPU, which takes them one after the other", type=int)
+    add(speed, "--threads", 0, "CPU threads of each worker; 0 for as many as there are cores for", type=int)
+    add(speed, "--prefetch", 2, "images made ready ahead", "steps", type=int)
+    speed.add_argument("--compile", action="store_true", help="the encoder with torch.compile")
 
     photographs = parser.add_argument_group("photographs")
     photographs.add_argument("--data", type=Path, metavar="DIR", help="train on this set, made by python -m "
@@ -93,19 +107,26 @@ def _parser() -> argparse.ArgumentParser:
 
     network = parser.add_argument_group("network")
     add(network, "--encoder", None, "features of the image", choices=list(ENCODERS))
-    network.add_argument("--pretrained", type=Path, help="torchvision's weights for --encoder resnet50 (.pth or "
-                         ".safetensors) [none: random]")  # fmt: skip
+    network.add_argument("--pretrained", metavar="FILE|NAME", help="torchvision's weights for --encoder resnet50: a .pth or "
+                         f".safetensors file, or to download: {', '.join(PRETRAINED)} [none: random]")  # fmt: skip
     add(network, "--dropout", None, "of the regressor, a probability", type=float)
 
     training = parser.add_argument_group("training")
     add(training, "--steps", None, "optimiser steps", type=int)
-    add(training, "--rings", None, "rings in a step", type=int)
+    add(training, "--rings", None, "rings in a step, over all processes", type=int)
+    add(training, "--shares", None, "equal parts of a step, each with batch statistics of its own. Processes, and in them "
+        "--workers, divide them among themselves; more shares than those are gradient accumulation. Rounded up to a "
+        "multiple of the processes where not given", type=int)
     add(training, "--ring-size", 6, "images in a ring, R: R - 1 of one person, one of another", type=int)
     add(training, "--learning-rate", None, "peak learning rate of AdamW", type=float)
     add(training, "--final-learning-rate", None, "what a cosine brings it down to, as a fraction of the peak", type=float)
     add(training, "--landmark-weight", 60.0, "weight of the landmarks' L1 distance, in half image sides", type=float)
     add(training, "--readout-weight", None, "weight of the landmarks that a linear layer reads off the features, a help in "
         "training that the paper does without", "in half image sides", type=float)
+    training.add_argument("--precision", choices=["float32", "bfloat16", "float16"], default="float32", help="of the encoder; "
+                          "the decoder and the losses are in float32 always [float32]")  # fmt: skip
+    add(training, "--ema", 0.0, "decay of an average of the weights, to be validated and kept in their place; 0 for none",
+        type=float)
     add(training, "--ring-weight", 1.0, "weight of the shape consistency around the ring", type=float)
     add(training, "--shape-weight", 1e-4, "weight of the squared norm of the shape coefficients", type=float)
     add(training, "--expression-weight", 1e-4, "weight of the squared norm of the expression coefficients", type=float)
@@ -115,7 +136,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
+    if options.config is not None:
+        try:
+            options = parser.parse_args([*file_arguments(options.config, parser), *arguments])
+        except (OSError, ValueError) as error:
+            parser.error(f"--config: {error}")
+    shares_given = options.shares is not None
     for name, value in PRESETS[options.preset].items():
         if getattr(options, name, None) is None:
             setattr(options, name, value)
@@ -125,23 +153,27 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--pretrained: only --encoder resnet50 takes it")
     if options.resume and options.overwrite:
         parser.error("--resume and --overwrite: only one of them")
-    exists = (options.out / "last.safetensors").exists()
+    exists = bool(checkpoints(options.out))
+    if restarted():  # what a failed process leaves behind is continued, whatever the flags said at first
+        options.resume, options.overwrite = exists, not exists
     if exists and not (options.resume or options.overwrite):
         parser.error(f"--out: {options.out} holds a run already; --resume continues it, --overwrite starts anew")
     if options.resume and not exists:
         parser.error(f"--resume: {options.out} holds no run to continue")
-    if options.device is None:
-        options.device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return _run(options)
+        with joined_processes(options.device) as processes:
+            options.device = str(processes.device)
+            if not shares_given:
+                options.shares = math.lcm(options.shares, processes.count)
+            return _run(options, processes)
     except (CheckpointError, FileNotFoundError, ValueError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, processes: Processes) -> int:
     began = time.perf_counter()
-    torch.set_num_threads(options.threads or max(1, torch.get_num_threads() // options.workers))
+    leads = processes.rank == 0
     head = builtin_head() if options.head is None else FlameModel.load(options.head)
     color = ENCODERS[options.encoder].channels == 3
     synthetic = SyntheticFaces(
@@ -150,22 +182,27 @@ def _run(options: argparse.Namespace) -> int:
     )  # fmt: skip
     held_out = dataclasses.replace(synthetic, split="validation", identities=64, images_per_identity=6)
     if options.data is None:
-        faces, validation = (configuration.load(head, options.cache) for configuration in (synthetic, held_out))
-        described = dataclasses.asdict(synthetic)
+        with processes.one_first():
+            faces, validation = (configuration.load(head, options.cache) for configuration in (synthetic, held_out))
+        description = dataclasses.asdict(synthetic)
     else:
         faces, validation = hold_out(load_photographs(options.data), options.validation_share)
-        described = {"images": len(faces), "held_out": len(validation)} | dataclasses.asdict(faces.augmentation)
+        description = {"images": len(faces), "held_out": len(validation)} | dataclasses.asdict(faces.augmentation)
     rendered = time.perf_counter()
 
     torch.manual_seed(options.seed)
     settings = TrainingSettings(
-        steps=options.steps, rings_per_step=options.rings, ring_size=options.ring_size,
+        steps=options.steps, rings_per_step=options.rings, ring_size=options.ring_size, shares=options.shares,
         learning_rate=options.learning_rate, final_learning_rate=options.final_learning_rate,
         warmup_steps=options.warmup_steps, beta2=options.beta2, weight_decay=options.weight_decay,
-        gradient_clip=options.gradient_clip, readout_weight=options.readout_weight, workers=options.workers,
+        gradient_clip=options.gradient_clip, readout_weight=options.readout_weight,
         ring_weight=options.ring_weight, landmark_weight=options.landmark_weight, shape_weight=options.shape_weight,
-        expression_weight=options.expression_weight, margin=options.margin,
+        expression_weight=options.expression_weight, margin=options.margin, precision=options.precision, ema=options.ema,
         checkpoint_steps=options.checkpoint_steps, seed=options.seed,
+    )  # fmt: skip
+    execution = Execution(
+        workers=options.workers, prefetch=options.prefetch, keep=options.keep, compile=options.compile,
+        tensorboard=options.tensorboard,
     )  # fmt: skip
     model = RingNet(
         options.head,
@@ -175,22 +212,31 @@ def _run(options: argparse.Namespace) -> int:
         readout=options.readout_weight > 0,
     )
     if options.pretrained is not None:
-        model.encoder.load_pretrained(options.pretrained)
-    trainer = Trainer(model.to(options.device), faces, validation, settings, options.out)
+        with processes.one_first():
+            model.encoder.load_pretrained(options.pretrained)
+    trainer = Trainer(model.to(processes.device), faces, validation, settings, options.out, execution, processes)
+    torch.set_num_threads(options.threads or max(1, torch.get_num_threads() // trainer.workers))
     if options.resume:
         trainer.resume()
-        print(f"resumed at step {trainer.step}")
-    else:
-        _write_json(options.out / "config.json", _configuration(options, described))
+        if leads:
+            print(f"resumed at step {trainer.step}")
+    elif leads:
+        for earlier in ("checkpoints", "tensorboard"):  # of the run that is overwritten
+            shutil.rmtree(options.out / earlier, ignore_errors=True)
+        (options.out / "best.safetensors").unlink(missing_ok=True)
+        more = {"faces": description, "processes": processes.count}
+        _write_json(options.out / "config.json", described(options, **more))
     complete = trainer.train()
+    if not leads:
+        return 0 if complete else STOPPED
     if trainer.history:
         write_curves(options.out / "curves.png", trainer.history)
     if not complete:
         print(f"stopped at step {trainer.step} of {settings.steps}; continue with --resume --out {options.out}")
-        return 130
+        return STOPPED
     trained = time.perf_counter()
 
-    best = RingNet.load(options.out, head=options.head).to(options.device)
+    best = RingNet.load(options.out, head=options.head).to(processes.device)
     if options.data is not None:
         _, people = np.unique(validation.identity, return_index=True)
         _show(options, best, validation, people[:EXAMPLES])
@@ -199,11 +245,11 @@ def _run(options: argparse.Namespace) -> int:
         _tabulate(options, best, test.load(head, options.cache))
         people = dataclasses.replace(test, identities=EXAMPLES, images_per_identity=1, size=320, color=True)
         _show(options, best, people.load(head, options.cache), np.arange(EXAMPLES))
-    speed = np.mean([row["images_per_second"] for row in trainer.history])
+    speed, waiting = (np.mean([row[name] for row in trainer.history]) for name in ("images_per_second", "waiting_for_data"))
     print(
-        f"faces {rendered - began:.0f} s, training {trained - rendered:.0f} s ({speed:.0f} images/s), "
-        f"table and pictures {time.perf_counter() - trained:.0f} s, in all {time.perf_counter() - began:.0f} s; "
-        f"everything is in {options.out}"
+        f"faces {rendered - began:.0f} s, training {trained - rendered:.0f} s ({speed:.0f} images/s, {waiting:.1%} of the "
+        f"time waiting for data), table and pictures {time.perf_counter() - trained:.0f} s, in all "
+        f"{time.perf_counter() - began:.0f} s; everything is in {options.out}"
     )
     return 0
 
@@ -223,16 +269,6 @@ def _show(options: argparse.Namespace, model: RingNet, faces: FaceSet, indices: 
     for index, image in enumerate(pixels):
         write_image(options.out / "examples" / f"{index}.png", image)
     write_image(options.out / "reconstructions.png", reconstructions([model.reconstruct(image) for image in pixels]))
-
-
-def _configuration(options: argparse.Namespace, faces: dict) -> dict:
-    from . import __version__
-
-    return {
-        "options": {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()},
-        "faces": faces,
-        "versions": {"ringnet_ext": __version__, "torch": torch.__version__, "python": platform.python_version()},
-    }
 
 
 def _write_json(path: Path, value: dict) -> None:

@@ -10,6 +10,7 @@ import math
 import os
 import signal
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,17 +27,26 @@ from .data.rings import RingSampler
 from .flame.files import written_whole
 from .losses import coefficient_norm, landmark_loss, ring_shape_loss
 from .model import RingNet
+from .processes import Processes
 
 _LOSSES = ("landmarks", "ring", "shape", "expression")
+_PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How to train. The weights of the losses and the margin are the paper's."""
+    """What decides the result of training. The weights of the losses and the margin are the paper's.
+
+    A step's rings are computed in equal ``shares``, each with batch statistics of its own. Who computes them doesn't matter:
+    processes divide them among themselves, and each takes its own at once in several threads or one after the other
+    (gradient accumulation); the gradient is that of their mean loss.
+    """
 
     steps: int
-    rings_per_step: int = 8
+    rings_per_step: int = 8  # over all processes
     ring_size: int = 6
+    shares: int = 1
     learning_rate: float = 3e-3
     beta2: float = 0.98
     weight_decay: float = 0.01
@@ -49,13 +59,20 @@ class TrainingSettings:
     expression_weight: float = 1e-4
     margin: float = 0.5
     readout_weight: float = 0.0  # of the L1 distance of the landmarks that a linear layer reads off the features
-    workers: int = 1  # threads that share a step's rings, each with batch statistics of its own
+    precision: str = "float32"  # of the encoder: bfloat16 and float16 under autocast, the latter with a scaled loss
+    ema: float = 0.0  # decay of an average of the weights, which is then what is validated and kept; 0 for none
     checkpoint_steps: int = 250
     seed: int = 0
 
     def __post_init__(self):
-        if self.workers < 1 or self.rings_per_step % self.workers:
-            raise ValueError(f"workers: expected a divisor of the {self.rings_per_step} rings of a step, got {self.workers}")
+        if self.shares < 1 or self.rings_per_step % self.shares:
+            raise ValueError(f"shares: expected a divisor of the {self.rings_per_step} rings of a step, got {self.shares}")
+        if self.precision not in _PRECISIONS:
+            raise ValueError(f"precision: expected one of {', '.join(_PRECISIONS)}, got {self.precision!r}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema: expected a decay from 0 to below 1, got {self.ema}")
+        if self.checkpoint_steps < 1:
+            raise ValueError(f"checkpoint_steps: expected at least 1, got {self.checkpoint_steps}")
 
     def learning_rate_at(self, step: int) -> float:
         if step < self.warmup_steps:
@@ -65,26 +82,66 @@ class TrainingSettings:
         return self.learning_rate * (low + (1 - low) * (1 + math.cos(math.pi * progress)) / 2)
 
 
+@dataclass(frozen=True)
+class Execution:
+    """How a process goes about its part of the work, which changes the time it takes and nothing else.
+
+    workers     threads that take its shares of a step; 0 for as many as there are shares and cores, and for one on a GPU
+    prefetch    steps whose images are made ready ahead
+    keep        checkpoints that are kept, the newest
+    compile     the encoder with torch.compile
+    tensorboard  write the history as TensorBoard events too
+    """
+
+    workers: int = 0
+    prefetch: int = 2
+    keep: int = 2
+    compile: bool = False
+    tensorboard: bool = False
+
+    def __post_init__(self):
+        for name, least in (("workers", 0), ("prefetch", 1), ("keep", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+
+
+def checkpoints(folder: str | os.PathLike) -> list[Path]:
+    """The checkpoints that a run folder holds, oldest first."""
+    return sorted((Path(folder) / "checkpoints").glob("step-*.safetensors"))
+
+
 class Trainer:
     """Trains a model in a run folder.
 
-    The folder holds ``last.safetensors`` (the state to resume from) with the one before it, ``best.safetensors`` (the
-    model with the lowest validation loss) and ``history.csv``. Everything random in a step follows from (seed, step), so
-    a resumed run takes the same steps as one that was never interrupted.
+    The folder holds ``checkpoints/``, to resume from, ``best.safetensors`` (the model with the lowest validation loss) and
+    ``history.csv``. Everything random in a step follows from (seed, step), so a resumed run takes the same steps as one
+    that was never interrupted.
 
     Args:
         model: the network to train, on its device.
         faces, validation: training faces, and faces of other people.
         settings: see :class:`TrainingSettings`.
-        folder: the run folder; made if missing.
+        folder: the run folder; made if missing. Of several processes only the first writes to it; all read its checkpoints.
+        execution: see :class:`Execution`.
+        processes: those that train together, see :func:`ringnet_ext.processes.joined_processes`.
     """
 
     def __init__(
-        self, model: RingNet, faces: FaceSet, validation: FaceSet, settings: TrainingSettings, folder: str | os.PathLike
+        self,
+        model: RingNet,
+        faces: FaceSet,
+        validation: FaceSet,
+        settings: TrainingSettings,
+        folder: str | os.PathLike,
+        execution: Execution = Execution(),
+        processes: Processes | None = None,
     ):
         self.model, self.faces, self.validation = model, faces, validation
-        self.settings, self.folder = settings, Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.settings, self.folder, self.execution = settings, Path(folder), execution
+        self.device = next(model.parameters()).device
+        self.processes = processes or Processes(self.device)
+        if self.processes.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.sampler = RingSampler(faces.identity, settings.ring_size, settings.rings_per_step, settings.seed)
         count = max(1, min(32, len(np.unique(validation.identity))))
         self._validation_rings = RingSampler(validation.identity, settings.ring_size, count, 0).rings(0)
@@ -93,22 +150,44 @@ class Trainer:
             self.parameters.values(), lr=settings.learning_rate, betas=(0.9, settings.beta2),
             weight_decay=settings.weight_decay, fused=True,
         )  # fmt: skip
-        if settings.workers > 1 and model.configuration["dropout"] > 0:
-            raise ValueError("workers: threads share one random generator, so more than one worker needs dropout 0")
-        # A worker has the same parameters and head, and running statistics of its own. Those of the first are kept.
-        shared = {id(value): value for value in (*model.parameters(), model.flame, model.head)}
-        self.replicas = [model, *(copy.deepcopy(model, dict(shared)) for _ in range(settings.workers - 1))]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
+
+        if settings.shares % self.processes.count:
+            raise ValueError(f"shares: expected a multiple of the {self.processes.count} processes, got {settings.shares}")
+        shares = settings.shares // self.processes.count
+        self._first_share = shares * self.processes.rank
+        # Each share has the same parameters and head, and running statistics of its own. Those of the first are kept.
+        self.replicas = [model, *(self._copy(share_parameters=True) for _ in range(shares - 1))]
+        one_random_generator = model.configuration["dropout"] > 0
+        if one_random_generator and execution.workers > 1:
+            raise ValueError("workers: threads share one random generator, so more than one needs dropout 0")
+        one_after_the_other = one_random_generator or self.device.type != "cpu" or execution.compile
+        self.workers = execution.workers or (1 if one_after_the_other else min(shares, torch.get_num_threads()))
+        self.average = self._copy(share_parameters=False) if settings.ema else None
+        if execution.compile:
+            for replica in self.replicas:
+                replica.encoder.compile()
         self.step = 0
         self.best = math.inf
         self.history: list[dict[str, float]] = []
+        self._sums, self._summed = dict.fromkeys((*_LOSSES, "loss"), 0.0), 0  # since the last row of the history
+
+    def _copy(self, share_parameters: bool) -> RingNet:
+        shared = (*(self.model.parameters() if share_parameters else ()), self.model.flame, self.model.head)
+        return copy.deepcopy(self.model, {id(value): value for value in shared})
 
     def losses(
         self, model: RingNet, images: torch.Tensor, landmarks: torch.Tensor, confidence: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """The terms of the loss of (rings R, ...) images, unweighted, and their weighted sum as ``loss``."""
         settings = self.settings
-        features = model.encoder(images)
-        params = model.regress(features)
+        dtype = _PRECISIONS[settings.precision]
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            features = model.encoder(images)
+            params = model.regress(features)
+            read = None
+            if model.readout is not None and model.training:
+                read = model.readout(features).float().unflatten(1, (-1, 2))
         terms = {
             "landmarks": landmark_loss(model.landmarks(params), landmarks, confidence),
             "ring": ring_shape_loss(params.shape.unflatten(0, (-1, settings.ring_size)), settings.margin),
@@ -117,8 +196,7 @@ class Trainer:
         }
         weights = (settings.landmark_weight, settings.ring_weight, settings.shape_weight, settings.expression_weight)
         terms["loss"] = sum(weight * terms[name] for weight, name in zip(weights, _LOSSES, strict=True))
-        if model.readout is not None and model.training:
-            read = model.readout(features).unflatten(1, (-1, 2))
+        if read is not None:
             terms["loss"] = terms["loss"] + settings.readout_weight * landmark_loss(read, landmarks, confidence)
         return terms
 
@@ -128,18 +206,24 @@ class Trainer:
         Returns:
             True if training is complete, False if it was asked to stop.
         """
-        settings = self.settings
-        device = next(iter(self.parameters.values())).device
-        bar = tqdm(total=settings.steps, initial=self.step, desc="training", unit="step", disable=None)
-        sums = dict.fromkeys((*_LOSSES, "loss"), 0.0)
-        summed, since = 0, time.perf_counter()
-        with _stop_requests() as stop, ThreadPoolExecutor(1) as loader, ThreadPoolExecutor(settings.workers) as pool, bar:
-            upcoming = loader.submit(self._batch, self.step) if self.step < settings.steps else None
-            while self.step < settings.steps and not stop:
-                batch = upcoming.result()
-                if self.step + 1 < settings.steps:
-                    upcoming = loader.submit(self._batch, self.step + 1)
-                terms = self._update(pool, *(tensor.to(device) for tensor in batch))
+        settings, leads = self.settings, self.processes.rank == 0
+        bar = tqdm(total=settings.steps, initial=self.step, desc="training", unit="step", disable=None if leads else True)
+        with (
+            _stop_requests() as requests, ThreadPoolExecutor(1) as loader, ThreadPoolExecutor(self.workers) as pool,
+            self._events() as events, bar,
+        ):  # fmt: skip
+            steps = iter(range(self.step, settings.steps))
+            upcoming = deque()
+            stopped = False
+            since, waited, timed = time.perf_counter(), 0.0, 0
+            while self.step < settings.steps and not stopped:
+                while len(upcoming) <= self.execution.prefetch and (step := next(steps, None)) is not None:
+                    upcoming.append(loader.submit(self._batch, step))
+                began = time.perf_counter()
+                batch = upcoming.popleft().result()
+                waited += time.perf_counter() - began
+                batch = [tensor.to(self.device, non_blocking=True) for tensor in batch]
+                terms, stopped = self._update(pool, batch, bool(requests))
                 self.step += 1
                 bar.update()
                 if not math.isfinite(terms["loss"]):
@@ -147,127 +231,201 @@ class Trainer:
                         f"step {self.step}: the loss is {terms['loss']}; resume from {self.folder} with a lower "
                         "learning rate"
                     )
-                for name in sums:
-                    sums[name] += terms[name]
-                summed += 1
+                self._sums = {name: self._sums[name] + terms[name] for name in self._sums}
+                self._summed, timed = self._summed + 1, timed + 1
                 if self.step % settings.checkpoint_steps == 0 or self.step == settings.steps:
                     seconds = time.perf_counter() - since
-                    row = {"step": self.step, "learning_rate": settings.learning_rate_at(self.step - 1)}
-                    row |= {name: value / summed for name, value in sums.items()}
-                    row |= {f"validation_{name}": value for name, value in self._validate(device).items()}
-                    row["images_per_second"] = summed * settings.rings_per_step * settings.ring_size / seconds
-                    self.history.append(row)
-                    bar.set_postfix({"loss": f"{row['loss']:.3f}", "held out": f"{row['validation_loss']:.3f}"})
-                    if row["validation_loss"] < self.best:
-                        self.best = row["validation_loss"]
-                        self.model.save(self.folder / "best.safetensors")
-                    self.save()
-                    sums, summed = dict.fromkeys(sums, 0.0), 0
-                    since = time.perf_counter()
-        if stop:
+                    if leads:
+                        self._report(timed / seconds, waited / seconds, bar, events)
+                        self.save()
+                    self._sums, self._summed = dict.fromkeys(self._sums, 0.0), 0
+                    since, waited, timed = time.perf_counter(), 0.0, 0
+            for batch in upcoming:
+                batch.cancel()
+        if self._summed and leads:  # stopped between two checkpoints
             self.save()
-        return not stop
+        return self.step == settings.steps
 
-    def _batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        rings = self.sampler.rings(step)
-        random = np.random.default_rng([self.settings.seed, 2, step])
-        return crop(self.faces, rings, self.model.encoder.input_size, random)
-
-    def _update(self, pool: ThreadPoolExecutor, *batch: torch.Tensor) -> dict[str, float]:
-        """One optimiser step. Returns the terms of the loss, averaged over the workers."""
+    def _batch(self, step: int) -> list[torch.Tensor]:
+        """This process's images of a step, with their landmarks and confidences."""
         settings = self.settings
-        torch.manual_seed(settings.seed * 1_000_003 + self.step)  # for dropout
+        random = np.random.default_rng([settings.seed, 2, step])
+        own = settings.rings_per_step // self.processes.count
+        own = slice(own * self.processes.rank, own * (self.processes.rank + 1))
+        batch = crop(self.faces, self.sampler.rings(step), self.model.encoder.input_size, random, own)
+        return [tensor.pin_memory() if self.device.type == "cuda" else tensor for tensor in batch]
+
+    def _update(
+        self, pool: ThreadPoolExecutor, batch: list[torch.Tensor], stop: bool = False
+    ) -> tuple[dict[str, float], bool]:
+        """One optimiser step. Returns the mean terms of the loss over all shares, and whether any process asked to stop."""
+        settings = self.settings
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate_at(self.step)
-        shares = zip(*(tensor.chunk(settings.workers) for tensor in batch), strict=True)
-        if settings.workers == 1:
-            done = [self._gradients(self.model, *next(shares))]
-        else:
-            done = [future.result() for future in [
-                pool.submit(self._gradients, replica, *share) for replica, share in zip(self.replicas, shares, strict=True)
-            ]]  # fmt: skip
-        (terms, gradients), *others = done
-        for _, more in others:  # in the order of the workers, whichever was first
-            torch._foreach_add_(gradients, more)
+        numbers = range(self._first_share, self._first_share + len(self.replicas))
+        tasks = (self.replicas, numbers, *(tensor.chunk(len(self.replicas)) for tensor in batch))
+        gradients = report = None
+        # In the order of the shares, whichever was first.
+        for terms, more in (map if self.workers == 1 else pool.map)(self._gradients, *tasks):
+            if gradients is None:
+                gradients, report = more, terms
+            else:
+                torch._foreach_add_(gradients, more)
+                report = {name: report[name] + terms[name] for name in report}
+        report = torch.stack([*report.values(), torch.full((), float(stop), device=self.device)])
+        self.processes.add_up([*gradients, report])
         for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
             parameter.grad = gradient
         if settings.gradient_clip is not None:
+            self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.parameters.values(), settings.gradient_clip)
-        self.optimizer.step()
-        return {name: sum(float(part[name]) for part, _ in done) / len(done) for name in terms}
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self._follow()
+        *terms, stops = report.tolist()
+        return {name: term / settings.shares for name, term in zip(self._sums, terms, strict=True)}, stops > 0
 
-    def _gradients(self, model: RingNet, *share: torch.Tensor) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
-        """A worker's part of a step: its losses, and the gradients of its part of the mean loss."""
+    def _gradients(
+        self, model: RingNet, number: int, *share: torch.Tensor
+    ) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+        """A share of a step: its losses, and the gradients of its part of the mean loss."""
+        seed = np.random.SeedSequence([self.settings.seed, 3, self.step, number]).generate_state(1, np.uint64)
+        torch.manual_seed(int(seed[0]))  # for dropout
         model.train()
         terms = self.losses(model, *share)
-        gradients = torch.autograd.grad(terms["loss"] / self.settings.workers, list(self.parameters.values()))
+        loss = self.scaler.scale(terms["loss"] / self.settings.shares)
+        gradients = torch.autograd.grad(loss, list(self.parameters.values()))
         return {name: value.detach() for name, value in terms.items()}, list(gradients)
 
+    def _follow(self) -> None:
+        """The average of the weights follows them, faster in the beginning."""
+        if self.average is None:
+            return
+        rate = 1 - min(self.settings.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            ours, theirs = ([*model.parameters(), *model.encoder.buffers()] for model in (self.average, self.model))
+            pairs = [pair for pair in zip(ours, theirs, strict=True) if pair[0].is_floating_point()]
+            torch._foreach_lerp_([own for own, _ in pairs], [value for _, value in pairs], rate)
+
+    def _report(self, steps_per_second: float, waiting: float, bar: tqdm, events) -> None:
+        """A row of the history, and the model if it is the best so far."""
+        row = {"step": self.step, "learning_rate": self.settings.learning_rate_at(self.step - 1)}
+        row |= {name: value / self._summed for name, value in self._sums.items()}
+        row |= {f"validation_{name}": value for name, value in self._validate().items()}
+        row["images_per_second"] = steps_per_second * self.settings.rings_per_step * self.settings.ring_size
+        row["waiting_for_data"] = waiting
+        self.history.append(row)
+        bar.set_postfix_str(
+            f"loss {row['loss']:.3f}, held out {row['validation_loss']:.3f}, {row['images_per_second']:.0f} images/s, "
+            f"waiting {waiting:.0%}"
+        )
+        if events is not None:
+            for name, value in row.items():
+                events.add_scalar(name.replace("validation_", "validation/"), value, self.step)
+        if row["validation_loss"] < self.best:
+            self.best = row["validation_loss"]
+            (self.average or self.model).save(self.folder / "best.safetensors")
+
+    @contextmanager
+    def _events(self):
+        """Where TensorBoard's events go, or None."""
+        if not self.execution.tensorboard or self.processes.rank:
+            yield None
+            return
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ValueError(f"tensorboard: {error}; pip install tensorboard") from None
+        with SummaryWriter(os.fspath(self.folder / "tensorboard"), purge_step=self.step + 1) as writer:
+            yield writer
+
     @torch.no_grad()
-    def _validate(self, device) -> dict[str, float]:
-        self.model.eval()
-        images, landmarks, confidence = crop(self.validation, self._validation_rings, self.model.encoder.input_size)
-        terms = self.losses(self.model, images.to(device), landmarks.to(device), confidence.to(device))
+    def _validate(self) -> dict[str, float]:
+        model = (self.average or self.model).eval()
+        batch = crop(self.validation, self._validation_rings, model.encoder.input_size)
+        terms = self.losses(model, *(tensor.to(self.device) for tensor in batch))
         return {name: float(value) for name, value in terms.items()}
 
     def save(self) -> None:
-        """Write ``last.safetensors`` and ``history.csv``; the last but one stays as ``previous.safetensors``."""
+        """Write a checkpoint and ``history.csv``, and remove the oldest checkpoint if there are enough."""
         tensors = self.model.checkpoint_tensors()
+        if self.average is not None:
+            tensors |= {f"average.{name}": value for name, value in self.average.checkpoint_tensors().items()}
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{key}.{name}"] = value
         facts = self.model.checkpoint_facts()
         facts["trainer"] = {
-            "step": self.step, "best": self.best, "history": self.history,
+            "step": self.step, "best": self.best, "history": self.history, "sums": self._sums, "summed": self._summed,
+            "scaler": self.scaler.state_dict(), "faces": self.faces.fingerprint(),
             "settings": dataclasses.asdict(self.settings),
         }  # fmt: skip
-        last, previous = self.folder / "last.safetensors", self.folder / "previous.safetensors"
-        if last.exists():
-            second_name = previous.with_suffix(".tmp")
-            second_name.unlink(missing_ok=True)
-            os.link(last, second_name)
-            os.replace(second_name, previous)
-        write_checkpoint(last, tensors, facts)
+        path = self.folder / "checkpoints" / f"step-{self.step:08d}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        write_checkpoint(path, tensors, facts)
+        for old in checkpoints(self.folder)[: -self.execution.keep]:
+            old.unlink()
         write_history(self.folder / "history.csv", self.history)
 
     def resume(self) -> None:
-        """Continue from the folder's last checkpoint, or from the one before if the last is damaged.
+        """Continue from the folder's newest checkpoint that is not damaged.
 
         Raises:
             FileNotFoundError: there is none.
-            CheckpointError: both are damaged, or they are of another model or another configuration.
+            CheckpointError: all are damaged, or they are of another model, other faces or another configuration.
         """
-        for leftover in self.folder.glob(".*.tmp"):  # of a run that was killed while it wrote
-            leftover.unlink()
-        last, previous = self.folder / "last.safetensors", self.folder / "previous.safetensors"
-        try:
-            tensors, facts = read_checkpoint(last)
-        except CheckpointError:
-            if not previous.exists():
-                raise
-            tensors, facts = read_checkpoint(previous)
+        path, tensors, facts = self._newest()
         state = facts.get("trainer")
         if state is None:
-            raise CheckpointError(f"{last}: a model, but not the state of a training run")
+            raise CheckpointError(f"{path}: a model, but not the state of a training run")
         settings = dataclasses.asdict(self.settings)
         changed = [name for name in settings if settings[name] != state["settings"].get(name)]
         if changed:
             names = ", ".join(f"{name} {state['settings'].get(name)} -> {settings[name]}" for name in changed)
-            raise CheckpointError(f"{last}: a run is resumed with the settings it began with, and these differ: {names}")
-        own = self.model.checkpoint_tensors()
-        missing = [name for name in own if name not in tensors or tensors[name].shape != own[name].shape]
-        if missing:
-            raise CheckpointError(f"{last}: a run of another model: {', '.join(missing[:3])} differ")
-        self.model.load_state_dict({name: tensors[name] for name in own}, strict=False)
+            raise CheckpointError(f"{path}: a run is resumed with the settings it began with, and these differ: {names}")
+        if state["faces"] != self.faces.fingerprint():
+            raise CheckpointError(f"{path}: a run is resumed with the faces it began with, and these are others")
+        for model, prefix in ((self.model, ""), (self.average, "average.")):
+            if model is None:
+                continue
+            own = model.checkpoint_tensors()
+            missing = [
+                name for name in own if prefix + name not in tensors or tensors[prefix + name].shape != own[name].shape
+            ]
+            if missing:
+                raise CheckpointError(f"{path}: a run of another model: {', '.join(missing[:3])} differ")
+            model.load_state_dict({name: tensors[prefix + name] for name in own}, strict=False)
         for name, parameter in self.parameters.items():
-            keys = {key: f"optimizer.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
+            keys = {key: f"optimizer.{key}.{name}" for key in ("step", *_MOMENTS)}
             if all(stored in tensors for stored in keys.values()):
-                # The averages in the parameter's memory format, which the fused optimiser takes for granted.
                 moments = {key: tensors[stored].to(parameter.device) for key, stored in keys.items()}
-                for key in ("exp_avg", "exp_avg_sq"):
-                    moments[key] = torch.empty_like(parameter).copy_(moments[key])
+                # The averages in the parameter's memory format, which the fused optimiser takes for granted.
+                moments |= {key: torch.empty_like(parameter).copy_(moments[key]) for key in _MOMENTS}
                 self.optimizer.state[parameter] = moments
+        read = torch.tensor([float(state["step"])], device=self.device)
+        self.processes.add_up([read])
+        if read.item() != self.processes.count * state["step"]:
+            raise CheckpointError(f"{path}: other processes have read another one; all need the same run folder")
+        self.scaler.load_state_dict(state["scaler"])
         self.step, self.best, self.history = state["step"], state["best"], state["history"]
+        self._sums, self._summed = state["sums"], state["summed"]
+
+    def _newest(self) -> tuple[Path, dict[str, torch.Tensor], dict]:
+        if self.processes.rank == 0:
+            for leftover in self.folder.rglob(".*.tmp"):  # of a run that was killed while it wrote
+                leftover.unlink()
+        *older, newest = checkpoints(self.folder) or [self.folder / "checkpoints" / "step-*.safetensors"]
+        try:
+            return newest, *read_checkpoint(newest)
+        except CheckpointError as error:
+            for path in reversed(older):
+                try:
+                    found = path, *read_checkpoint(path)
+                except CheckpointError:
+                    continue
+                tqdm.write(f"{error}; using {path.name}")
+                return found
+            raise
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:

@@ -5,10 +5,10 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -22,10 +22,10 @@ from ringnet_ext.evaluation import shape_errors, similarity_align
 from ringnet_ext.images import read_image, write_image
 from ringnet_ext.model import RingNet
 from ringnet_ext.ops import batch_rodrigues
-from ringnet_ext.trainer import Trainer, TrainingSettings
+from ringnet_ext.trainer import Execution, Trainer, TrainingSettings, checkpoints
 
 SETTINGS = TrainingSettings(steps=12, rings_per_step=2, ring_size=4, checkpoint_steps=4, warmup_steps=2)
-SHARED = dataclasses.replace(SETTINGS, workers=2, readout_weight=10.0, gradient_clip=None)
+SHARED = dataclasses.replace(SETTINGS, shares=2, readout_weight=10.0, gradient_clip=None)
 FACES = SyntheticFaces(identities=8, images_per_identity=4, size=64)
 
 
@@ -39,10 +39,10 @@ def faces(cache):
     return FACES.load(cache=cache)
 
 
-def trainer(faces, folder, settings=SETTINGS, dropout=0.3):
+def trainer(faces, folder, settings=SETTINGS, dropout=0.3, execution=Execution()):
     torch.manual_seed(0)
     model = RingNet(dropout=dropout, readout=settings.readout_weight > 0)
-    return Trainer(model, faces, faces, settings, folder)
+    return Trainer(model, faces, faces, settings, folder, execution)
 
 
 def weights(trainer):
@@ -57,9 +57,8 @@ def test_training_lowers_the_losses_and_writes_the_run(faces, tmp_path):
     run = trainer(faces, tmp_path, TrainingSettings(steps=60, rings_per_step=4, ring_size=4, checkpoint_steps=20))
     assert run.train()
     assert run.history[-1]["loss"] < 0.97 * run.history[0]["loss"]
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "last.safetensors", "previous.safetensors", "best.safetensors", "history.csv",
-    }  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "best.safetensors", "history.csv"}
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000040.safetensors", "step-00000060.safetensors"]
     with open(tmp_path / "history.csv") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == [20, 40, 60]
@@ -69,71 +68,158 @@ def test_training_lowers_the_losses_and_writes_the_run(faces, tmp_path):
     )
 
 
-@pytest.mark.parametrize("settings, dropout", [(SETTINGS, 0.3), (SHARED, 0.0)], ids=["dropout", "two workers"])
+VARIANTS = {
+    "dropout": (SETTINGS, 0.3),
+    "two shares": (SHARED, 0.0),
+    "average, bfloat16": (dataclasses.replace(SETTINGS, ema=0.9, precision="bfloat16"), 0.3),
+    "float16": (dataclasses.replace(SETTINGS, precision="float16"), 0.0),
+}
+
+
+@pytest.mark.parametrize("settings, dropout", VARIANTS.values(), ids=VARIANTS)
 def test_resumed_is_uninterrupted_bit_for_bit(faces, tmp_path, settings, dropout):
     whole = trainer(faces, tmp_path / "whole", settings, dropout)
     whole.train()
-    for stop in (1, 5, 8):
+    for stop in (1, 6):
         folder = tmp_path / str(stop)
         part = trainer(faces, folder, settings, dropout)
         update = part._update
 
         def stopping(*arguments, part=part, update=update, stop=stop):
+            result = update(*arguments)
             if part.step + 1 == stop:
                 os.kill(os.getpid(), signal.SIGINT)
-            return update(*arguments)
+            return result
 
         part._update = stopping
-        assert not part.train() and part.step == stop
+        assert not part.train() and part.step == stop + 1  # the request is noticed in the step after it
         rest = trainer(faces, folder, settings, dropout)
         rest.resume()
-        assert rest.step == stop and rest.train()
+        assert rest.step == stop + 1 and rest.train()
         assert same(weights(rest), weights(whole))
-        assert [row["step"] for row in rest.history] == [row["step"] for row in whole.history]
+        assert [learnt(row) for row in rest.history] == [learnt(row) for row in whole.history]
+        assert rest.best == whole.best and rest.scaler.state_dict() == whole.scaler.state_dict()
 
 
-def test_workers_share_parameters_and_a_step_uses_the_mean_of_their_gradients(faces, tmp_path):
+def learnt(row):
+    """A row of the history without what the machine's speed decides."""
+    return {name: value for name, value in row.items() if name not in ("images_per_second", "waiting_for_data")}
+
+
+def test_each_share_has_its_own_statistics_and_a_step_uses_the_mean_of_their_gradients(faces, tmp_path):
     run = trainer(faces, tmp_path, SHARED, dropout=0.0)
     first, second = run.replicas
     assert first is run.model
     assert all(a is b for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert first.flame is second.flame and first.encoder.stages[1].running_mean is not second.encoder.stages[1].running_mean
     batch = run._batch(0)
-    parts = [run._gradients(model, *(tensor.chunk(2)[index] for tensor in batch))[1]
+    parts = [run._gradients(model, index, *(tensor.chunk(2)[index] for tensor in batch))[1]
              for index, model in enumerate(run.replicas)]  # fmt: skip
     seen = {}
     run.optimizer.step = lambda: seen.update({name: value.grad.clone() for name, value in run.parameters.items()})
     with ThreadPoolExecutor(2) as pool:
-        run._update(pool, *batch)
+        run._update(pool, batch)
     for gradient, one, other in zip(seen.values(), *parts, strict=True):
         assert torch.equal(gradient, one + other)
 
 
+def test_who_computes_a_share_does_not_matter(faces, tmp_path):
+    settings = dataclasses.replace(SHARED, rings_per_step=4, shares=4)
+    runs = [trainer(faces, tmp_path / str(workers), settings, 0.0, Execution(workers=workers)) for workers in (1, 2, 4)]
+    for run in runs:
+        assert run.train()
+    assert all(same(weights(run), weights(runs[0])) for run in runs)
+    assert all(learnt(run.history[-1]) == learnt(runs[0].history[-1]) for run in runs)
+
+
+def test_the_average_of_the_weights_is_validated_and_kept(faces, tmp_path):
+    run = trainer(faces, tmp_path, dataclasses.replace(SETTINGS, ema=0.5), dropout=0.0)
+    name = "regressor.from_features.weight"
+    value, average = run.parameters[name], run.parameters[name].detach().clone()
+    update = run._update
+
+    def following(*arguments):
+        nonlocal average
+        result = update(*arguments)
+        decay = min(0.5, (1 + run.step) / (10 + run.step))
+        average = decay * average + (1 - decay) * value.detach()
+        return result
+
+    run._update = following
+    run.train()
+    kept = RingNet.load(tmp_path).checkpoint_tensors()
+    assert torch.allclose(run.average.checkpoint_tensors()[name], average, atol=1e-6)
+    assert not torch.equal(average, value) and run.best == run.history[-1]["validation_loss"]
+    assert same(kept, run.average.checkpoint_tensors())
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_low_precision_has_nearly_the_same_gradients(faces, tmp_path, precision):
+    full = trainer(faces, tmp_path / "full", dropout=0.0)
+    low = trainer(faces, tmp_path / "low", dataclasses.replace(SETTINGS, precision=precision), dropout=0.0)
+    scale = 1.0
+    if precision == "float16":
+        scale = 256.0  # a new scaler starts at 65536, which overflows, and halves it until nothing does
+        low.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    (terms, gradients), (low_terms, low_gradients) = (run._gradients(run.model, 0, *run._batch(0)) for run in (full, low))
+    assert terms["loss"] != low_terms["loss"]
+    assert low_terms["loss"].item() == pytest.approx(terms["loss"].item(), rel=0.01)
+    assert all(gradient.dtype == torch.float32 for gradient in low_gradients)
+    gradient, low_gradient = (torch.cat([part.flatten() for part in parts]) for parts in (gradients, low_gradients))
+    assert (low_gradient / scale - gradient).norm() < 0.05 * gradient.norm()
+
+
 def test_settings_that_do_not_go_together_are_refused(faces, tmp_path):
-    with pytest.raises(ValueError, match="workers.*divisor of the 2 rings"):
-        TrainingSettings(steps=1, rings_per_step=2, workers=3)
+    with pytest.raises(ValueError, match="shares.*divisor of the 2 rings"):
+        TrainingSettings(steps=1, rings_per_step=2, shares=3)
     with pytest.raises(ValueError, match="dropout 0"):
-        trainer(faces, tmp_path, SHARED, dropout=0.5)
+        trainer(faces, tmp_path, SHARED, dropout=0.5, execution=Execution(workers=2))
+    with pytest.raises(ValueError, match="precision.*float8"):
+        TrainingSettings(steps=1, precision="float8")
+    with pytest.raises(ValueError, match="ema.*1.5"):
+        TrainingSettings(steps=1, ema=1.5)
+    with pytest.raises(ValueError, match="keep: expected at least 1"):
+        Execution(keep=0)
 
 
-def test_a_damaged_checkpoint_is_refused_and_the_one_before_used(faces, tmp_path):
-    trainer(faces, tmp_path).train()
-    last = tmp_path / "last.safetensors"
-    data = bytearray(last.read_bytes())
-    data[-1000] ^= 1
-    last.write_bytes(data)
-    run = trainer(faces, tmp_path)
-    run.resume()
-    assert run.step == 8
-    (tmp_path / "previous.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError):
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_used(faces, tmp_path, capsys):
+    trainer(faces, tmp_path, execution=Execution(keep=3)).train()
+    files = checkpoints(tmp_path)
+    assert len(files) == 3
+    for damaged, step in ((files[2], 8), (files[1], 4)):
+        data = bytearray(damaged.read_bytes())
+        data[-1000] ^= 1
+        damaged.write_bytes(data)
+        run = trainer(faces, tmp_path)
+        run.resume()
+        assert run.step == step
+    assert f"{files[2]}: the checksum is wrong" in capsys.readouterr().out
+    files[0].write_bytes(b"")
+    with pytest.raises(CheckpointError, match="step-00000012"):
         trainer(faces, tmp_path).resume()
+    with pytest.raises(FileNotFoundError, match="checkpoints"):
+        trainer(faces, tmp_path / "empty").resume()
 
 
-def test_resuming_with_other_settings_is_refused(faces, tmp_path):
+def test_resuming_with_other_settings_or_faces_is_refused(faces, tmp_path):
     trainer(faces, tmp_path).train()
     with pytest.raises(CheckpointError, match="learning_rate 0.003 -> 0.1"):
         trainer(faces, tmp_path, dataclasses.replace(SETTINGS, learning_rate=0.1)).resume()
+    landmarks = np.array(faces.landmarks)
+    landmarks[3, 5] += 0.01
+    with pytest.raises(CheckpointError, match="these are others"):
+        trainer(dataclasses.replace(faces, landmarks=landmarks), tmp_path).resume()
+
+
+def test_tensorboard_events_are_the_history(faces, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = trainer(faces, tmp_path, execution=Execution(tensorboard=True))
+    run.train()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    seen = [(event.step, event.value) for event in events.Scalars("validation/loss")]
+    assert seen == [(row["step"], pytest.approx(row["validation_loss"])) for row in run.history]
 
 
 def test_schedule_warms_up_and_ends_low():
@@ -175,9 +261,10 @@ def small(folder, cache, steps=6):
 
 def test_train_command(run_folder):
     names = {path.name for path in run_folder.iterdir()}
-    assert {"best.safetensors", "last.safetensors", "history.csv", "curves.png", "config.json", "report.json",
-            "reconstructions.png", "examples"} <= names  # fmt: skip
-    assert not [name for name in names if name.endswith(".tmp")]
+    assert names == {"best.safetensors", "checkpoints", "history.csv", "curves.png", "config.json", "report.json",
+                     "reconstructions.png", "examples"}  # fmt: skip
+    configuration = json.loads((run_folder / "config.json").read_text())
+    assert configuration["options"]["steps"] == 6 and configuration["versions"]["torch"] == torch.__version__
     report = json.loads((run_folder / "report.json").read_text())
     assert report["identities"] == 4 and report["map_fit"]["head"] < report["mean_shape"]["head"]
     assert read_image(run_folder / "reconstructions.png").shape[1] == 5 * 224
@@ -192,24 +279,47 @@ def test_train_command_does_not_overwrite_by_accident(run_folder, cache, capsys)
     assert "holds no run" in capsys.readouterr().err
 
 
-def test_sigkill_at_any_moment_loses_no_more_than_since_the_last_checkpoint(tmp_path, cache):
-    command = [sys.executable, "-m", "ringnet_ext.train", *small(tmp_path / "run", cache, steps=4000)]
-    last = tmp_path / "run" / "last.safetensors"
-    random = np.random.default_rng(os.getpid())
-    reached = 0
-    for attempt in range(2):
-        process = subprocess.Popen(command + ["--resume"] * (attempt > 0), stdout=subprocess.DEVNULL)
-        began = time.monotonic()
-        while not last.exists() or read_checkpoint(last)[1]["trainer"]["step"] < reached + 4:
-            assert process.poll() is None and time.monotonic() - began < 90
-            time.sleep(0.05)
-        time.sleep(float(random.uniform(0, 0.5)))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        step = read_checkpoint(last)[1]["trainer"]["step"]  # whole, whenever the signal came
-        assert step >= reached + 4
-        RingNet.load(tmp_path / "run")
-        reached = step
+def test_overwriting_starts_anew(run_folder, cache, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(run_folder, folder)
+    assert train.main([*small(folder, cache, steps=4), "--overwrite"]) == 0
+    assert checkpoints(folder)[-1].name == "step-00000004.safetensors"
+
+
+def test_killed_at_five_random_moments_and_resumed_is_uninterrupted_bit_for_bit(tmp_path, cache):
+    options = [*small(tmp_path / "whole", cache, steps=60), "--test-identities", "0"]
+    assert train.main(options) == 0
+    folder = tmp_path / "killed"
+    options[1] = str(folder)
+    seed = int.from_bytes(os.urandom(4), "little")
+    random = np.random.default_rng(seed)
+    targets = np.sort(random.choice(np.arange(1, 60), 5, replace=False))
+    killed = 0
+    for target in targets:
+        resume = ["--resume"] * bool(checkpoints(folder))
+        process = subprocess.Popen([sys.executable, "-c", _DIES_IN_STEP, str(target), *options, *resume])
+        killed += process.wait() == -signal.SIGKILL
+    assert killed == 5, f"seed {seed}"
+    assert train.main([*options, *["--resume"] * bool(checkpoints(folder))]) == 0
+    (whole, _), (rest, _) = (read_checkpoint(checkpoints(tmp_path / name)[-1]) for name in ("whole", "killed"))
+    assert same(whole, rest), f"seed {seed}, killed in steps {targets}"
+    assert not list(folder.rglob("*.tmp"))
+
+
+#: The train command, in which a thread sends SIGKILL at a random moment of the given step.
+_DIES_IN_STEP = """
+import os, random, signal, sys, threading, time
+from ringnet_ext import train, trainer
+update = trainer.Trainer._update
+def dying(self, *arguments):
+    if self.step == int(sys.argv[1]):
+        threading.Timer(random.uniform(0, 0.02), os.kill, (os.getpid(), signal.SIGKILL)).start()
+    elif self.step > int(sys.argv[1]) + 1:
+        time.sleep(60)  # the timer is late
+    return update(self, *arguments)
+trainer.Trainer._update = dying
+sys.exit(train.main(sys.argv[2:]))
+"""
 
 
 def test_infer_command(run_folder, tmp_path, capsys):

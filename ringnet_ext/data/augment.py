@@ -22,11 +22,16 @@ FLIP = np.array(
     + [64, 63, 62, 61, 60, 67, 66, 65]  # inner lips
 )
 
-_THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_THREADS = max(1, _CORES // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # shared with torchrun's other processes
 
 
 def crop(
-    faces: FaceSet, indices: np.ndarray, size: int, random: np.random.Generator | None = None
+    faces: FaceSet,
+    indices: np.ndarray,
+    size: int,
+    random: np.random.Generator | None = None,
+    rings: slice = slice(None),
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Crop faces to their landmarks.
 
@@ -36,31 +41,37 @@ def crop(
             shape, and within a ring the shape must stay.
         size: side of the crops in pixels.
         random: for the augmentation that ``faces`` asks for; None for plain centred crops.
+        rings: which rows to cut. A ring comes out the same whichever others are cut with it.
 
     Returns:
         images (B R, 1 or 3, size, size) float32 in [-1, 1]; landmarks (B R, 68, 2) in the crops' normalised
         coordinates; their confidence (B R, 68).
     """
-    flat = indices.ravel()
+    count, length = indices.shape
+    zoom, shift = np.ones(indices.size), np.zeros((indices.size, 2))
+    mirror, angle, seeds = np.ones(indices.size, np.float32), np.zeros(indices.size), None
+    if random is not None:
+        settings = faces.augmentation
+        spread = np.where(faces.identity[indices.ravel()] < 0, settings.lone, 1.0)
+        zoom = np.exp(spread * random.uniform(-settings.zoom, settings.zoom, indices.size))
+        shift = spread[:, None] * random.uniform(-settings.shift, settings.shift, shift.shape)
+        mirror = np.repeat(random.choice(np.float32([-1, 1]), count), length)
+        if settings.rotation:
+            angle = np.radians(random.uniform(-settings.rotation, settings.rotation, indices.size))
+        if settings.changes_pixels:
+            seeds = random.integers(2**63, size=indices.size)
+
+    def chosen(values: np.ndarray) -> np.ndarray:
+        return values.reshape(count, length, *values.shape[1:])[rings].reshape(-1, *values.shape[1:])
+
+    flat, zoom, shift, mirror, angle = (chosen(values) for values in (indices.ravel(), zoom, shift, mirror, angle))
+    seeds = None if seeds is None else chosen(seeds)
     points, confidence = np.asarray(faces.landmarks[flat]), np.asarray(faces.confidence[flat])
     known = confidence > 0
     low = np.where(known[..., None], points, np.inf).min(1)
     high = np.where(known[..., None], points, -np.inf).max(1)
-    centre, half = (low + high) / 2, (high - low).max(1) / 2 / FILL
-    mirror = np.ones(len(flat), np.float32)
-    angle = np.zeros(len(flat))
-    seeds = None
-    if random is not None:
-        settings = faces.augmentation
-        spread = np.where(faces.identity[flat] < 0, settings.lone, 1.0)
-        half = half * np.exp(spread * random.uniform(-settings.zoom, settings.zoom, len(flat)))
-        shift = spread[:, None] * random.uniform(-settings.shift, settings.shift, centre.shape)
-        centre = centre + shift * 2 * half[:, None]
-        mirror = np.repeat(random.choice(np.float32([-1, 1]), len(indices)), indices.shape[1])
-        if settings.rotation:
-            angle = np.radians(random.uniform(-settings.rotation, settings.rotation, len(flat)))
-        if settings.changes_pixels:
-            seeds = random.integers(2**63, size=len(flat))
+    half = (high - low).max(1) / 2 / FILL * zoom
+    centre = (low + high) / 2 + shift * 2 * half[:, None]
     cos, sin = np.cos(angle), np.sin(angle)
 
     # Where bilinear sampling would skip pixels, the image is shrunk to `source` pixels a side first.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,3 +66,11 @@ class FaceSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def fingerprint(self) -> str:
+        """A digest that tells one set from another: of all identities, of the landmarks of about 1,000 images."""
+        some = slice(None, None, max(1, len(self) // 1000))
+        digest = hashlib.sha256(str((*self.images.shape, self.augmentation)).encode())
+        for array in (self.identity, self.landmarks[some], self.confidence[some]):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()[:16]
