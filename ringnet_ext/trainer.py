@@ -164,9 +164,8 @@ class Trainer:
         one_after_the_other = one_random_generator or self.device.type != "cpu" or execution.compile
         self.workers = execution.workers or (1 if one_after_the_other else min(shares, torch.get_num_threads()))
         self.average = self._copy(share_parameters=False) if settings.ema else None
-        if execution.compile:
-            for replica in self.replicas:
-                replica.encoder.compile()
+        # A function of encoder and images: compiled once for all shares, which differ in their running statistics.
+        self._encode = torch.compile(_encode) if execution.compile else _encode
         self.step = 0
         self.best = math.inf
         self.history: list[dict[str, float]] = []
@@ -183,7 +182,7 @@ class Trainer:
         settings = self.settings
         dtype = _PRECISIONS[settings.precision]
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            features = model.encoder(images)
+            features = self._encode(model.encoder, images)
             params = model.regress(features)
             read = None
             if model.readout is not None and model.training:
@@ -426,6 +425,10 @@ class Trainer:
                 tqdm.write(f"{error}; using {path.name}")
                 return found
             raise
+
+
+def _encode(encoder: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    return encoder(images)
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:

@@ -169,6 +169,23 @@ def test_low_precision_has_nearly_the_same_gradients(faces, tmp_path, precision)
     assert (low_gradient / scale - gradient).norm() < 0.05 * gradient.norm()
 
 
+def test_a_compiled_encoder_learns_the_same_and_is_compiled_once_for_all_shares(faces, tmp_path, monkeypatch):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: compile_(function, backend=backend))
+    settings = dataclasses.replace(SETTINGS, steps=4, shares=2)
+    compiled = trainer(faces, tmp_path / "compiled", settings, 0.0, Execution(compile=True))
+    plain = trainer(faces, tmp_path / "plain", settings, 0.0)
+    assert compiled.train() and plain.train()
+    assert len(graphs) == 2  # to train with, and to validate with
+    assert compiled.history[-1]["loss"] == pytest.approx(plain.history[-1]["loss"], rel=1e-5)
+
+
 def test_settings_that_do_not_go_together_are_refused(faces, tmp_path):
     with pytest.raises(ValueError, match="shares.*divisor of the 2 rings"):
         TrainingSettings(steps=1, rings_per_step=2, shares=3)
