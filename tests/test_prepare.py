@@ -26,7 +26,7 @@ from ringnet_ext.data.rings import RingSampler
 from ringnet_ext.data.synthetic import SyntheticFaces
 from ringnet_ext.images import read_image
 
-PEOPLE, EACH, SIDE = 10, 4, 160
+PEOPLE, EACH, SIDE = 31, 3, 160  # the last are nobody's: 30 people and a folder of extreme poses
 OPTIONS = ["--size", "96", "--anonymous", "extreme"]
 
 
@@ -339,6 +339,86 @@ class TestPrepare:
             assert message in capsys.readouterr().err
 
 
+class Finder:
+    """A detector that knows some images, and how often it has been asked."""
+
+    def __init__(self, known, version):
+        self.known, self.version, self.asked = known, version, 0
+
+    def __call__(self, image):
+        self.asked += 1
+        return self.known.get(image.tobytes())
+
+
+class TestDetector:
+    @pytest.fixture
+    def source(self, rendered, tmp_path):
+        """Images with landmark files and without, and what a detector knows."""
+        faces, pixels = rendered
+        root, known = tmp_path / "source", {}
+        for index in range(6):
+            path = root / f"person{index % 2}" / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(faces.images[index]).save(path)
+            known[faces.images[index].tobytes()] = pixels[index], np.full(68, 0.7)
+        (root / "person0/0.pts").write_text(pts(pixels[0]))
+        (root / "person1/1.json").write_text('{"people": []}')
+        del known[faces.images[2].tobytes()]
+        known[faces.images[3].tobytes()] = np.full((68, 2), np.nan), np.ones(68)
+        return root, known
+
+    def test_it_finds_what_files_lack(self, source, tmp_path, rendered):
+        root, known = source
+        finders = []
+
+        def make():
+            finders.append(Finder(known, "1"))
+            return finders[-1]
+
+        prepare.prepare(root, tmp_path / "set", prepare.PrepareSettings(96, "png"), detector=make, workers=2)
+        assert len(finders) == 2 and sum(finder.asked for finder in finders) == 4
+        assert {row["image"]: (row["reason"], row["detail"]) for row in rows(tmp_path / "set/dropped.csv")} == {
+            "person1/1.png": ("no face found", "1.json: OpenPose found no face"),  # a file's word is taken
+            "person0/2.png": ("no face found", "detector: it found none"),
+            "person1/3.png": ("malformed landmarks", "detector: 68 points are not finite numbers "
+                              "(mark unknown points by confidence 0)"),
+        }  # fmt: skip
+        found = dict(zip(names(tmp_path / "set"), load_photographs(tmp_path / "set").confidence, strict=True))
+        assert {name: float(confidence.mean()) for name, confidence in found.items()} == {
+            "person0/0.png": 1, "person0/4.png": pytest.approx(0.7), "person1/5.png": pytest.approx(0.7),
+        }  # fmt: skip
+
+    def test_another_detector_is_asked_again_and_the_same_is_not(self, source, tmp_path):
+        root, known = source
+
+        def asked(finder):
+            prepare.prepare(
+                root, tmp_path / "set", prepare.PrepareSettings(96), detector=finder and (lambda: finder), workers=1
+            )
+            return finder and finder.asked
+
+        assert asked(None) is None and names(tmp_path / "set") == ["person0/0.png.jpg"]
+        assert asked(Finder(known, "1")) == 4 and len(names(tmp_path / "set")) == 3
+        assert asked(Finder(known, "1")) == 0 and len(names(tmp_path / "set")) == 3
+        assert asked(Finder({}, "2")) == 4 and names(tmp_path / "set") == ["person0/0.png.jpg"]
+        assert asked(None) is None
+        reasons = Counter(row["reason"] for row in rows(tmp_path / "set/dropped.csv"))
+        assert reasons == {"no landmarks": 4, "no face found": 1}
+
+    def test_a_detector_that_returns_something_else_stops_the_run(self, source, tmp_path):
+        root, known = source
+        wrong = {image: (np.zeros((478, 2)), np.ones(478)) for image in known}
+        with pytest.raises(TypeError, match="expected points"):
+            prepare.prepare(root, tmp_path / "set", detector=lambda: Finder(wrong, "1"))
+
+    def test_what_the_command_lacks(self, source, tmp_path, capsys, monkeypatch):
+        command = [str(source[0]), "--out", str(tmp_path / "set"), "--detector", str(tmp_path / "a.task")]
+        assert prepare.main(command) == 1 and "a.task: no such model" in capsys.readouterr().err
+        (tmp_path / "a.task").write_bytes(b"")
+        monkeypatch.setitem(sys.modules, "mediapipe", None)
+        assert prepare.main(command) == 1 and "pip install" in capsys.readouterr().err
+
+
 class TestLandmarkFiles:
     points = np.random.default_rng(0).uniform(10, 90, (68, 2))
 
@@ -380,24 +460,25 @@ class TestLandmarkFiles:
 
 
 class TestTraining:
-    def test_train_and_infer_as_documented(self, prepared, tmp_path, capsys):
+    def test_train_and_infer_as_documented(self, prepared, vggface2, tmp_path, capsys):
         run = tmp_path / "run"
-        command = (f"--data {prepared} --validation-share 0.25 --out {run} --steps 6 --rings 2 --ring-size 4 "
+        command = (f"--data {prepared} --validation-share 0.1 --out {run} --steps 6 --rings 2 --ring-size 4 "
                    "--checkpoint-steps 3").split()  # fmt: skip
         assert train.main(command) == 0
         assert "everything is in" in capsys.readouterr().out
         assert not (run / "report.json").exists()  # a table of truth that nobody knows
         config = json.loads((run / "config.json").read_text())
         assert config["faces"]["rotation"] > 0 and config["faces"]["held_out"] > 0
-        assert infer.main([str(run / "examples"), "--checkpoint", str(run), "--out", str(tmp_path / "heads")]) == 0
-        assert len(list((tmp_path / "heads" / "mesh").glob("*.obj"))) == 2
+        photographs = [str(vggface2 / "n000004" / name) for name in ("0009_01.jpg", "phone.jpg", "cmyk.jpg")]
+        assert infer.main([*photographs, "--checkpoint", str(run), "--out", str(tmp_path / "heads")]) == 0
+        assert len(list((tmp_path / "heads" / "mesh").glob("*.obj"))) == 3
         (tmp_path / "nothing").mkdir()
         assert train.main(["--data", str(tmp_path / "nothing"), "--out", str(tmp_path / "other")]) == 1
         assert "ringnet_ext.prepare" in capsys.readouterr().err
 
     def test_held_out_people_are_others(self, prepared):
         faces = load_photographs(prepared)
-        training, validation = hold_out(faces, 0.3)
+        training, validation = hold_out(faces, 0.1)
         assert len(training) + len(validation) == len(faces)
         assert not set(training.identity) & set(validation.identity) and len(set(validation.identity)) == 3
         assert (training.identity < 0).sum() == EACH and (validation.identity >= 0).all()
@@ -467,35 +548,55 @@ class TestTraining:
             ]
             assert all(torch.equal(one, other) for one, other in zip(*batches, strict=True))
 
-    def test_200_000_images_need_little_memory(self, prepared, tmp_path):
-        shutil.copytree(prepared / "images", tmp_path / "images")
-        count, each = 200_000, 20
-        template = np.load(prepared / "manifest.npy", mmap_mode="r")[:each]
+    def test_200_000_images_need_little_memory(self, tmp_path):
+        """From what has been noted of every image to the manifest, the report, and batches for training."""
+        script = """
+import resource, sys, time
+from pathlib import Path
+import numpy as np
+from ringnet_ext import prepare
+from ringnet_ext.data.augment import crop
+from ringnet_ext.data.photographs import hold_out, load_photographs
+from ringnet_ext.data.rings import RingSampler
+from ringnet_ext.images import write_image
 
-        def parts():
-            for person in range(count // each):
-                part = template.astype(record(64))
-                part["identity"] = person
-                yield part
+out, count, each = Path(sys.argv[1]), int(sys.argv[2]), 20
+(out / "images").mkdir(parents=True)
+write_image(out / "images/face.jpg", np.zeros((64, 64, 3), np.uint8))
+landmarks = np.random.default_rng(0).uniform(-0.6, 0.6, (each, 68, 2)).astype(np.float32)
+confidence = np.ones(68, np.float32).tobytes()
+progress = prepare._Progress(out / "progress.sqlite", prepare.PrepareSettings())
+start = time.process_time()
+for people in np.arange(count // each).reshape(-1, 500):
+    names = [f"n{person:06d}" for person in people]
+    good = [
+        (f"{name}/{image}.jpg", "", name, "", "", "face.jpg", points.tobytes(), confidence)
+        for name in names for image, points in enumerate(landmarks)
+    ]
+    bad = [(f"{name}/bad.jpg", "", name, "unreadable image", "empty", None, None, None) for name in names]
+    progress.store(good + bad, [])
+prepare._finish(progress, out)
+seconds = time.process_time() - start
+faces, validation = hold_out(load_photographs(out), 0.05)
+sampler = RingSampler(faces.identity, 6, 32, 0)
+for step in range(10):
+    rings = sampler.rings(step)
+    faces.landmarks[rings.ravel()]
+crop(faces, rings[:1], 64, np.random.default_rng(0))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(len(faces), len(validation), seconds, peak)
+"""
 
-        write_manifest(tmp_path, count, 64, parts())
-        script = (
-            "import resource, sys, numpy as np\n"
-            "from ringnet_ext.data.photographs import load_photographs, hold_out\n"
-            "from ringnet_ext.data.rings import RingSampler\n"
-            "from ringnet_ext.data.augment import crop\n"
-            "faces, validation = hold_out(load_photographs(sys.argv[1]), 0.05)\n"
-            "sampler = RingSampler(faces.identity, 6, 32, 0)\n"
-            "for step in range(10):\n"
-            "    rings = sampler.rings(step)\n"
-            "    faces.landmarks[rings.ravel()]\n"
-            "crop(faces, rings[:1], 64, np.random.default_rng(0))\n"
-            "print(len(faces), len(validation), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
-        )
-        command, checkout = [sys.executable, "-c", script, tmp_path], Path(__file__).parents[1]
-        result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=checkout)
-        training, validation, megabytes = map(int, result.stdout.split())
-        assert (training, validation) == (190_000, 10_000) and megabytes < 1000
+        def run(count):
+            command = [sys.executable, "-c", script, tmp_path / str(count), str(count)]
+            result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+            training, validation, seconds, megabytes = map(float, result.stdout.split())
+            assert (training, validation) == (0.95 * count, 0.05 * count)
+            return seconds, megabytes
+
+        (few_seconds, few), (seconds, megabytes) = run(50_000), run(200_000)
+        assert megabytes < 1000 and megabytes < few + 200
+        assert seconds < 1.5 * 4 * few_seconds
 
     def test_damaged_sets_are_refused(self, prepared, tmp_path):
         with pytest.raises(FileNotFoundError, match="ringnet_ext.prepare"):
