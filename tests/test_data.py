@@ -12,6 +12,7 @@ import torch
 from ringnet_ext.camera import UPRIGHT, project, to_normalised, to_pixels, yaw_of
 from ringnet_ext.data.augment import FLIP, crop
 from ringnet_ext.data.faces import FaceSet
+from ringnet_ext.data.photographs import AUGMENTATION
 from ringnet_ext.data.rings import RingSampler
 from ringnet_ext.data.synthetic import SyntheticFaces, global_pose
 from ringnet_ext.flame import FLAME
@@ -206,3 +207,22 @@ class TestImages:
     def test_fit_square_refuses(self):
         with pytest.raises(ValueError, match="uint8"):
             fit_square(np.zeros((5, 5, 3)))
+
+
+def test_a_ring_is_cropped_the_same_whichever_others_are_cut_with_it(faces):
+    faces = dataclasses.replace(faces, augmentation=AUGMENTATION)
+    rings = RingSampler(faces.identity, 4, 6, seed=0).rings(3)
+    whole = crop(faces, rings, 48, np.random.default_rng(5))
+    for part in (slice(0, 2), slice(2, 5), slice(5, 6)):
+        cut = crop(faces, rings, 48, np.random.default_rng(5), part)
+        for one, all_of_them in zip(cut, whole, strict=True):
+            assert torch.equal(one, all_of_them.unflatten(0, rings.shape)[part].flatten(0, 1))
+
+
+def test_fingerprint_tells_sets_apart(faces):
+    other = np.array(faces.identity)
+    other[-1] += 1
+    sets = [faces, dataclasses.replace(faces, identity=other), dataclasses.replace(faces, augmentation=AUGMENTATION),
+            dataclasses.replace(faces, confidence=np.array(faces.confidence) * 0.5)]  # fmt: skip
+    assert len({each.fingerprint() for each in sets}) == len(sets)
+    assert dataclasses.replace(faces).fingerprint() == faces.fingerprint()

@@ -1,5 +1,8 @@
 """Encoders, RingNet, checkpoints."""
 
+import hashlib
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ from safetensors.torch import save_file
 
 from ringnet_ext.camera import FILL
 from ringnet_ext.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
-from ringnet_ext.encoder import ENCODERS, CompactEncoder, ResNet50
+from ringnet_ext.encoder import ENCODERS, PRETRAINED, CompactEncoder, ResNet50
 from ringnet_ext.model import HeadParams, RingNet
 
 
@@ -47,7 +50,7 @@ def test_resnet50_has_the_published_size_and_takes_torchvision_keys(tmp_path):
     assert {"conv1.weight", "bn1.running_mean", "layer1.0.downsample.0.weight", "layer4.2.conv3.weight"} <= set(state)
     state |= {"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}
     torch.save(state, tmp_path / "r.pth")
-    save_file(state, tmp_path / "r.safetensors")
+    save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "r.safetensors")
     for name in ("r.pth", "r.safetensors"):
         fresh = ResNet50()
         fresh.load_pretrained(tmp_path / name)
@@ -72,6 +75,24 @@ def test_pretrained_weights_that_do_not_fit_are_refused(tmp_path):
         encoder.load_pretrained(tmp_path / "junk.pth")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         encoder.load_pretrained(tmp_path / "nowhere.pth")
+
+
+def test_pretrained_weights_by_name_are_downloaded_and_checked(tmp_path, monkeypatch):
+    encoder = ResNet50()
+    torch.save(encoder.state_dict(), tmp_path / "r.pth")
+    digest = hashlib.sha256((tmp_path / "r.pth").read_bytes()).hexdigest()[:8]
+    monkeypatch.setattr(torch.hub, "_get_torch_home", lambda: str(tmp_path / "home"))
+    for name, ending in (("right", digest), ("wrong", "00000000")):
+        shutil.copy(tmp_path / "r.pth", tmp_path / f"{name}-{ending}.pth")
+        monkeypatch.setitem(PRETRAINED, name, (tmp_path / f"{name}-{ending}.pth").as_uri())
+    monkeypatch.setitem(PRETRAINED, "gone", (tmp_path / "gone-12345678.pth").as_uri())
+    fresh = ResNet50()
+    fresh.load_pretrained("right")
+    assert all(torch.equal(value, encoder.state_dict()[key]) for key, value in fresh.state_dict().items())
+    with pytest.raises(ValueError, match="wrong: can't get .*hash"):
+        fresh.load_pretrained("wrong")
+    with pytest.raises(ValueError, match="gone: can't get file:"):
+        fresh.load_pretrained("gone")
 
 
 def test_params_are_ringnets_vector():
