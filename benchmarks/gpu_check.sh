@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything about the kernels that wants a GPU, in under ten minutes: builds for the card at hand, compares every kernel with the
-# reference, tests, sanitizes, times. Continues after a failure, prints a summary, exits with 1 if anything failed. The benchmark
+# Everything that wants a GPU, in under ten minutes: builds for the card at hand, compares every kernel with the reference, tests,
+# sanitizes, times, and trains the paper's network for some steps. Continues after a failure, prints a summary, exits with 1 if anything failed. The benchmark
 # suite beside the peers is a command of its own: pytest benchmarks --benchmark-only --device cuda --quick
 #
 #     benchmarks/gpu_check.sh [FOLDER]        (default: runs/gpu_check; gets the logs and the figures as JSON)
@@ -40,6 +40,10 @@ step tests 150 $python -m pytest -q -x tests/test_ops*.py tests/test_landmarks.p
 step memcheck 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
     compute-sanitizer --tool memcheck --error-exitcode 9 $python benchmarks/gpu_kernels.py check
 step racecheck 60 compute-sanitizer --tool racecheck --error-exitcode 9 $python benchmarks/gpu_kernels.py check
+# The whole trainer: 32 rings of 6 a step, ResNet-50; history.csv has the images per second, the last row without the compilation.
+step train 100 $python -m ringnet_ext.train --preset paper --precision bfloat16 --compile --steps 60 --checkpoint-steps 20 \
+    --identities 64 --image-size 256 --test-identities 0 --device cuda --out "$out/train" --cache "$out/cache" --overwrite
+tail -n 1 "$out/train/history.csv"
 
 if ((${#failed[@]})); then
     echo "failed: ${failed[*]}"
