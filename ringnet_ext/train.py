@@ -115,8 +115,8 @@ def _parser() -> argparse.ArgumentParser:
     add(training, "--steps", None, "optimiser steps", type=int)
     add(training, "--rings", None, "rings in a step, over all processes", type=int)
     add(training, "--shares", None, "equal parts of a step, each with batch statistics of its own. Processes, and in them "
-        "--workers, divide them among themselves; more shares than those are gradient accumulation. Rounded up to a "
-        "multiple of the processes where not given", type=int)
+        "--workers, divide them among themselves; more shares than those are gradient accumulation. Where not "
+        "given, as the run had that is resumed, else rounded up to a multiple of the processes", type=int)
     add(training, "--ring-size", 6, "images in a ring, R: R - 1 of one person, one of another", type=int)
     add(training, "--learning-rate", None, "peak learning rate of AdamW", type=float)
     add(training, "--final-learning-rate", None, "what a cosine brings it down to, as a fraction of the peak", type=float)
@@ -163,7 +163,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with joined_processes(options.device) as processes:
             options.device = str(processes.device)
-            if not shares_given:
+            if not shares_given and options.resume:  # so that another number of processes may continue
+                options.shares = json.loads((options.out / "config.json").read_text())["options"]["shares"]
+            elif not shares_given:
                 options.shares = math.lcm(options.shares, processes.count)
             return _run(options, processes)
     except (CheckpointError, FileNotFoundError, ValueError, FloatingPointError) as error:

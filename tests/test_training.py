@@ -296,6 +296,13 @@ def test_train_command_does_not_overwrite_by_accident(run_folder, cache, capsys)
     assert "holds no run" in capsys.readouterr().err
 
 
+def test_a_run_is_resumed_with_the_shares_it_had(cache, tmp_path):
+    options = small(tmp_path / "run", cache, steps=4)
+    assert train.main([*options, "--rings", "4", "--shares", "4", "--test-identities", "0"]) == 0
+    checkpoints(tmp_path / "run")[-1].unlink()
+    assert train.main([*options, "--rings", "4", "--resume", "--test-identities", "0"]) == 0
+
+
 def test_overwriting_starts_anew(run_folder, cache, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(run_folder, folder)
