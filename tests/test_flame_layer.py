@@ -194,6 +194,106 @@ def test_state_dict_carries_the_model(model, layer):
     assert torch.equal(other.landmarks(**given), layer.landmarks(**given))
 
 
+# A fixed identity
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.float64, 1e-13)])
+@pytest.mark.parametrize("folded", [["shape", "expression"], ["shape"], ["expression"]], ids="-".join)
+@pytest.mark.parametrize("matrices", [False, True], ids=["axis-angle", "matrices"])
+def test_a_fixed_identity_gives_what_the_full_layer_gives(model, device, dtype, tolerance, folded, matrices):
+    layer = FLAME(model, dtype=dtype, neck_joint=2).to(device)
+    given = {name: value.to(device) for name, value in random_arguments(20, dtype=dtype).items()}
+    if matrices:
+        pose = torch.cat([given.pop(name) for name in ("global_pose", "neck_pose", "jaw_pose", "eye_pose")], dim=1)
+        given["pose"] = batch_rodrigues(pose.reshape(-1, 3)).view(20, 5, 3, 3)
+    given |= {name: given[name][:1, :3] for name in folded}  # of one person, the first three coefficients
+    fixed = layer.fixed(**{name: given[name] for name in folded})
+    free = {name: value.requires_grad_() for name, value in given.items() if name not in folded}
+    weights = [torch.randn(20, n, 3, device=device, dtype=dtype) for n in (60, 5, 68)]
+    want, got = layer(**given), fixed(**free)
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == dtype and (a - b).abs().max() <= tolerance
+    assert torch.allclose(fixed.landmarks(**free), want.landmarks, rtol=0, atol=tolerance)
+    gradients = [torch.autograd.grad(output, list(free.values()), weights) for output in (got, want)]
+    for name, a, b in zip(free, *gradients, strict=True):
+        assert (a - b).abs().max() <= 20 * tolerance * b.abs().max().clamp_min(1), name
+
+
+def test_an_identity_is_fixed_in_steps_or_at_once(layer):
+    given = random_arguments(1)
+    shape, expression, jaw_pose = (given[name] for name in ("shape", "expression", "jaw_pose"))
+    at_once = layer.fixed(shape, expression)
+    for fixed in (layer.fixed(shape).fixed(expression=expression), layer.fixed(expression=expression).fixed(shape)):
+        assert (fixed.shape_params, fixed.expression_params) == (0, 0)
+        assert torch.allclose(fixed(jaw_pose=jaw_pose).vertices, at_once(jaw_pose=jaw_pose).vertices, rtol=0, atol=1e-14)
+    assert (layer.fixed(shape).expression_params, layer.fixed(expression=expression).shape_params) == (4, 7)
+    assert at_once().vertices.shape == (1, 60, 3) and at_once(jaw_pose=jaw_pose.expand(6, -1)).joints.shape == (6, 5, 3)
+
+
+def test_a_fixed_layer_and_its_original_go_their_own_ways(model):
+    layer = FLAME(model, dtype=torch.float64)
+    given = random_arguments(3)
+    shape, pose = given["shape"][:1], {"jaw_pose": given["jaw_pose"], "global_pose": given["global_pose"]}
+    fixed = layer.fixed(shape)
+    assert not {t.data_ptr() for t in layer.buffers()} & {t.data_ptr() for t in fixed.buffers() if t.numel()}
+
+    full, folded = layer(shape, **pose), fixed(**pose)
+    for name, constant in layer.named_buffers():
+        if constant.is_floating_point():
+            constant.mul_(1.5)
+    assert not torch.allclose(layer(shape, **pose).vertices, full.vertices)
+    for ours, theirs in zip(fixed(**pose), folded):
+        assert torch.equal(ours, theirs)
+
+    layer.load_state_dict(FLAME(model, dtype=torch.float64).state_dict())
+    for name, constant in fixed.named_buffers():
+        if constant.is_floating_point():
+            constant.mul_(1.5)
+    assert not torch.allclose(fixed(**pose).vertices, folded.vertices)
+    fixed.float()
+    for ours, theirs in zip(layer(shape, **pose), full):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_fixed_identity_is_a_constant(layer):
+    shape = random_arguments(1)["shape"].requires_grad_()
+    fixed = layer.fixed(shape)
+    assert not fixed().vertices.requires_grad and not list(fixed.parameters())
+    with torch.no_grad():
+        before = fixed().vertices
+        shape.zero_()
+    assert torch.equal(fixed().vertices, before)
+
+
+def test_any_model_can_have_its_identity_fixed():
+    layer = FLAME(random_model(seed=3, V=83, J=24, S=12, E=0, landmarks=False), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    shape, pose = (torch.randn(n, k, generator=generator, dtype=torch.float64) for n, k in ((1, 12), (2, 72)))
+    full, fixed = layer(shape, pose=pose), layer.fixed(shape)(pose=pose)
+    assert torch.allclose(fixed.vertices, full.vertices, rtol=0, atol=1e-13) and fixed.landmarks is None
+
+
+def test_wrong_identities_are_named(model):
+    layer = FLAME(model)
+    shape, expression = torch.zeros(1, 7), torch.zeros(1, 4)
+    for arguments, message in (
+        (dict(), "shape, expression: expected at least one of them, got neither"),
+        (dict(shape=torch.zeros(3, 7)), "shape: expected one person, a batch of 1, got 3"),
+        (dict(shape=torch.zeros(7)), r"shape: expected shape \(B, at most 7\), got \(7,\)"),
+        (dict(expression=torch.zeros(1, 5)), r"expression: expected shape \(B, at most 4\), got \(1, 5\)"),
+        (dict(expression=expression.double()), "expression: expected torch.float32 like the layer, got torch.float64"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            layer.fixed(**arguments)
+    fixed = layer.fixed(shape)
+    for call in (fixed, fixed.landmarks, fixed.fixed):
+        with pytest.raises(ValueError, match="shape: expected none, as this layer's is fixed; use the layer that fixed"):
+            call(shape)
+    fixed(expression=expression)
+    with pytest.raises(RuntimeError, match="size mismatch for shapedirs"):
+        fixed.load_state_dict(layer.state_dict())
+
+
 def test_dtype(model, layer):
     given = random_arguments(2)
     single = FLAME(model)
@@ -223,9 +323,11 @@ def test_to_a_device_and_back(model, layer, device):
 def test_compiles_whole(model):
     layer = FLAME(model)
     given = random_arguments(2, dtype=torch.float32)
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    for ours, theirs in zip(compiled(**given), layer(**given)):
-        assert torch.allclose(ours, theirs, atol=1e-6)
+    poses = {name: value for name, value in given.items() if name not in ("shape", "expression")}
+    for layer, arguments in ((layer, given), (layer.fixed(given["shape"][:1], given["expression"][:1]), poses)):
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        for ours, theirs in zip(compiled(**arguments), layer(**arguments)):
+            assert torch.allclose(ours, theirs, atol=1e-6)
 
 
 @pytest.mark.parametrize("batch", [0, 1])

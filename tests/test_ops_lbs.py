@@ -1,4 +1,4 @@
-"""flame_lbs and flame_landmarks: values and gradients against the float64 formula, and the operator contract."""
+"""flame_lbs, flame_landmarks and flame_head: values and gradients against the float64 formula, and the operator contract."""
 
 import gc
 import os
@@ -163,6 +163,38 @@ def test_landmarks_equal_the_way_through_the_mesh(device, random_model):
     torch.testing.assert_close(direct, ops.flame_landmarks(betas, pose, template, *model.fixed, *model.embedding))
 
 
+@pytest.mark.parametrize("contour", [True, False], ids=["contour", "static"])
+@pytest.mark.parametrize("pose2rot", [True, False], ids=["axis-angle", "matrices"])
+def test_head_is_mesh_and_landmarks(device, dtype, contour, pose2rot, random_model):
+    """The same bits, and the gradients of whichever results are used."""
+    model = random_model(V=101, K=7).to(device, dtype)
+    args = leaves(*model.inputs(9))
+    if not pose2rot:
+        args = leaves(args[0], ops.batch_rodrigues(args[1].detach().view(-1, 3)).view(9, 5, 3, 3))
+    embedding = model.embedding[: 5 if contour else 3]
+    head = ops.flame_head(*args, *model.constants, *embedding, pose2rot=pose2rot)
+    parts = (
+        *ops.flame_lbs(*args, *model.constants, pose2rot=pose2rot),
+        ops.flame_landmarks(*args, *model.constants, *embedding, pose2rot=pose2rot),
+    )
+    with torch.no_grad():
+        unkept = ops.flame_head(*args, *model.constants, *embedding, pose2rot=pose2rot)
+    weights = [torch.randn_like(part) for part in parts]
+    for a, b, c in zip(head, parts, unkept, strict=True):
+        assert torch.equal(a, b) and torch.equal(a, c)
+    for used in ([0], [1], [2], [0, 2], [1, 2], [0, 1, 2]):
+        got, want = (
+            torch.autograd.grad([r[i] for i in used], args, [weights[i] for i in used], retain_graph=True)
+            for r in (head, parts)
+        )
+        for a, b in zip(got, want):
+            assert relative(a, b) <= GRADIENTS[dtype]
+    (template,) = leaves(model.v_template)  # the way of a template that is optimised
+    for a, b in zip(ops.flame_head(*args, template, *model.fixed, *embedding, pose2rot=pose2rot), parts):
+        torch.testing.assert_close(a, b)
+        assert torch.autograd.grad(a.sum(), template, retain_graph=True)[0].abs().sum() > 0
+
+
 def test_contour_row_by_yaw(device, random_model):
     """Row = rounded yaw up to 39 degrees either way, the same in a y-up and a y-down frame, whatever the roll."""
     model = random_model().to(device)
@@ -207,12 +239,26 @@ def test_gradcheck(device, random_model):
     assert torch.autograd.gradcheck(
         lambda b, p: ops.flame_landmarks(b, p, *model.constants, *model.embedding), (betas, pose), nondet_tol=0
     )
+    assert torch.autograd.gradcheck(
+        lambda b, p: ops.flame_head(b, p, *model.constants, *model.embedding), (betas, pose), nondet_tol=0
+    )
     (batch_template,) = leaves(model.v_template.repeat(2, 1, 1))
     assert torch.autograd.gradcheck(
         lambda *a: ops.flame_landmarks(*a, *model.fixed, *model.embedding), (betas, pose, batch_template)
     )
     matrices = ops.batch_rodrigues(pose.detach().view(-1, 3)).view(2, 3, 3, 3).requires_grad_()
     assert torch.autograd.gradcheck(lambda b, p: ops.flame_lbs(b, p, *model.constants, pose2rot=False), (betas, matrices))
+
+
+def test_gradcheck_without_betas(device, random_model):
+    """K = 0: what is left of a model whose identity is in the template."""
+    model = random_model(V=9, K=0, J=3, L=4, C=2).to(device)
+    betas, pose = leaves(*model.inputs(2))
+    assert torch.autograd.gradcheck(lambda p: ops.flame_lbs(betas, p, *model.constants), pose)
+    assert torch.autograd.gradcheck(lambda p: ops.flame_landmarks(betas, p, *model.constants, *model.embedding), pose)
+    assert torch.autograd.gradcheck(lambda p: ops.flame_head(betas, p, *model.constants, *model.embedding), pose)
+    gradient, _ = torch.autograd.grad(ops.flame_lbs(betas, pose, *model.constants)[0].sum(), (betas, pose))
+    assert gradient.shape == (2, 0)
 
 
 @pytest.mark.parametrize("constant", ["shapedirs", "posedirs", "J_regressor", "lbs_weights"])
@@ -222,6 +268,10 @@ def test_constants_that_require_grad_are_differentiated(constant, random_model):
     setattr(model, constant, leaves(getattr(model, constant))[0])
     got = torch.autograd.grad(ops.flame_lbs(betas, pose, *model.constants)[0].pow(2).sum(), getattr(model, constant))
     want = torch.autograd.grad(reference.flame_lbs(betas, pose, *model.constants)[0].pow(2).sum(), getattr(model, constant))
+    torch.testing.assert_close(got, want)
+    head = (betas, pose, *model.constants, *model.embedding)
+    got = torch.autograd.grad(torch.cat(ops.flame_head(*head), 1).pow(2).sum(), getattr(model, constant))
+    want = torch.autograd.grad(torch.cat(reference.flame_head(*head), 1).pow(2).sum(), getattr(model, constant))
     torch.testing.assert_close(got, want)
 
 
@@ -248,10 +298,14 @@ def call_landmarks(model, betas, pose):
     return ops.flame_landmarks(betas, pose, *model.constants, *model.embedding)
 
 
-both = pytest.mark.parametrize("call", [call_lbs, call_landmarks])
+def call_head(model, betas, pose):
+    return torch.cat(ops.flame_head(betas, pose, *model.constants, *model.embedding), dim=1)
 
 
-@both
+each = pytest.mark.parametrize("call", [call_lbs, call_landmarks, call_head])
+
+
+@each
 def test_second_derivative_raises(call, random_model):
     model = random_model()
     args = leaves(*model.inputs(2))
@@ -265,7 +319,7 @@ def test_second_derivative_raises(call, random_model):
         (args[0].sum() + grads[0].sum()).backward()
 
 
-@both
+@each
 def test_forward_mode_raises(call, random_model):
     model = random_model()
     betas, pose = model.inputs(2)
@@ -275,7 +329,7 @@ def test_forward_mode_raises(call, random_model):
         torch.func.jvp(lambda b: call(model, b, pose), (betas,), (betas,))
 
 
-@both
+@each
 def test_changing_an_input_before_backward_raises(call, random_model):
     model = random_model()
     args = leaves(*model.inputs(2))
@@ -289,7 +343,7 @@ def test_changing_an_input_before_backward_raises(call, random_model):
 # --- inputs of every kind ---
 
 
-@both
+@each
 def test_expanded_strided_and_empty(call, device, dtype, random_model):
     model = random_model(K=6).to(device, dtype)
     betas, pose = model.inputs(1)
@@ -312,7 +366,7 @@ def test_expanded_strided_and_empty(call, device, dtype, random_model):
     assert [g.shape for g in torch.autograd.grad(out.sum(), empty)] == [e.shape for e in empty]
 
 
-@both
+@each
 def test_strided_and_expanded_gradients(call, device, random_model):
     model = random_model().to(device)
     args = leaves(*model.inputs(5))
@@ -362,7 +416,7 @@ def test_autocast_runs_in_full_precision(device, random_model):
         (lambda a: a.update(parents=torch.tensor([0, 0, 1, 1, 1])), "parents: expected -1 for the root"),
     ],
 )
-@pytest.mark.parametrize("op", ["flame_lbs", "flame_landmarks"])
+@pytest.mark.parametrize("op", ["flame_lbs", "flame_landmarks", "flame_head"])
 def test_bad_arguments(op, change, error, random_model):
     model = random_model()
     betas, pose = model.inputs(2)
@@ -389,13 +443,14 @@ def test_bad_arguments(op, change, error, random_model):
         (lambda a: a.update(neck_joint=5), r"neck_joint: expected a joint in \[0, 5\), got 5"),
     ],
 )
-def test_bad_landmarks(change, error, random_model):
+@pytest.mark.parametrize("op", ["flame_landmarks", "flame_head"])
+def test_bad_landmarks(op, change, error, random_model):
     model = random_model()
     betas, pose = model.inputs(2)
     arguments = dict(betas=betas, pose=pose, **vars(model))
     change(arguments)
     with pytest.raises((ValueError, TypeError), match=error):
-        ops.flame_landmarks(**arguments)
+        getattr(ops, op)(**arguments)
 
 
 def test_raw_operators_check_too(random_model):
@@ -406,6 +461,18 @@ def test_raw_operators_check_too(random_model):
     state = torch.ops.ringnet_ext.lbs_forward(betas, pose, *model.constants, True, False)[2]
     with pytest.raises(ValueError, match="state: expected shape"):
         torch.ops.ringnet_ext.lbs_backward(None, None, betas, pose, *model.constants, state, True, [True] * 3)
+    head = (betas, pose, *model.constants, *model.embedding, 1)
+    vertices, joints, landmarks, small, big = torch.ops.ringnet_ext.head_forward(*head, True, True)
+    backward = torch.ops.ringnet_ext.head_backward
+    for grads, states, message in (
+        ((vertices[:1], None, None), (small, big), "grad_vertices: expected shape"),
+        ((None, joints.float(), None), (small, big), "grad_joints: expected float64"),
+        ((None, None, landmarks[:, 1:]), (small, big), "grad_landmarks: expected shape"),
+        ((vertices, None, landmarks), (big, big), "state: expected shape"),
+        ((vertices, None, landmarks), (small, small), "state: expected shape"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            backward(*grads, *head, *states, True, [True] * 2)
 
 
 # --- prepared models ---
@@ -422,7 +489,7 @@ def test_a_changed_model_is_prepared_again(random_model):
 
         def forward(self, betas, pose):
             model = type(first)(**dict(self.named_buffers()))
-            return call_lbs(model, betas, pose), call_landmarks(model, betas, pose), model
+            return *(call(model, betas, pose) for call in (call_lbs, call_landmarks, call_head)), model
 
     first, second = random_model(seed=0), random_model(seed=1)
     module = Module(first)
@@ -430,10 +497,12 @@ def test_a_changed_model_is_prepared_again(random_model):
 
     def check(dtype=torch.float64):
         b, p = betas.to(dtype), pose.to(dtype)
-        vertices, landmarks, now = module(b, p)
+        vertices, landmarks, head, now = module(b, p)
         tolerance = dict(rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-13)
         torch.testing.assert_close(vertices, reference.flame_lbs(b, p, *now.constants)[0], **tolerance)
-        torch.testing.assert_close(landmarks, reference.flame_landmarks(b, p, *now.constants, *now.embedding), **tolerance)
+        want = reference.flame_head(b, p, *now.constants, *now.embedding)
+        torch.testing.assert_close(landmarks, want[2], **tolerance)
+        torch.testing.assert_close(head, torch.cat(want, dim=1), **tolerance)
         return vertices.clone()
 
     before = check()
@@ -442,6 +511,9 @@ def test_a_changed_model_is_prepared_again(random_model):
         after = check()
         assert not torch.equal(before, after), name
         before = after
+    for name in ("faces", "lmk_faces_idx", "lmk_bary_coords", "contour_faces_idx", "contour_bary_coords"):
+        getattr(module, name).copy_(getattr(module, name).flip(0))
+        check()
     module.load_state_dict({k: v for k, v in vars(second).items()})
     check()
     module.float()
@@ -457,16 +529,24 @@ def test_a_changed_model_is_prepared_again(random_model):
 def test_prepared_models_are_reused_and_released(random_model):
     model = random_model()
     betas, pose = model.inputs(2)
-    call_lbs(model, betas, pose)
-    prepared = _prepared.prepared_lbs(model.fixed)
-    assert _prepared.prepared_lbs(model.fixed) is prepared
-    alive = weakref.ref(prepared)
-    count = len(_prepared.prepared_lbs)
+    for call in (call_lbs, call_landmarks, call_head):
+        call(model, betas, pose)
+    prepared = [
+        _prepared.prepared_lbs(model.fixed),
+        _prepared.prepared_landmarks((*model.constants, *model.embedding), 1),
+        _prepared.prepared_head((*model.constants, *model.embedding), 1),
+    ]
+    assert _prepared.prepared_lbs(model.fixed) is prepared[0] is prepared[2].mesh
+    assert prepared[1] is prepared[2].landmarks
+    alive = [weakref.ref(value) for value in prepared]
+    caches = (_prepared.prepared_lbs, _prepared.prepared_landmarks, _prepared.prepared_head)
+    counts = [len(cache) for cache in caches]
     del prepared
     storage = weakref.ref(model.shapedirs.untyped_storage())
     del model
     gc.collect()
-    assert alive() is None and storage() is None and len(_prepared.prepared_lbs) == count - 1
+    assert [ref() for ref in alive] == [None] * 3 and storage() is None
+    assert [len(cache) for cache in caches] == [count - 1 for count in counts]
 
 
 def test_inference_tensors_are_never_stale(random_model):
@@ -557,6 +637,11 @@ def test_opcheck(device, random_model):
     torch.library.opcheck(
         op.landmarks_backward.default, (landmarks, *arguments, state, True, [True, True]), test_utils=checks
     )
+    torch.library.opcheck(op.head_forward.default, (*arguments, True, True), test_utils=checks)
+    *results, small, big = op.head_forward(*arguments, True, True)
+    torch.library.opcheck(
+        op.head_backward.default, (*results, *arguments, small, big, True, [True, True]), test_utils=checks
+    )
 
 
 def test_compile_fullgraph(device, random_model):
@@ -565,7 +650,8 @@ def test_compile_fullgraph(device, random_model):
     def step(betas, pose):
         vertices, joints = ops.flame_lbs(betas, pose, *model.constants)
         landmarks = ops.flame_landmarks(betas, pose, *model.constants, *model.embedding)
-        return vertices.square().sum() + joints.sum() + landmarks.square().sum()
+        head = ops.flame_head(betas, pose, *model.constants, *model.embedding)
+        return vertices.square().sum() + joints.sum() + landmarks.square().sum() + sum(t.square().sum() for t in head)
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     for B in (3, 4, 9):  # the batch becomes symbolic

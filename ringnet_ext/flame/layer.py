@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import NamedTuple
 
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ..ops import flame_landmarks, flame_lbs, vertices2landmarks
+from ..ops import flame_head, flame_landmarks, flame_lbs, vertices2landmarks
 from .model import FlameModel
 
 _JOINTS = 5  # global, neck, jaw, left eye, right eye
+_POSES = {"global_pose": 3, "neck_pose": 3, "jaw_pose": 3, "eye_pose": 6}  # columns of the pose, in the joints' order
 
 
 class FlameOutput(NamedTuple):
@@ -66,6 +68,7 @@ class FLAME(nn.Module):
         shape = torch.tensor(model.shapedirs[..., :shape_params], dtype=dtype)
         expression = torch.tensor(model.expressiondirs[..., :expression_params], dtype=dtype)
         self.shape_params, self.expression_params = shape.shape[-1], expression.shape[-1]
+        self._folded: tuple[str, ...] = ()  # coefficients that are part of the template, see fixed()
         self.num_joints = len(model.parents)
         self.neck_joint = neck_joint
         if not 0 <= neck_joint < self.num_joints and model.landmarks is not None:
@@ -112,8 +115,12 @@ class FLAME(nn.Module):
         betas, pose, translation = self._arguments(
             shape, expression, global_pose, neck_pose, jaw_pose, eye_pose, translation, pose
         )
-        vertices, joints = flame_lbs(betas, pose, *self._body(), pose2rot=pose.dim() != 4)
-        landmarks = None if self.lmk_faces_idx is None else self._landmarks(betas, pose)
+        body, matrices = self._body(), pose.dim() == 4
+        if self.lmk_faces_idx is None:
+            (vertices, joints), landmarks = flame_lbs(betas, pose, *body, pose2rot=not matrices), None
+        else:
+            embedding = self._embedding()
+            vertices, joints, landmarks = flame_head(betas, pose, *body, *embedding, pose2rot=not matrices)
         if translation is not None:
             vertices, joints = vertices + translation, joints + translation
             landmarks = None if landmarks is None else landmarks + translation
@@ -136,13 +143,49 @@ class FLAME(nn.Module):
         betas, pose, translation = self._arguments(
             shape, expression, global_pose, neck_pose, jaw_pose, eye_pose, translation, pose
         )
-        landmarks = self._landmarks(betas, pose)
+        landmarks = flame_landmarks(betas, pose, *self._body(), *self._embedding(), pose2rot=pose.dim() != 4)
         return landmarks if translation is None else landmarks + translation
 
     def static_landmarks(self, vertices: Tensor) -> Tensor:
         """The static landmarks (B, L, 3) of a mesh (B, V, 3)."""
         self._require_landmarks()
         return vertices2landmarks(vertices, self.faces, self.lmk_faces_idx, self.lmk_bary_coords)
+
+    @torch.no_grad()
+    def fixed(self, shape: Tensor | None = None, expression: Tensor | None = None) -> FLAME:
+        """A layer of one person: the given coefficients folded into the template, where they cost nothing any more.
+
+        What is given is no longer an argument of the new layer; what isn't stays one. The new layer is independent: later
+        changes to either, of values, dtype or device, don't reach the other. It treats the identity as a constant, so
+        that no gradient flows to ``shape`` and ``expression``.
+
+        Args:
+            shape: (1, <=shape_params), expression: (1, <=expression_params), as for :meth:`forward`.
+        """
+        if shape is None and expression is None:
+            raise ValueError("shape, expression: expected at least one of them, got neither")
+        like, batch = self.v_template, {}
+        given = {
+            "shape": self._checked("shape", shape, (self.shape_params,), like, batch, at_most=True),
+            "expression": self._checked("expression", expression, (self.expression_params,), like, batch, at_most=True),
+        }
+        for name, size in batch.items():
+            if size != 1:
+                raise ValueError(f"{name}: expected one person, a batch of 1, got {size}")
+
+        layer = copy.deepcopy(self)
+        template, free = like.double(), []
+        directions = self.shapedirs.split([self.shape_params, self.expression_params], dim=-1)
+        for (name, value), dirs in zip(given.items(), directions):
+            if value is None:
+                free.append(dirs)
+            else:
+                template = template + dirs[..., : value.shape[1]].double() @ value[0].double()
+                setattr(layer, f"{name}_params", 0)
+                layer._folded += (name,)
+        layer.v_template = template.to(like.dtype)
+        layer.shapedirs = torch.cat(free, dim=-1) if free else self.shapedirs[..., :0].clone()
+        return layer
 
     def extra_repr(self) -> str:
         vertices, joints = self.lbs_weights.shape
@@ -154,48 +197,36 @@ class FLAME(nn.Module):
     def _body(self):
         return self.v_template, self.shapedirs, self.posedirs, self.J_regressor, self.parents, self.lbs_weights
 
+    def _embedding(self):
+        return (
+            self.faces, self.lmk_faces_idx, self.lmk_bary_coords, self.contour_faces_idx, self.contour_bary_coords,
+            self.neck_joint,
+        )  # fmt: skip
+
     def _require_landmarks(self):
         if self.lmk_faces_idx is None:
             raise ValueError("the model of this layer has no landmarks; give FlameModel a LandmarkEmbedding")
 
-    def _landmarks(self, betas, pose):
-        # Also beside a mesh: one operator on the few vertices that landmarks touch costs less than finding the contour
-        # row, gathering and interpolating with a dozen of PyTorch's.
-        return flame_landmarks(
-            betas,
-            pose,
-            *self._body(),
-            self.faces,
-            self.lmk_faces_idx,
-            self.lmk_bary_coords,
-            self.contour_faces_idx,
-            self.contour_bary_coords,
-            neck_joint=self.neck_joint,
-            pose2rot=pose.dim() != 4,
-        )
-
     def _arguments(self, shape, expression, global_pose, neck_pose, jaw_pose, eye_pose, translation, pose):
         """Checks all, and returns betas (B, K), pose (B, 3J) or (B, J, 3, 3), translation (B, 1, 3) or None."""
-        by_name = {"global_pose": global_pose, "neck_pose": neck_pose, "jaw_pose": jaw_pose, "eye_pose": eye_pose}
-        given = {name: value for name, value in by_name.items() if value is not None}
+        poses = dict(zip(_POSES, (global_pose, neck_pose, jaw_pose, eye_pose)))
+        given = [name for name, value in poses.items() if value is not None]
         if pose is not None and given:
             raise ValueError(f"pose: expected either the pose of all joints or {', '.join(given)}, got both")
-        if self.num_joints != _JOINTS and given.keys() - {"global_pose"}:
+        if self.num_joints != _JOINTS and given not in ([], ["global_pose"]):
             raise ValueError(
                 f"{', '.join(given)}: these are FLAME's joints, but the model has {self.num_joints}; use pose"
             )
 
-        batch = {}
-        shape = self._checked("shape", shape, (self.shape_params,), batch, at_most=True)
-        expression = self._checked("expression", expression, (self.expression_params,), batch, at_most=True)
-        translation = self._checked("translation", translation, (3,), batch)
-        if pose is not None and pose.dim() == 4:
-            pose = self._checked("pose", pose, (self.num_joints, 3, 3), batch)
-        elif pose is not None:
-            pose = self._checked("pose", pose, (3 * self.num_joints,), batch)
-        else:
-            widths = {"global_pose": 3, "neck_pose": 3, "jaw_pose": 3, "eye_pose": 6}
-            by_name = {name: self._checked(name, value, (widths[name],), batch) for name, value in by_name.items()}
+        like, batch = self.v_template, {}
+        shape = self._checked("shape", shape, (self.shape_params,), like, batch, at_most=True)
+        expression = self._checked("expression", expression, (self.expression_params,), like, batch, at_most=True)
+        for name in given:
+            poses[name] = self._checked(name, poses[name], (_POSES[name],), like, batch)
+        if pose is not None:
+            J = self.num_joints
+            pose = self._checked("pose", pose, (J, 3, 3) if pose.dim() == 4 else (3 * J,), like, batch)
+        translation = self._checked("translation", translation, (3,), like, batch)
         sizes = {size for size in batch.values() if size != 1}
         if len(sizes) > 1:
             raise ValueError(f"batch sizes differ: {', '.join(f'{name} {size}' for name, size in batch.items())}")
@@ -203,34 +234,37 @@ class FLAME(nn.Module):
 
         def columns(value, width):
             if value is None:
-                return self.v_template.new_zeros(()).expand(size, width)
-            value = value.expand(size, -1)
+                return like.new_zeros((size, width))
+            if value.shape[0] != size:
+                value = value.expand(size, -1)
             return value if value.shape[1] == width else pad(value, (0, width - value.shape[1]))
 
         betas = torch.cat([columns(shape, self.shape_params), columns(expression, self.expression_params)], dim=1)
         if pose is not None:
             pose = pose.expand(size, *pose.shape[1:])
         elif self.num_joints == _JOINTS:
-            pose = torch.cat([columns(by_name[name], width) for name, width in widths.items()], dim=1)
+            pose = torch.cat([columns(value, _POSES[name]) for name, value in poses.items()], dim=1)
         else:
-            pose = columns(by_name["global_pose"], 3 * self.num_joints)
+            pose = columns(poses["global_pose"], 3 * self.num_joints)
         return betas, pose, None if translation is None else translation[:, None]
 
-    def _checked(self, name, value, shape, batch, at_most=False):
+    def _checked(self, name, value, shape, like, batch, at_most=False):
+        """The value, of the layer's dtype, if it is (B, *shape) and fit for it; notes its B in batch."""
         if value is None:
             return None
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-        fits = value.dim() == 1 + len(shape) and (
-            value.shape[1] <= shape[0] if at_most else value.shape[1:] == torch.Size(shape)
-        )
+        if name in self._folded:
+            raise ValueError(f"{name}: expected none, as this layer's is fixed; use the layer that fixed() was called on")
+        fits = value.shape[1:] == shape or (at_most and value.dim() == 2 and value.shape[1] <= shape[0])
         if not fits:
             wanted = f"{'at most ' if at_most else ''}{', '.join(map(str, shape))}"
             raise ValueError(f"{name}: expected shape (B, {wanted}), got {tuple(value.shape)}")
-        dtype, device = self.v_template.dtype, self.v_template.device
-        if not value.is_floating_point() or torch.promote_types(value.dtype, dtype) != dtype:
-            raise TypeError(f"{name}: expected {dtype} like the layer, got {value.dtype}")
-        if value.device != device:
-            raise ValueError(f"{name}: expected device {device} like the layer, got {value.device}")
+        if value.device != like.device:
+            raise ValueError(f"{name}: expected device {like.device} like the layer, got {value.device}")
         batch[name] = value.shape[0]
-        return value.to(dtype)
+        if value.dtype == like.dtype:
+            return value
+        if not value.is_floating_point() or torch.promote_types(value.dtype, like.dtype) != like.dtype:
+            raise TypeError(f"{name}: expected {like.dtype} like the layer, got {value.dtype}")
+        return value.to(like.dtype)

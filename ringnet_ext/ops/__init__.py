@@ -22,7 +22,7 @@ from . import _library  # noqa: F401  defines torch.ops.ringnet_ext
 from . import reference
 from ._prepared import clear_prepared
 
-__all__ = ["batch_rodrigues", "clear_prepared", "flame_landmarks", "flame_lbs", "vertices2landmarks"]
+__all__ = ["batch_rodrigues", "clear_prepared", "flame_head", "flame_landmarks", "flame_lbs", "vertices2landmarks"]
 
 _ops = torch.ops.ringnet_ext
 
@@ -272,17 +272,74 @@ def flame_landmarks(
     model = (v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights)
     embedding = (faces, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords)
     constants = (shapedirs, posedirs, J_regressor, lbs_weights, lmk_bary_coords, contour_bary_coords)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in constants):
-        with torch.autocast(betas.device.type, enabled=False):
-            return reference.flame_landmarks(betas, pose, *model, *embedding, neck_joint=neck_joint, pose2rot=pose2rot)
+    if v_template.ndim == 3 or v_template.requires_grad or _differentiated(*constants):
+        return flame_head(betas, pose, *model, *embedding, neck_joint, pose2rot)[2]
     betas, pose = _same_batch(betas, pose, pose2rot)
-    if v_template.ndim == 3 or _differentiated(v_template):
-        vertices, _ = flame_lbs(betas, pose, *model, pose2rot=pose2rot)
-        index, bary = reference.landmark_points(
-            pose, parents, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords, neck_joint, pose2rot
-        )
-        return vertices2landmarks(vertices, faces, index, bary)
     arguments = (betas, pose, *model, *embedding, neck_joint, pose2rot)
     if _differentiated(betas, pose):
         return _FlameLandmarks.apply(*arguments)
     return _ops.landmarks_forward.default(*arguments, False)[0]
+
+
+class _FlameHead(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *arguments):
+        vertices, joints, landmarks, *states = _ops.head_forward.default(*arguments, True)
+        *tensors, ctx.neck_joint, ctx.pose2rot = arguments
+        ctx.save_for_backward(*tensors, *states)
+        ctx.set_materialize_grads(False)
+        return vertices, joints, landmarks
+
+    @staticmethod
+    def backward(ctx, *grads):
+        *tensors, landmark_state, state = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:2]
+        with torch.no_grad():
+            gradients = _ops.head_backward.default(
+                *grads, *tensors, ctx.neck_joint, landmark_state, state, ctx.pose2rot, wanted
+            )
+        return *_first_derivatives("flame_head", gradients, wanted, (*grads, *tensors[:2])), *[None] * 13
+
+
+def flame_head(
+    betas: Tensor,
+    pose: Tensor,
+    v_template: Tensor,
+    shapedirs: Tensor,
+    posedirs: Tensor,
+    J_regressor: Tensor,
+    parents: Tensor,
+    lbs_weights: Tensor,
+    faces: Tensor,
+    lmk_faces_idx: Tensor,
+    lmk_bary_coords: Tensor,
+    contour_faces_idx: Tensor | None = None,
+    contour_bary_coords: Tensor | None = None,
+    neck_joint: int = 1,
+    pose2rot: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`flame_lbs` and :func:`flame_landmarks` as one operator: for a single head, the way there and back is the time.
+
+    Args, errors and differentiability: as of :func:`flame_landmarks`.
+
+    Returns:
+        vertices (B, V, 3), joints (B, J, 3) and landmarks (B, C + L, 3), metres.
+    """
+    betas, pose, v_template = _full_precision(betas, pose, v_template)
+    model = (v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights)
+    embedding = (faces, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords)
+    constants = (shapedirs, posedirs, J_regressor, lbs_weights, lmk_bary_coords, contour_bary_coords)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in constants):
+        with torch.autocast(betas.device.type, enabled=False):
+            return reference.flame_head(betas, pose, *model, *embedding, neck_joint, pose2rot)
+    betas, pose = _same_batch(betas, pose, pose2rot)
+    if v_template.ndim == 3 or v_template.requires_grad:
+        vertices, joints = flame_lbs(betas, pose, *model, pose2rot=pose2rot)
+        index, bary = reference.landmark_points(
+            pose, parents, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords, neck_joint, pose2rot
+        )
+        return vertices, joints, vertices2landmarks(vertices, faces, index, bary)
+    arguments = (betas, pose, *model, *embedding, neck_joint, pose2rot)
+    if _differentiated(betas, pose):
+        return _FlameHead.apply(*arguments)
+    return _ops.head_forward.default(*arguments, False)[:3]

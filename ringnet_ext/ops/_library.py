@@ -11,8 +11,8 @@ from torch import Tensor
 
 from . import _checks as checks
 from ._prepared import (
-    _LANDMARKS, _LBS, PreparedLandmarks, PreparedLbs, _regress, on_device, prepared_landmarks, prepared_lbs, require_device,
-    template_joints, where,
+    _LANDMARKS, _LBS, PreparedHead, PreparedLandmarks, PreparedLbs, _regress, on_device, prepared_head,
+    prepared_landmarks, prepared_lbs, require_device, rows_of_points, template_joints, where,
 )
 
 _MODEL = "Tensor shapedirs, Tensor posedirs, Tensor J_regressor, Tensor parents, Tensor lbs_weights"
@@ -55,10 +55,6 @@ def _refuse_sparse(name: str):
 def _rows(t: Tensor) -> Tensor:
     """Contiguous inside a row; any distance between rows, 0 where expanded."""
     return t if t.shape[1] <= 1 or t.stride(1) == 1 else t.contiguous()
-
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
 
 
 # --- batch_rodrigues ---
@@ -108,35 +104,21 @@ def _lbs_forward_fake(
     return betas.new_empty((B, V, 3)), betas.new_empty((B, J, 3)), betas.new_empty((B, size))
 
 
-def _joint_template(v_template: Tensor, J_regressor: Tensor) -> tuple[Tensor, int]:
-    """The template's joints, (J, 3) or (B, J, 3), and the distance between batch elements."""
+def _joint_template(v_template: Tensor, J_regressor: Tensor) -> Tensor:
+    """The template's joints, (J, 3) or (B, J, 3)."""
     if v_template.ndim == 2:
         # What requires grad is being optimised, and may be written in ways that leave no trace: never kept.
-        joints = _regress(J_regressor, v_template) if v_template.requires_grad else template_joints((J_regressor, v_template))
-        return joints, 0
+        return _regress(J_regressor, v_template) if v_template.requires_grad else template_joints((J_regressor, v_template))
     with torch.autocast(v_template.device.type, enabled=False):
-        joints = torch.matmul(J_regressor, v_template).contiguous()
-    return joints, joints.stride(0)
+        return torch.matmul(J_regressor, v_template).contiguous()
 
 
 @_operator(f"lbs_forward({_CALL}, bool pose2rot, bool keep) -> (Tensor, Tensor, Tensor)", _lbs_forward_fake)
 def _lbs_forward(betas, pose, v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights, pose2rot, keep):
     model: PreparedLbs = prepared_lbs((shapedirs, posedirs, J_regressor, parents, lbs_weights))
-    V, K, J = model.sizes
-    B = checks.lbs_call(betas, pose, v_template, model.like, V, K, J, pose2rot)
-    betas, pose = _rows(betas), _rows(pose)
-    if v_template.stride()[-2:] != (3, 1):
-        v_template = v_template.contiguous()
-    joint_template, joint_stride = _joint_template(v_template, J_regressor)
-    vertices, joints = betas.new_empty((B, V, 3)), betas.new_empty((B, J, 3))
-    state = betas.new_empty((B, model.state_sizes[keep]))
-    with on_device(model.device):
-        model.core.forward(
-            B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot, v_template.data_ptr(),
-            v_template.stride(0) if v_template.ndim == 3 else 0, joint_template.data_ptr(), joint_stride, keep,
-            state.data_ptr(), vertices.data_ptr(), joints.data_ptr(), where(model.device),
-        )
-    return vertices, joints, state
+    checks.lbs_call(betas, pose, v_template, model.like, *model.sizes, pose2rot)
+    v_template, joint_template = rows_of_points(v_template), _joint_template(v_template, J_regressor)
+    return model.forward(_rows(betas), _rows(pose), v_template, joint_template, pose2rot, keep)
 
 
 def _lbs_gradients(grad_vertices, grad_joints, betas, pose, v_template, state, sizes, wanted):
@@ -171,27 +153,15 @@ def _lbs_backward(
     B = checks.lbs_call(betas, pose, v_template, model.like, V, K, J, pose2rot)
     sizes = (B, V, J, model.state_sizes[True])
     outputs = _lbs_gradients(grad_vertices, grad_joints, betas, pose, v_template, state, sizes, wanted)
-    betas, pose, state = _rows(betas), _rows(pose), state.contiguous()
-    if v_template.stride()[-2:] != (3, 1):
-        v_template = v_template.contiguous()
-    joint_template, joint_stride = _joint_template(v_template, J_regressor)
-    if grad_joints is not None:
-        grad_joints = grad_joints.contiguous()
     grad_betas, grad_pose, grad_v_template = (g if w else None for g, w in zip(outputs, wanted))
-    shared = v_template.ndim == 2
-    grad_joint_template = betas.new_empty((B, J, 3)) if grad_v_template is not None else None
-    workspace = betas.new_empty(model.workspace_size(B, shared and grad_v_template is not None))
-    with on_device(model.device):
-        model.core.backward(
-            B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot, joint_template.data_ptr(),
-            joint_stride, state.data_ptr(), _address(grad_vertices),
-            *(grad_vertices.stride() if grad_vertices is not None else (0, 0, 0)), _address(grad_joints),
-            _address(grad_betas), _address(grad_pose), _address(grad_v_template), shared, _address(grad_joint_template),
-            workspace.data_ptr(), where(model.device),
-        )
+    grad_joint_template = None if grad_v_template is None else betas.new_empty((B, J, 3))
+    model.backward(
+        grad_vertices, grad_joints, _rows(betas), _rows(pose), _joint_template(v_template, J_regressor),
+        state.contiguous(), pose2rot, grad_betas, grad_pose, grad_v_template, grad_joint_template,
+    )
     if grad_v_template is not None:  # through the rest joints
         with torch.autocast(model.device.type, enabled=False):
-            if shared:
+            if grad_v_template.ndim == 2:
                 grad_v_template.addmm_(J_regressor.T, grad_joint_template.sum(0))
             else:
                 grad_v_template.baddbmm_(J_regressor.T.expand(B, V, J), grad_joint_template)
@@ -232,15 +202,8 @@ def _landmarks_forward(
          contour_faces_idx, contour_bary_coords),
         neck_joint,
     )  # fmt: skip
-    B = checks.lbs_call(betas, pose, v_template, model.like, *model.sizes, pose2rot)
-    betas, pose = _rows(betas), _rows(pose)
-    landmarks, state = betas.new_empty((B, model.points, 3)), betas.new_empty((B, model.state_sizes[keep]))
-    with on_device(model.device):
-        model.core.forward(
-            B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot, keep, state.data_ptr(),
-            landmarks.data_ptr(), where(model.device),
-        )
-    return landmarks, state
+    checks.lbs_call(betas, pose, v_template, model.like, *model.sizes, pose2rot)
+    return model.forward(_rows(betas), _rows(pose), pose2rot, keep)
 
 
 def _landmarks_gradients(grad_landmarks, betas, pose, state, sizes, wanted):
@@ -281,15 +244,70 @@ def _landmarks_backward(
     )  # fmt: skip
     B = checks.lbs_call(betas, pose, v_template, model.like, *model.sizes, pose2rot)
     outputs = _landmarks_gradients(grad_landmarks, betas, pose, state, (B, model.points, model.state_sizes[True]), wanted)
-    betas, pose, state = _rows(betas), _rows(pose), state.contiguous()
     grad_betas, grad_pose = (g if w else None for g, w in zip(outputs, wanted))
-    workspace = betas.new_empty(model.workspace_size(B))
-    with on_device(model.device):
-        model.core.backward(
-            B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot, state.data_ptr(),
-            grad_landmarks.data_ptr(), *grad_landmarks.stride(), _address(grad_betas), _address(grad_pose),
-            workspace.data_ptr(), where(model.device),
+    model.backward(
+        grad_landmarks, _rows(betas), _rows(pose), state.contiguous(), pose2rot, grad_betas, grad_pose
+    )
+    return outputs
+
+
+# --- flame_head ---
+
+
+def _head_forward_fake(*arguments):
+    *call, pose2rot, keep = arguments
+    vertices, joints, state = _lbs_forward_fake(*call[:8], pose2rot, keep)
+    return vertices, joints, *_landmarks_forward_fake(*arguments), state
+
+
+@_operator(
+    f"head_forward({_CALL}, {_EMBEDDING}, bool pose2rot, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _head_forward_fake,
+)
+def _head_forward(betas, pose, *arguments):
+    """vertices, joints, landmarks, and the states of landmarks and mesh."""
+    *constants, neck_joint, pose2rot, keep = arguments
+    head: PreparedHead = prepared_head(tuple(constants), neck_joint)
+    mesh, landmarks, v_template = head.mesh, head.landmarks, constants[0]
+    checks.lbs_call(betas, pose, v_template, mesh.like, *mesh.sizes, pose2rot)
+    betas, pose, v_template = _rows(betas), _rows(pose), rows_of_points(v_template)
+    vertices, joints, state = mesh.forward(betas, pose, v_template, landmarks.joint_template, pose2rot, keep)
+    return vertices, joints, *landmarks.forward(betas, pose, pose2rot, keep), state
+
+
+def _head_backward_fake(grad_vertices, grad_joints, grad_landmarks, *arguments):
+    *call, landmark_state, state, pose2rot, wanted = arguments
+    if grad_landmarks is not None:
+        _landmarks_backward_fake(grad_landmarks, *call, landmark_state, pose2rot, wanted)
+    return _lbs_backward_fake(grad_vertices, grad_joints, *call[:8], state, pose2rot, [*wanted, False])[:2]
+
+
+@_operator(
+    f"head_backward(Tensor? grad_vertices, Tensor? grad_joints, Tensor? grad_landmarks, {_CALL}, {_EMBEDDING}, "
+    "Tensor landmark_state, Tensor state, bool pose2rot, bool[] wanted) -> (Tensor, Tensor)",
+    _head_backward_fake,
+)
+def _head_backward(grad_vertices, grad_joints, grad_landmarks, betas, pose, *arguments):
+    *constants, neck_joint, landmark_state, state, pose2rot, wanted = arguments
+    head: PreparedHead = prepared_head(tuple(constants), neck_joint)
+    mesh, landmarks = head.mesh, head.landmarks
+    V, K, J = mesh.sizes
+    B = checks.lbs_call(betas, pose, constants[0], mesh.like, V, K, J, pose2rot)
+    betas, pose = _rows(betas), _rows(pose)
+    outputs = None
+    if grad_vertices is not None or grad_joints is not None or grad_landmarks is None:
+        sizes = (B, V, J, mesh.state_sizes[True])
+        outputs = _lbs_gradients(grad_vertices, grad_joints, betas, pose, betas, state, sizes, wanted)
+        gradients = (g if w else None for g, w in zip(outputs, wanted))
+        mesh.backward(
+            grad_vertices, grad_joints, betas, pose, landmarks.joint_template, state.contiguous(), pose2rot, *gradients
         )
+    if grad_landmarks is not None:
+        sizes = (B, landmarks.points, landmarks.state_sizes[True])
+        added = _landmarks_gradients(grad_landmarks, betas, pose, landmark_state, sizes, wanted)
+        gradients = (g if w else None for g, w in zip(added, wanted))
+        landmarks.backward(grad_landmarks, betas, pose, landmark_state.contiguous(), pose2rot, *gradients)
+        outputs = added if outputs is None else tuple(a.add_(b) for a, b in zip(outputs, added))
     return outputs
 
 

@@ -33,30 +33,32 @@ def require_device(tensor: Tensor, argument: str) -> bool:
     return kind == "cuda"
 
 
-class _Mark:
-    """Recognises a tensor that is still the very same, unchanged: the object, its version counter, its place and layout.
+def _signature(t: Tensor) -> tuple:
+    """What changes when a tensor's values, place or layout do."""
+    return t._version, t.data_ptr(), t.shape, t.stride(), t.dtype
 
-    Holds the storage, so that no other data can appear at its address while the mark lives, and only weakly the tensor: the
-    owner drops the mark when the tensor dies.
+
+class _Entry:
+    """A value, the tensors that it was made of, held weakly, and their signatures then.
+
+    Holds the tensors' storages, so that no other data can appear at their addresses while the entry lives: it is dropped
+    when one of the tensors dies.
     """
 
-    __slots__ = ("ref", "version", "address", "shape", "stride", "dtype", "storage")
+    __slots__ = ("marks", "storages", "value")
 
-    def __init__(self, tensor: Tensor, on_death: Callable[[object], None] | None = None):
-        self.ref = weakref.ref(tensor, on_death)
-        self.version, self.address = tensor._version, tensor.data_ptr()
-        self.shape, self.stride, self.dtype = tensor.shape, tensor.stride(), tensor.dtype
-        self.storage = tensor.untyped_storage()
+    def __init__(self, tensors: tuple[Tensor | None, ...], on_death: Callable[[object], None]):
+        self.marks = [None if t is None else (weakref.ref(t, on_death), _signature(t)) for t in tensors]
+        self.storages = [t.untyped_storage() for t in tensors if t is not None]
 
-    def matches(self, tensor: Tensor) -> bool:
-        return (
-            self.ref() is tensor
-            and self.version == tensor._version
-            and self.address == tensor.data_ptr()
-            and self.shape == tensor.shape
-            and self.stride == tensor.stride()
-            and self.dtype == tensor.dtype
-        )
+    def matches(self, tensors: tuple[Tensor | None, ...]) -> bool:
+        for t, mark in zip(tensors, self.marks):
+            # _signature(t), without the calls: this is on the way of every operator.
+            if mark is not None and (
+                mark[0]() is not t or mark[1] != (t._version, t.data_ptr(), t.shape, t.stride(), t.dtype)
+            ):
+                return False
+        return True
 
 
 class _Cache:
@@ -68,18 +70,14 @@ class _Cache:
 
     def __init__(self, build: Callable):
         self._build = build
-        self._entries: dict[tuple, tuple[list[_Mark | None], object]] = {}
+        self._entries: dict[tuple, _Entry] = {}
         self._lock = threading.RLock()
 
     def __call__(self, tensors: tuple[Tensor | None, ...], *settings):
         key = (*map(id, tensors), *settings)
         entry = self._entries.get(key)
-        if entry is not None:
-            for tensor, mark in zip(tensors, entry[0]):
-                if mark is not None and not mark.matches(tensor):
-                    break
-            else:
-                return entry[1]
+        if entry is not None and entry.matches(tensors):
+            return entry.value
         with self._lock, torch.no_grad():
             self._entries.pop(key, None)
             if any(t is not None and t.is_inference() for t in tensors):
@@ -89,10 +87,10 @@ class _Cache:
                 self._entries.pop(key, None)
 
             # Marked before they are read: a write in between makes the entry miss, never go stale.
-            marks = [None if t is None else _Mark(t, on_death) for t in tensors]
-            value = self._build(*tensors, *settings)
-            self._entries[key] = (marks, value)
-            return value
+            entry = _Entry(tensors, on_death)
+            entry.value = self._build(*tensors, *settings)
+            self._entries[key] = entry
+            return entry.value
 
     def clear(self) -> None:
         self._entries.clear()
@@ -105,6 +103,19 @@ def _regress(J_regressor: Tensor, values: Tensor) -> Tensor:
     """J_regressor (J, V) times values (V, ...), summed in double."""
     flat = values.reshape(values.shape[0], -1)
     return (J_regressor.double() @ flat.double()).to(values.dtype).reshape(J_regressor.shape[0], *values.shape[1:])
+
+
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def _batch_stride(points: Tensor) -> int:
+    return points.stride(0) if points.ndim == 3 else 0
+
+
+def rows_of_points(t: Tensor) -> Tensor:
+    """(..., V, 3), contiguous inside a batch element."""
+    return t if t.stride()[-2:] == (3, 1) else t.contiguous()
 
 
 class PreparedLbs:
@@ -131,8 +142,48 @@ class PreparedLbs:
         )
         self.state_sizes = tuple(model.state_size(cuda, V, K, J, keep) for keep in (False, True))
 
-    def workspace_size(self, B: int, template_shared: bool) -> int:
-        return self.core.workspace_size(self.cuda, B, *self.sizes, template_shared)
+    def forward(
+        self, betas: Tensor, pose: Tensor, v_template: Tensor, joint_template: Tensor, pose2rot: bool, keep: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """vertices, joints and state. The arguments are checked; those of a batch element are contiguous."""
+        (V, _, J), B = self.sizes, betas.shape[0]
+        vertices, joints = betas.new_empty((B, V, 3)), betas.new_empty((B, J, 3))
+        state = betas.new_empty((B, self.state_sizes[keep]))
+        with on_device(self.device):
+            self.core.forward(
+                B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot, v_template.data_ptr(),
+                _batch_stride(v_template), joint_template.data_ptr(), _batch_stride(joint_template), keep,
+                state.data_ptr(), vertices.data_ptr(), joints.data_ptr(), where(self.device),
+            )
+        return vertices, joints, state
+
+    def backward(
+        self,
+        grad_vertices: Tensor | None,
+        grad_joints: Tensor | None,
+        betas: Tensor,
+        pose: Tensor,
+        joint_template: Tensor,
+        state: Tensor,
+        pose2rot: bool,
+        grad_betas: Tensor | None,
+        grad_pose: Tensor | None,
+        grad_v_template: Tensor | None = None,
+        grad_joint_template: Tensor | None = None,
+    ) -> None:
+        """Overwrites the last four, where they are wanted. grad_v_template gets its direct part only."""
+        B, shared = betas.shape[0], grad_v_template is not None and grad_v_template.ndim == 2
+        if grad_joints is not None:
+            grad_joints = grad_joints.contiguous()
+        workspace = betas.new_empty(self.core.workspace_size(self.cuda, B, *self.sizes, shared))
+        with on_device(self.device):
+            self.core.backward(
+                B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot,
+                joint_template.data_ptr(), _batch_stride(joint_template), state.data_ptr(), _address(grad_vertices),
+                *(grad_vertices.stride() if grad_vertices is not None else (0, 0, 0)), _address(grad_joints),
+                _address(grad_betas), _address(grad_pose), _address(grad_v_template), shared,
+                _address(grad_joint_template), workspace.data_ptr(), where(self.device),
+            )
 
 
 class PreparedLandmarks:
@@ -188,8 +239,45 @@ class PreparedLandmarks:
         self.state_sizes = tuple(model.state_size(cuda, K, J, L, C, keep) for keep in (False, True))
         self._landmark_sizes = (K, J, L, C)
 
-    def workspace_size(self, B: int) -> int:
-        return self.core.workspace_size(self.cuda, B, *self._landmark_sizes)
+    def forward(self, betas: Tensor, pose: Tensor, pose2rot: bool, keep: bool) -> tuple[Tensor, Tensor]:
+        """landmarks and state. The arguments are checked; those of a batch element are contiguous."""
+        B = betas.shape[0]
+        landmarks, state = betas.new_empty((B, self.points, 3)), betas.new_empty((B, self.state_sizes[keep]))
+        with on_device(self.device):
+            self.core.forward(
+                B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot, keep, state.data_ptr(),
+                landmarks.data_ptr(), where(self.device),
+            )
+        return landmarks, state
+
+    def backward(
+        self,
+        grad_landmarks: Tensor,
+        betas: Tensor,
+        pose: Tensor,
+        state: Tensor,
+        pose2rot: bool,
+        grad_betas: Tensor | None,
+        grad_pose: Tensor | None,
+    ) -> None:
+        """Overwrites the last two, where they are wanted."""
+        B = betas.shape[0]
+        workspace = betas.new_empty(self.core.workspace_size(self.cuda, B, *self._landmark_sizes))
+        with on_device(self.device):
+            self.core.backward(
+                B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot, state.data_ptr(),
+                grad_landmarks.data_ptr(), *grad_landmarks.stride(), _address(grad_betas), _address(grad_pose),
+                workspace.data_ptr(), where(self.device),
+            )
+
+
+class PreparedHead:
+    """A model prepared for its mesh and its landmarks together: found by one look in the cache instead of three."""
+
+    def __init__(self, v_template: Tensor, *constants):
+        *tensors, neck_joint = constants
+        self.landmarks: PreparedLandmarks = prepared_landmarks((v_template, *tensors), neck_joint)
+        self.mesh: PreparedLbs = prepared_lbs(tuple(tensors[:5]))
 
 
 class _NoGuard:
@@ -209,6 +297,7 @@ def on_device(device: torch.device):
 
 prepared_lbs = _Cache(PreparedLbs)
 prepared_landmarks = _Cache(PreparedLandmarks)
+prepared_head = _Cache(PreparedHead)
 template_joints = _Cache(_regress)
 
 
@@ -218,5 +307,5 @@ def clear_prepared() -> None:
     Needed only after a write that PyTorch's version counter can't see: through ``tensor.data``, or into a NumPy array that
     shares a tensor's memory. Everything else (in-place operators, ``load_state_dict``, ``Module.to``) is noticed.
     """
-    for cache in (prepared_lbs, prepared_landmarks, template_joints):
+    for cache in (prepared_lbs, prepared_landmarks, prepared_head, template_joints):
         cache.clear()

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["batch_rodrigues", "flame_lbs", "vertices2landmarks", "flame_landmarks", "contour_rows", "landmark_points"]
+__all__ = ["batch_rodrigues", "flame_lbs", "vertices2landmarks", "flame_landmarks", "flame_head", "contour_rows", "landmark_points"]
 
 _SERIES_TERMS = 10  # x^2 < 1: the first term left out is below 1/(2 * 10 + 1)!, beyond float64
 
@@ -203,11 +203,40 @@ def flame_landmarks(
     Returns:
         (B, C + L, 3), metres.
     """
-    vertices, _ = flame_lbs(
+    model = (v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights)
+    embedding = (faces, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords)
+    return flame_head(betas, pose, *model, *embedding, neck_joint, pose2rot)[2]
+
+
+def flame_head(
+    betas: Tensor,
+    pose: Tensor,
+    v_template: Tensor,
+    shapedirs: Tensor,
+    posedirs: Tensor,
+    J_regressor: Tensor,
+    parents: Tensor,
+    lbs_weights: Tensor,
+    faces: Tensor,
+    lmk_faces_idx: Tensor,
+    lmk_bary_coords: Tensor,
+    contour_faces_idx: Tensor | None = None,
+    contour_bary_coords: Tensor | None = None,
+    neck_joint: int = 1,
+    pose2rot: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The mesh and its landmarks.
+
+    Args: as in :func:`flame_landmarks`.
+
+    Returns:
+        vertices (B, V, 3), joints (B, J, 3) and landmarks (B, C + L, 3), metres.
+    """
+    vertices, joints = flame_lbs(
         betas, pose, v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights, pose2rot=pose2rot
     )
     index, bary = landmark_points(
         pose, parents, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords, neck_joint, pose2rot
     )
     batch = vertices.shape[0]
-    return vertices2landmarks(vertices, faces, index.expand(batch, -1), bary.expand(batch, -1, -1))
+    return vertices, joints, vertices2landmarks(vertices, faces, index.expand(batch, -1), bary.expand(batch, -1, -1))
