@@ -16,7 +16,7 @@ from limits import Work, rotations, skinned_points
 from ringnet_ext import FLAME, builtin_head, ops
 from ringnet_ext.ops import reference
 
-OPS = ("rodrigues", "lbs", "landmarks", "layer")
+OPS = ("rodrigues", "lbs", "landmarks", "layer", "fixed")
 
 
 class Unavailable(Exception):
@@ -72,24 +72,31 @@ class Problem:
         return f.faces, f.lmk_faces_idx, f.lmk_bary_coords, f.contour_faces_idx, f.contour_bary_coords
 
     def inputs(self) -> tuple[Tensor, ...]:
-        """rot_vecs (5 B, 3) for rodrigues: the rotations of B heads. Else betas (B, K) and pose (B, 15), radians."""
+        """betas (B, K), pose (B, 15), radians; for fixed the pose alone; for rodrigues its rotations (5 B, 3)."""
         random = torch.Generator().manual_seed(self.B)
         betas = torch.randn(self.B, self.K, generator=random)
         pose = 0.3 * torch.randn(self.B, 15, generator=random)
-        chosen = (pose.view(-1, 3),) if self.op == "rodrigues" else (betas, pose)
+        chosen = {"rodrigues": (pose.view(-1, 3),), "fixed": (pose,)}.get(self.op, (betas, pose))
         return tuple(x.to(self.device, self.dtype) for x in chosen)
+
+    @property
+    def identity(self) -> Tensor:
+        """The betas (1, K) of fixed."""
+        return torch.randn(1, self.K, generator=torch.Generator().manual_seed(0)).to(self.device, self.dtype)
 
     def work(self, backward: bool) -> Work:
         if self.op == "rodrigues":
             return rotations(5 * self.B, backward)
         weights = float((self.flame.lbs_weights > 0).sum(1).float().mean())
         V, L = len(self.flame.v_template), 68
-        points, outputs = {"lbs": (V, V), "landmarks": (3 * L, L), "layer": (V, V + L)}[self.op]
-        return skinned_points(points, weights, self.K, 5, self.B, backward, outputs)
+        points, outputs = {"lbs": (V, V), "landmarks": (3 * L, L)}.get(self.op, (V, V + L))
+        K = 0 if self.op == "fixed" else self.K
+        return skinned_points(points, weights, K, 5, self.B, backward, outputs)
 
 
 # A contender makes of a problem a function of its inputs that returns a tuple of results: (5 B, 3, 3) matrices,
-# (B, V, 3) vertices, (B, 68, 3) landmarks, or for the layer vertices and landmarks.
+# (B, V, 3) vertices, (B, 68, 3) landmarks, or for the layer vertices and landmarks; for fixed those of one person in
+# B poses, by a layer that may be prepared for that person.
 Solution = Callable[..., tuple[Tensor, ...]]
 
 
@@ -101,13 +108,28 @@ def ours(p: Problem) -> Solution:
         return lambda betas, pose: (ops.flame_lbs(betas, pose, *body)[0],)
     if p.op == "landmarks":
         return lambda betas, pose: (ops.flame_landmarks(betas, pose, *body, *embedding),)
-    sizes = [flame.shape_params, flame.expression_params]
+    if p.op == "fixed":
+        return _posed(flame.fixed(*p.identity.split([flame.shape_params, flame.expression_params], 1)))
+    return lambda betas, pose: _posed(flame, betas)(pose)
 
-    def whole(betas, pose):
-        output = flame(*betas.split(sizes, 1), *pose.split([3, 3, 3, 6], 1))
+
+def _posed(flame: FLAME, betas: Tensor | None = None) -> Solution:
+    """The layer as a function of the pose."""
+    identity = () if betas is None else betas.split([flame.shape_params, flame.expression_params], 1)
+    shape, expression = identity or (None, None)
+
+    def whole(pose):
+        output = flame(shape, expression, *pose.split([3, 3, 3, 6], 1))
         return output.vertices, output.landmarks
 
     return whole
+
+
+def full_layer(p: Problem) -> Solution:
+    """Our layer as it is for everybody: what fixing the identity saves."""
+    if p.op != "fixed":
+        raise Unavailable("measured for fixed only")
+    return _posed(p.flame, p.identity)
 
 
 def kernel(p: Problem) -> Solution:
@@ -142,11 +164,13 @@ def _composed(p: Problem, body, rodrigues, lbs, points, vertices2landmarks) -> S
         vertices = lbs(betas, pose, *body)[0]
         return vertices, vertices2landmarks(vertices, faces, *points(vertices, pose))
 
+    identity = p.identity
     return {
         "rodrigues": lambda r: (rodrigues(r),),
         "lbs": lambda betas, pose: (lbs(betas, pose, *body)[0],),
         "landmarks": lambda betas, pose: whole(betas, pose)[1:],
         "layer": whole,
+        "fixed": lambda pose: whole(identity.expand(len(pose), -1), pose),
     }[p.op]
 
 
@@ -243,10 +267,11 @@ def _imported(name: str):
         raise Unavailable(str(error)) from error
 
 
-OURS, KERNEL = "ringnet_ext", "kernel alone"
+OURS, KERNEL, FULL = "ringnet_ext", "kernel alone", "full layer"
 CONTENDERS: dict[str, Callable[[Problem], Solution]] = {
     OURS: ours,
     KERNEL: kernel,
+    FULL: full_layer,
     "reference": plain,
     "torch.compile": compiled,
     "smplx": smplx,

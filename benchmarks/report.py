@@ -8,10 +8,13 @@ import argparse
 import json
 from pathlib import Path
 
-OURS, KERNEL, BOUND = "ringnet_ext", "kernel alone", "bound"
+OURS, KERNEL, FULL, BOUND = "ringnet_ext", "kernel alone", "full layer", "bound"
 PEERS = ("reference", "torch.compile", "smplx", "body-models", "body-models Warp")
 FORWARD, BOTH = "forward", "forward + backward"
-TITLES = {"rodrigues": "Rodrigues, 5 B rotations", "lbs": "lbs", "landmarks": "landmarks", "layer": "whole FLAME layer"}
+TITLES = {
+    "rodrigues": "Rodrigues, 5 B rotations", "lbs": "lbs", "landmarks": "landmarks", "layer": "whole FLAME layer",
+    "fixed": "whole FLAME layer, fixed identity",
+}  # fmt: skip
 
 
 class Results:
@@ -74,10 +77,10 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def row(found: dict[str, dict], quartiles: bool) -> list[str]:
+def row(found: dict[str, dict], quartiles: bool, peers: tuple[str, ...] = PEERS) -> list[str]:
     mine = found[OURS]
     time = duration(mine["median"]) + (f" ({duration(mine['iqr'])})" if quartiles else "")
-    return [time, f"{found[BOUND]['time_over_ours'][1]:.0%}", *(ratio(found.get(name), quartiles) for name in PEERS)]
+    return [time, f"{found[BOUND]['time_over_ours'][1]:.0%}", *(ratio(found.get(name), quartiles) for name in peers)]
 
 
 def shown(results: Results) -> list[str]:
@@ -89,7 +92,9 @@ def summary(results: Results) -> str:
     """The README's table: every batch size of lbs, one of the rest."""
     header = ["K = 150", "direction", "batch", "ours", "of the bound", *PEERS]
     rows = []
-    for op, wanted in (("lbs", None), ("landmarks", (1, 192)), ("layer", (64,)), ("rodrigues", (64,))):
+    for op, wanted in (
+        ("lbs", None), ("landmarks", (1, 192)), ("layer", (1, 64)), ("fixed", (1, 64)), ("rodrigues", (64,)),
+    ):  # fmt: skip
         for direction in (FORWARD, BOTH):
             for B, found in results.select(op, 150, direction):
                 if OURS in found and (wanted is None or B in wanted):
@@ -117,16 +122,17 @@ def everything(results: Results) -> str:
         "Others: the share of the processors that other processes used meanwhile.\n",
     ]
     for op, K in dict.fromkeys(case[:2] for case in results.cases):
+        peers = (FULL, *PEERS) if op == "fixed" else PEERS
         for direction in (FORWARD, BOTH):
             rows = [
-                [str(B), *row(found, True), f"{busy(found):.2f}"]
+                [str(B), *row(found, True, peers), f"{busy(found):.2f}"]
                 for B, found in results.select(op, K, direction)
                 if OURS in found and BOUND in found
             ]
             if rows:
                 title = TITLES[op] if op == "rodrigues" else f"{TITLES[op]}, K = {K}"
                 parts.append(
-                    f"## {title}, {direction}\n\n" + markdown(["B", "ours", "of the bound", *PEERS, "others"], rows)
+                    f"## {title}, {direction}\n\n" + markdown(["B", "ours", "of the bound", *peers, "others"], rows)
                 )
     parts.append("## Share of the multiply-add peak, lbs\n\n" + peak_share(results))
     if memory(results):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from contenders import CONTENDERS, OPS, OURS, KERNEL, Problem, Unavailable
+from contenders import CONTENDERS, FULL, KERNEL, OPS, OURS, Problem, Unavailable
 from limits import Limits
 from timing import Neighbours, call_of, interleaved, peak_memory, wait_for_quiet
 
@@ -44,8 +44,10 @@ def pytest_generate_tests(metafunc):
     batches = [1, 64] if option("--quick") else [1, 8, 64, 256, 1024] + [4096] * (device.type == "cuda")
     trials = []
     for op in OPS:
-        wide = not option("--quick") and (op == "lbs" or (option("--full") and op != "rodrigues"))
+        wide = not option("--quick") and (op == "lbs" or (option("--full") and op in ("landmarks", "layer")))
         sizes = [(K, B) for K in ([150, 400] if wide else [150]) for B in batches]
+        if op == "fixed":
+            sizes = [(150, B) for B in batches if B <= 64]
         if op == "landmarks" and not option("--quick"):
             sizes.append((150, 192))  # a training step's worth
         for K, B in sizes:
@@ -53,7 +55,7 @@ def pytest_generate_tests(metafunc):
                 for contender in (*CONTENDERS, BOUND):
                     if contender == KERNEL and (backward or op != "lbs"):
                         continue
-                    if contender.startswith("body-models") and op != "lbs":
+                    if contender.startswith("body-models") and op != "lbs" or contender == FULL and op != "fixed":
                         continue
                     trials.append(Trial(Problem(op, K, B, device), backward, contender))
     metafunc.parametrize("trial", trials, ids=str)
@@ -139,7 +141,7 @@ def check(trial: Trial, call) -> None:
     problem, contender = trial.problem, trial.contender
     exact = Problem(problem.op, problem.K, problem.B, problem.device, torch.float64)
     values, gradients = call()
-    if contender == "smplx" and problem.op in ("landmarks", "layer"):
+    if contender == "smplx" and problem.op in ("landmarks", "layer", "fixed"):
         expected = call_of(CONTENDERS["reference"](exact), exact, False)()[0]
         values, expected, gradients = (*values[:-1], values[-1][:, 17:]), (*expected[:-1], expected[-1][:, 17:]), ()
     else:
