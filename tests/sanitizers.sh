@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# The operators' tests on a core built with AddressSanitizer and UndefinedBehaviorSanitizer, at every instruction set that
+# this processor has. Fails on any finding. Needs gcc, its sanitizer libraries, and an environment that has the test packages
+# (README's test command). PYTHON=... chooses the interpreter.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+export CXX=${CXX:-g++}
+flags="-fsanitize=address,undefined -fno-sanitize-recover=all"
+libasan=$("$CXX" -print-file-name=libasan.so 2>/dev/null || true)
+if ! echo 'int main() {}' | "$CXX" $flags -x c++ - -o "$work/probe" 2>/dev/null || [ ! -e "$libasan" ]; then
+    echo "sanitizers: skipped, $CXX has no AddressSanitizer and UndefinedBehaviorSanitizer here"
+    exit 0
+fi
+
+began=$SECONDS
+CXXFLAGS="$flags -fno-omit-frame-pointer -g1" LDFLAGS="$flags" "$python" -m pip install --quiet --no-deps \
+    --target "$work/site" -C build-dir="$work/build" -C cmake.build-type=None -C cmake.define.RINGNET_CUDA=OFF .
+echo "sanitizers: built in $((SECONDS - began)) s"
+
+# Only the core from there: the package is the checkout's. Python itself leaks by design. libstdc++ is named because
+# AddressSanitizer looks for its throw before Python has loaded any C++.
+mkdir "$work/core"
+mv "$work/site"/_ringnet_core* "$work/core"
+run() {
+    PYTHONPATH="$work/core" LD_PRELOAD="$libasan $("$CXX" -print-file-name=libstdc++.so.6)" OMP_WAIT_POLICY=passive \
+        ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1 UBSAN_OPTIONS=print_stacktrace=1 "$@"
+}
+
+# What must be found is found: the core trusts its caller, so a lie about a size or an address is an error inside it.
+notices() {  # WHAT N OFFSET: rodrigues of N vectors, OFFSET bytes into a buffer with room for a hundred
+    if run "$python" -c "
+import ctypes, _ringnet_core as core
+buffer = ctypes.create_string_buffer(100 * (3 + 9) * 4)
+at = ctypes.addressof(buffer) + $3
+core.rodrigues_forward_f32(False, $2, at, at + 100 * 3 * 4, 1)" >"$work/report" 2>&1 || ! grep -q "$1" "$work/report"; then
+        echo "sanitizers: FAILED, a planted error went unnoticed: $1" >&2
+        exit 1
+    fi
+}
+notices "heap-buffer-overflow" 101 0
+notices "misaligned address" 1 1
+
+for level in baseline avx2 avx512; do
+    if ! RINGNET_SIMD=$level run "$python" -c 'import _ringnet_core; _ringnet_core.simd_level()' 2>/dev/null; then
+        echo "sanitizers: this processor has no $level"
+        continue
+    fi
+    began=$SECONDS
+    # A finding ends the process, hence -s. Left out: the compiler's tests, which call the same code at no new size, other
+    # levels' subprocesses, and the comparison of rounding errors.
+    if ! RINGNET_SIMD=$level run "$python" -m pytest -q -x -s -rfE -p no:cacheprovider \
+        tests/test_ops_*.py tests/test_flame_layer.py \
+        -k "not compile and not opcheck and not every_simd_level and not as_close_as"; then
+        echo "sanitizers: FAILED at $level" >&2
+        exit 1
+    fi
+    echo "sanitizers: $level clean, $((SECONDS - began)) s"
+done
