@@ -1,5 +1,5 @@
 // Skinning of one vertex: value and vector-Jacobian product. S is a scalar, or on the CPU a vector of one value per
-// vertex; T is what one transform or weight is read as.
+// vertex; T is what one transform or weight is read as. A is either: transforms of their own for every vertex, or one for all.
 #pragma once
 
 #include "common.h"
@@ -12,15 +12,15 @@ RN_HOST_DEVICE void add_transform(S M[12], S w, const T* A) {
     for (int i = 0; i < 12; ++i) M[i] += w * A[i];
 }
 
-// out = M [v; 1].
-template <class S>
-RN_HOST_DEVICE void transform_point(const S M[12], const S v[3], S out[3]) {
-    for (int i = 0; i < 3; ++i) out[i] = M[4 * i] * v[0] + M[4 * i + 1] * v[1] + M[4 * i + 2] * v[2] + M[4 * i + 3];
+// out = M [v; 1], as three multiply-adds a coordinate.
+template <class S, class A>
+RN_HOST_DEVICE void transform_point(const A M[12], const S v[3], S out[3]) {
+    for (int i = 0; i < 3; ++i) out[i] = M[4 * i] * v[0] + (M[4 * i + 1] * v[1] + (M[4 * i + 2] * v[2] + M[4 * i + 3]));
 }
 
 // Gradient of the blended vertex: dv = R^T g.
-template <class S>
-RN_HOST_DEVICE void transform_point_vjp(const S M[12], const S g[3], S dv[3]) {
+template <class S, class A>
+RN_HOST_DEVICE void transform_point_vjp(const A M[12], const S g[3], S dv[3]) {
     for (int i = 0; i < 3; ++i) dv[i] = M[i] * g[0] + M[4 + i] * g[1] + M[8 + i] * g[2];
 }
 

@@ -194,7 +194,7 @@ struct LandmarkScratch {
     explicit LandmarkScratch(const LandmarkLayout<T>& lay)
         : corners(lay.chosen_tiles() * 3 * lanes<T>), features(lay.direction_row()),
           sums(12 * lay.J),
-          values((max_group + 1) * corners + max_group * (features + sums) + TransformGradient<T>::size(lay.J)),
+          values((max_group + 1) * corners + max_group * (features + sums) + SkinGradient<T>::size(lay.J)),
           pose(PoseScratch::size(lay.J)) {}
     T* group(index_t b) { return values.data() + b * corners; }
     T* posed() { return values.data() + max_group * corners; }
@@ -245,10 +245,9 @@ void landmarks_forward_group(const LandmarksForward<T>& p, const LandmarkTables<
         });
         T* posed = scratch.posed();
         for (index_t t = 0; t < lay.chosen_tiles(); ++t) {
-            vec<T> M[12], v[3], q[3];
+            vec<T> v[3], q[3];
             for (int c = 0; c < 3; ++c) v[c] = load(blended[b] + (3 * t + c) * W);
-            m.skin(lay.chosen(t, rows[b])).blend(features[b] + lay.transforms, M);
-            transform_point(M, v, q);
+            m.skin(lay.chosen(t, rows[b])).apply(features[b] + lay.transforms, v, q);
             for (int c = 0; c < 3; ++c) store(posed + (3 * t + c) * W, q[c]);
         }
         const auto write = [&](T* out, const T* tiles, index_t n) {
@@ -285,22 +284,19 @@ void landmarks_backward_group(const LandmarksBackward<T>& p, const LandmarkTable
         spread(0, lay.C, gradient + lay.static_tiles * 3 * W, lay.contour_tiles);
         spread(lay.C, lay.L, gradient, lay.static_tiles);
 
-        TransformGradient<T> transforms(scratch.transforms(), lay.J);
+        SkinGradient<T> skin_gradient(scratch.transforms(), lay.J);
         for (index_t t = 0; t < lay.chosen_tiles(); ++t) {
-            const TileSkin<T> skin = m.skin(lay.chosen(t, rows[b]));
-            vec<T> M[12], q[3], v[3], dv[3];
+            vec<T> q[3], v[3], dv[3];
             for (int c = 0; c < 3; ++c) {
                 q[c] = load(gradient + (3 * t + c) * W);
                 v[c] = load(state + lay.blended + (3 * t + c) * W);
             }
-            skin.blend(state + lay.transforms, M);
-            transform_point_vjp(M, q, dv);
-            transforms.add(skin, v, q);
+            skin_gradient.add(m.skin(lay.chosen(t, rows[b])), state + lay.transforms, v, q, dv);
             for (int c = 0; c < 3; ++c) store(gradient + (3 * t + c) * W, dv[c]);
         }
         T* sums = scratch.transform_sums(b);
         fill_zero(sums, sums + 12 * lay.J);
-        transforms.flush(sums);
+        skin_gradient.flush(sums);
         fill_zero(scratch.d_features(b), scratch.d_features(b) + lay.direction_row());
     }
     T* d_features[group];

@@ -1,18 +1,15 @@
 // Linear blend skinning on the CPU: one fused pass forward, one pass over grad_vertices backward.
 //
 // Vertices come in tiles of one vector (W lanes). Packed constants, in this order:
-//   directions    [tile][feature][xyz][lane]           forward: read along the features, one load per coordinate; backward of
-//                                                      small batches too
+//   directions    [tile][feature][xyz][lane]           forward and backward
 //   weights       [tile][slot][lane]                   skinning weights of the joints that touch the tile, most J slots
-//   directions_t  [block of tiles][panel][row][feature of the panel]   backward: row = (tile, xyz, lane), a panel is 3 vectors
-//                                                      of features
 // index: [tile][1 + J]: number of joints that touch the tile, then their ids.
 // state: features [b][F], transforms [b][12 J], and if kept the blended vertices [b][tile][xyz][lane], rows padded to 64 bytes.
 //
-// Both matrix products keep a block of accumulators in registers that 3 loads and one broadcast per batch element feed:
-// forward 3 coordinates x max_group elements, backward 3 vectors of features x max_group elements. The constants' block stays
-// in L1 meanwhile; what is broadcast comes from L2, one group fetched ahead while the one before is worked on: each of its
-// rows is too short for the hardware to catch on.
+// Both matrix products keep a block of accumulators in registers. Forward: 3 coordinates x max_group elements, fed by 3 loads and
+// one broadcast per element; a lane is a vertex. Backward: 3 features x max_group elements, fed by 3 loads and one per element;
+// lanes are added at the end, a block of tiles at a time, which is rare enough to cost little. So both read the same directions,
+// and half as many bytes compete for the caches.
 #pragma once
 
 #include "../ops.h"
@@ -27,12 +24,11 @@ namespace {
 template <class T>
 struct LbsLayout {
     static constexpr int W = lanes<T>;
-    // A panel of 3 vectors by rows_per_block rows is 18 kB: it stays in L1 while the batch runs past it.
-    static constexpr index_t rows_per_block = 18432 / (3 * RN_VECTOR_BYTES);
-    static constexpr index_t tiles_per_block = rows_per_block / (3 * W);
+    // Backward: a group's rows and three features' directions of a block of tiles, twice, fit L1; a slice of the features L2.
+    static constexpr index_t tiles_per_block = 640 / RN_VECTOR_BYTES;
+    static constexpr index_t rows_per_block = tiles_per_block * 3 * W;
+    static constexpr index_t features_per_slice = 48;
     static constexpr index_t batch_block = 64;
-    // Up to here the time is that of reading the constants, and the backward pass reads the forward's: they are still in cache.
-    static constexpr index_t small_batch = max_group / 2;
 
     LbsLayout(index_t V_, index_t K, index_t J_)
         : V(V_), J(J_), F(K + 9 * (J_ - 1)), tiles(ceil_div(V_, W)), feature_vectors(ceil_div(F, W)),
@@ -43,8 +39,7 @@ struct LbsLayout {
     index_t feature_pitch, transform_pitch, blended_pitch;  // elements per batch element in each part of state
 
     index_t weights() const { return tiles * F * 3 * W; }
-    index_t directions_t() const { return weights() + tiles * J * W; }
-    index_t packed_size() const { return directions_t() + tiles * 3 * W * feature_vectors * W; }
+    index_t packed_size() const { return weights() + tiles * J * W; }
     index_t index_size() const { return tiles * (1 + J); }
     index_t state_size(bool keep) const { return feature_pitch + transform_pitch + (keep ? blended_pitch : 0); }
     index_t features(index_t b) const { return b * feature_pitch; }
@@ -71,7 +66,7 @@ void pack_lbs(const LbsConstants<T>& c, T* packed, std::int32_t* index, [[maybe_
     const LbsLayout<T> lay(c.V, c.K, c.J);
     const index_t F = lay.F;
     const auto direction = [&](index_t v, int xyz, index_t k) -> T {
-        if (v >= c.V || k >= F) return T(0);
+        if (v >= c.V) return T(0);
         return k < c.K ? c.shapedirs[(3 * v + xyz) * c.K + k] : c.posedirs[(k - c.K) * 3 * c.V + 3 * v + xyz];
     };
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -98,17 +93,6 @@ void pack_lbs(const LbsConstants<T>& c, T* packed, std::int32_t* index, [[maybe_
             ids[1 + slot] = 0;
         }
     }
-    const index_t features = lay.feature_vectors * W;
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (index_t block = 0; block < lay.blocks(); ++block) {
-        const index_t first_tile = block * lay.tiles_per_block, last_tile = min_of(first_tile + lay.tiles_per_block, lay.tiles);
-        T* d = packed + lay.directions_t() + first_tile * 3 * W * features;
-        for (index_t first = 0; first < features; first += 3 * W)
-            for (index_t tile = first_tile; tile < last_tile; ++tile)
-                for (int xyz = 0; xyz < 3; ++xyz)
-                    for (int l = 0; l < W; ++l)
-                        for (index_t k = first; k < min_of(first + 3 * W, features); ++k) *d++ = direction(tile * W + l, xyz, k);
-    }
 }
 
 // The joints that touch a tile, with one weight per lane.
@@ -118,14 +102,19 @@ struct TileSkin {
     const std::int32_t* joints;
     const T* weights;
 
-    RN_HOST_DEVICE void blend(const T* transforms, vec<T> M[12]) const {
-        for (int i = 0; i < 12; ++i) M[i] = vec<T>{};
-        for (std::int32_t s = 0; s < count; ++s)
-            add_transform(M, load(weights + s * lanes<T>), transforms + 12 * joints[s]);
+    // out = sum over the joints of w A [v; 1]: cheaper than mixing the transforms first, 12 products a weight against 12 and 9.
+    RN_HOST_DEVICE void apply(const T* transforms, const vec<T> v[3], vec<T> out[3]) const {
+        for (int c = 0; c < 3; ++c) out[c] = vec<T>{};
+        for (std::int32_t s = 0; s < count; ++s) {
+            const vec<T> w = load(weights + s * lanes<T>);
+            vec<T> moved[3];
+            transform_point(transforms + 12 * joints[s], v, moved);
+            for (int c = 0; c < 3; ++c) out[c] += w * moved[c];
+        }
     }
 };
 
-// out[t][b] += sum over k of directions[t][k] * features[b][k], for `tiles` neighbouring tiles and `group` elements.
+// out[t][b] = sum over k of directions[t][k] * features[b][k], for `tiles` neighbouring tiles and `group` elements.
 template <class T, int group, int tiles>
 RN_KERNEL void blend_tiles(index_t F, const T* directions, const T* features, index_t pitch, vec<T> (&out)[tiles][group][3]) {
     constexpr int W = lanes<T>;
@@ -151,7 +140,7 @@ RN_KERNEL void blend_tiles(index_t F, const T* directions, const T* features, in
     }
     RN_UNROLL for (int t = 0; t < tiles; ++t) {
         RN_UNROLL for (int b = 0; b < group; ++b) {
-            RN_UNROLL for (int c = 0; c < 3; ++c) out[t][b][c] += acc[t][b][c];  // last: the template is large, the sum small
+            RN_UNROLL for (int c = 0; c < 3; ++c) out[t][b][c] = acc[t][b][c];
         }
     }
 }
@@ -159,30 +148,33 @@ RN_KERNEL void blend_tiles(index_t F, const T* directions, const T* features, in
 template <class T, int group, int tiles>
 void forward_tiles(const LbsForward<T>& p, const LbsLayout<T>& lay, index_t first_tile, index_t first_b) {
     constexpr int W = lanes<T>;
-    vec<T> acc[tiles][group][3];
-    for (int t = 0; t < tiles; ++t) {
-        const index_t v = (first_tile + t) * W;
-        for (int b = 0; b < group; ++b) {
-            if (b == 0 || p.v_template_stride != 0)
-                load_points(p.v_template + (first_b + b) * p.v_template_stride + 3 * v, lay.V - v, acc[t][b]);
-            else
-                for (int c = 0; c < 3; ++c) acc[t][b][c] = acc[t][0][c];
+    vec<T> offsets[tiles][group][3];
+    // What will be written: the sums take long enough to fetch it.
+    for (int b = 0; b < group; ++b) {
+        T* vertices = p.vertices + ((first_b + b) * lay.V + first_tile * W) * 3;
+        T* blended = p.state + lay.blended(p.B, first_b + b) + first_tile * 3 * W;
+        for (int i = 0; i < tiles * 3; ++i) {
+            __builtin_prefetch(vertices + i * W, 1);
+            if (p.keep) __builtin_prefetch(blended + i * W, 1);
         }
     }
     blend_tiles<T, group, tiles>(lay.F, p.model.packed + first_tile * lay.F * 3 * W, p.state + lay.features(first_b),
-                                 lay.feature_pitch, acc);
+                                 lay.feature_pitch, offsets);
     for (int t = 0; t < tiles; ++t) {
-        const index_t tile = first_tile + t;
+        const index_t tile = first_tile + t, v0 = tile * W;
         const std::int32_t* ids = p.model.index + tile * (1 + lay.J);
         const TileSkin<T> skin{ids[0], ids + 1, p.model.packed + lay.weights() + tile * lay.J * W};
+        vec<T> v_template[3];
         for (int b = 0; b < group; ++b) {
-            vec<T> M[12], posed[3];
-            skin.blend(p.state + lay.transforms(p.B, first_b + b), M);
-            transform_point(M, acc[t][b], posed);
-            store_points(p.vertices + ((first_b + b) * lay.V + tile * W) * 3, lay.V - tile * W, posed);
+            if (b == 0 || p.v_template_stride != 0)
+                load_points(p.v_template + (first_b + b) * p.v_template_stride + 3 * v0, lay.V - v0, v_template);
+            vec<T> blended[3], posed[3];
+            for (int c = 0; c < 3; ++c) blended[c] = v_template[c] + offsets[t][b][c];  // last: it is large, the sum small
+            skin.apply(p.state + lay.transforms(p.B, first_b + b), blended, posed);
+            store_points(p.vertices + ((first_b + b) * lay.V + v0) * 3, lay.V - v0, posed);
             if (p.keep)
                 for (int c = 0; c < 3; ++c)
-                    store(p.state + lay.blended(p.B, first_b + b) + (tile * 3 + c) * W, acc[t][b][c]);
+                    store(p.state + lay.blended(p.B, first_b + b) + (tile * 3 + c) * W, blended[c]);
         }
     }
 }
@@ -258,209 +250,163 @@ RN_HOST_DEVICE void load_gradient(const T* g, const index_t stride[3], index_t v
     for (int c = 0; c < 3; ++c) xyz[c] = load(planar[c]);
 }
 
-// out[b][...] += sum over rows of gradient[b][row] * panel[row][...], `vectors` vectors of features wide.
-template <class T, int group, int vectors, int phases>
-RN_KERNEL void multiply_panel(index_t rows, index_t row_pitch, const T* gradient, const T* panel, T* out, index_t out_pitch,
-                              const T* ahead, index_t ahead_step) {
+// out[b][k] += sum over `tiles` tiles of gradient[b] . directions[k], for `group` elements and `features` features.
+template <class T, int group, int features>
+RN_KERNEL void project_features(index_t tiles, index_t tile_pitch, const T* gradient, index_t gradient_pitch,
+                                const T* directions, T* out, index_t out_pitch) {
     constexpr int W = lanes<T>;
-    vec<T> acc[phases][group][vectors] = {};
-    for (index_t n = 0; n < rows; n += phases) {
-        if (phases == 1) __builtin_prefetch(gradient + group * (row_pitch + n));
-        __builtin_prefetch(ahead + n * ahead_step);
-        RN_UNROLL for (int u = 0; u < phases; ++u) {
-            const T* d = panel + (n + u) * vectors * W;
-            vec<T> dv[vectors];
-            RN_UNROLL for (int i = 0; i < vectors; ++i) {
-                dv[i] = load(d + i * W);
-                RN_KEEP(dv[i]);
+    vec<T> acc[group * features] = {};
+    for (index_t t = 0; t < tiles; ++t, directions += tile_pitch, gradient += 3 * W) {
+        RN_ROLL for (int c = 0; c < 3; ++c) {
+            vec<T> d[features];
+            RN_UNROLL for (int k = 0; k < features; ++k) {
+                const T* p = directions + (3 * k + c) * W;
+                __builtin_prefetch(p + 3 * features * W);  // the next features: these pieces are too short for the hardware
+                d[k] = load(p);
+                RN_KEEP(d[k]);
             }
             RN_UNROLL for (int b = 0; b < group; ++b) {
-                const vec<T> g = broadcast(gradient[b * row_pitch + n + u]);
-                RN_UNROLL for (int i = 0; i < vectors; ++i) acc[u][b][i] += dv[i] * g;
+                vec<T> g = load(gradient + b * gradient_pitch + c * W);
+                RN_KEEP(g);
+                RN_UNROLL for (int k = 0; k < features; ++k) acc[b * features + k] += d[k] * g;
             }
         }
     }
+    T total[round_up(group * features, W)];
+    sums<T>(acc, total);
     RN_UNROLL for (int b = 0; b < group; ++b) {
-        RN_UNROLL for (int i = 0; i < vectors; ++i) {
-            RN_UNROLL for (int u = 1; u < phases; ++u) acc[0][b][i] += acc[u][b][i];
-            T* o = out + b * out_pitch + i * W;
-            store(o, load(o) + acc[0][b][i]);
-        }
+        RN_UNROLL for (int k = 0; k < features; ++k) out[b * out_pitch + k] += total[b * features + k];
     }
 }
 
-template <class T, int vectors>
-void multiply_panel(index_t rows, index_t row_pitch, index_t B, const T* gradient, const T* panel, T* out, index_t out_pitch) {
-    constexpr int W = lanes<T>;
-    constexpr int many = W >= 4 ? 4 : 2;  // divides the rows of a tile, 3 W
-    // The next panel follows this one in memory; each group fetches its share of it.
-    const index_t size = rows * vectors * W, step = ceil_div(vectors * W * max_group, B);
-    index_t b = 0;
-    const auto groups = [&](auto group, auto phases) {
-        for (; b + group() <= B; b += group())
-            multiply_panel<T, group(), vectors, phases()>(rows, row_pitch, gradient + b * row_pitch, panel,
-                                                          out + b * out_pitch, out_pitch,
-                                                          panel + size + b / max_group * rows * step, step);
-    };
-    if constexpr (max_group == 8) groups(std::integral_constant<int, 8>{}, std::integral_constant<int, 1>{});
-    groups(std::integral_constant<int, 4>{}, std::integral_constant<int, max_group == 8 ? 2 : 1>{});
-    groups(std::integral_constant<int, 2>{}, std::integral_constant<int, 2>{});
-    groups(std::integral_constant<int, 1>{}, std::integral_constant<int, many>{});
-}
-
-// The same product for a small batch, from the layout of the forward pass: sums[b][k], a vector of lanes each, += the features'
-// directions times the gradients of `tiles` neighbouring tiles.
-template <class T, int group, int tiles>
-RN_KERNEL void multiply_lanes(index_t F, index_t row_pitch, const T* gradient, const T* directions, T* sums) {
-    constexpr int W = lanes<T>;
-    vec<T> g[group][tiles][3];
-    RN_UNROLL for (int b = 0; b < group; ++b) {
-        RN_UNROLL for (int t = 0; t < tiles; ++t) {
-            RN_UNROLL for (int c = 0; c < 3; ++c) g[b][t][c] = load(gradient + b * row_pitch + (t * 3 + c) * W);
-        }
-    }
-    for (index_t k = 0; k < F; ++k) {
-        vec<T> acc[group];
-        RN_UNROLL for (int b = 0; b < group; ++b) acc[b] = load(sums + (b * F + k) * W);
-        RN_UNROLL for (int t = 0; t < tiles; ++t) {
-            RN_UNROLL for (int c = 0; c < 3; ++c) {
-                const vec<T> d = load(directions + ((t * F + k) * 3 + c) * W);
-                RN_UNROLL for (int b = 0; b < group; ++b) acc[b] += d * g[b][t][c];
-            }
-        }
-        RN_UNROLL for (int b = 0; b < group; ++b) store(sums + (b * F + k) * W, acc[b]);
-    }
-}
-
-template <class T, int tiles>
-void multiply_lanes(index_t F, index_t row_pitch, index_t B, const T* gradient, const T* directions, T* sums) {
-    index_t b = 0;
-    const auto groups = [&](auto group) {
-        for (; b + group() <= B; b += group())
-            multiply_lanes<T, group(), tiles>(F, row_pitch, gradient + b * row_pitch, directions, sums + b * F * lanes<T>);
-    };
-    if constexpr (max_group == 8) groups(std::integral_constant<int, 4>{});
-    groups(std::integral_constant<int, 2>{});
-    groups(std::integral_constant<int, 1>{});
-}
-
-// Accumulates the gradient of one element's transforms over tiles, lane by lane.
+// The way back through TileSkin::apply, for one element. Accumulates the gradient of its transforms over tiles, lane by lane.
 template <class T>
-class TransformGradient {
+class SkinGradient {
   public:
     static index_t size(index_t J) { return 13 * J * lanes<T>; }  // one vector per joint holds its flag
-    TransformGradient(T* memory, index_t J) : sums_(memory), touched_(memory + 12 * J * lanes<T>), J_(J) { clear(); }
+    SkinGradient(T* memory, index_t J) : sums_(memory), touched_(memory + 12 * J * lanes<T>), J_(J) {
+        fill_zero(memory, memory + size(J));
+    }
 
-    RN_HOST_DEVICE void add(const TileSkin<T>& skin, const vec<T> v[3], const vec<T> g[3]) {
+    // dv = gradient of the tile's blended vertices v, where g is that of the posed ones.
+    RN_HOST_DEVICE void add(const TileSkin<T>& skin, const T* transforms, const vec<T> v[3], const vec<T> g[3], vec<T> dv[3]) {
         constexpr int W = lanes<T>;
-        vec<T> dM[12];
-        transform_vjp(v, g, dM);
+        for (int c = 0; c < 3; ++c) dv[c] = vec<T>{};
         for (std::int32_t s = 0; s < skin.count; ++s) {
             const std::int32_t j = skin.joints[s];
             const vec<T> w = load(skin.weights + s * W);
+            vec<T> weighted[3], turned[3], dA[12];
+            for (int c = 0; c < 3; ++c) weighted[c] = w * g[c];
+            transform_point_vjp(transforms + 12 * j, weighted, turned);
+            for (int c = 0; c < 3; ++c) dv[c] += turned[c];
+            transform_vjp(v, weighted, dA);
             T* sums = sums_ + j * 12 * W;
-            if (touched_[j] != T(0)) {
-                for (int i = 0; i < 12; ++i) store(sums + i * W, load(sums + i * W) + w * dM[i]);
-            } else {
-                for (int i = 0; i < 12; ++i) store(sums + i * W, w * dM[i]);
-                touched_[j] = T(1);
-            }
+            for (int i = 0; i < 12; ++i) store(sums + i * W, load(sums + i * W) + dA[i]);
+            touched_[j] = T(1);
         }
     }
 
-    // out (12 J) += what was accumulated; starts again from zero.
+    // out (12 J) += the gradient of the transforms so far; starts again from zero.
     RN_HOST_DEVICE void flush(T* out) {
+        constexpr int W = lanes<T>;
         for (index_t j = 0; j < J_; ++j) {
             if (touched_[j] == T(0)) continue;
-            for (int i = 0; i < 12; ++i) out[12 * j + i] += sum<T>(load(sums_ + (12 * j + i) * lanes<T>));
+            vec<T> v[12];
+            T total[round_up(12, W)];
+            for (int i = 0; i < 12; ++i) v[i] = load(sums_ + (12 * j + i) * W);
+            sums<T>(v, total);
+            for (int i = 0; i < 12; ++i) out[12 * j + i] += total[i];
+            fill_zero(sums_ + 12 * j * W, sums_ + 12 * (j + 1) * W);
+            touched_[j] = T(0);
         }
-        clear();
     }
 
   private:
-    RN_HOST_DEVICE void clear() {
-        for (index_t j = 0; j < J_; ++j) touched_[j] = T(0);
-    }
     T *sums_, *touched_;
     index_t J_;
 };
 
-// One chunk of vertices for batch elements [b0, b1): adds to their rows of partial sums.
+// Tiles [t0, t1) of one element: rows = the gradient of the blended vertices, [tile][xyz][lane]; adds that of the transforms to
+// d_transforms, and where wanted the first to template_sum. Fetches what the next element will read, where there is one: pieces
+// too short and too far apart for the hardware to foresee.
+template <class T>
+RN_KERNEL void unskin(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t t0, index_t t1, index_t b, bool next,
+                      SkinGradient<T> gradient, T* rows, T* template_sum, T* d_transforms) {
+    constexpr int W = lanes<T>;
+    // Local: the compiler must believe that any store changes what p and lay refer to.
+    const index_t V = lay.V, J = lay.J, stride[] = {p.grad_vertices_stride[0], p.grad_vertices_stride[1], p.grad_vertices_stride[2]};
+    const index_t next_g = next ? stride[0] : 0, next_v = next ? lay.blended_pitch : 0;
+    const T *A = p.state + lay.transforms(p.B, b), *g_rows = p.grad_vertices + b * stride[0];
+    const T *v_rows = p.state + lay.blended(p.B, b), *weights = p.model.packed + lay.weights();
+    const std::int32_t* index = p.model.index;
+    T* d_template = p.grad_v_template && !p.grad_v_template_shared ? p.grad_v_template + b * V * 3 : nullptr;
+    for (index_t tile = t0; tile < t1; ++tile, rows += 3 * W) {
+        const TileSkin<T> skin{index[tile * (1 + J)], index + tile * (1 + J) + 1, weights + tile * J * W};
+        vec<T> g[3], v[3], dv[3];
+        load_gradient(g_rows, stride, tile * W, V, g);
+        for (int c = 0; c < 3; ++c) {
+            v[c] = load(v_rows + (tile * 3 + c) * W);
+            __builtin_prefetch(g_rows + next_g + (tile * W + c * (W / 3)) * stride[1]);
+            __builtin_prefetch(v_rows + next_v + (tile * 3 + c) * W);
+        }
+        gradient.add(skin, A, v, g, dv);
+        for (int c = 0; c < 3; ++c) store(rows + c * W, dv[c]);
+        if (d_template) store_points(d_template + 3 * tile * W, V - tile * W, dv);
+        if (template_sum) {
+            T* total = template_sum + tile * 3 * W;
+            for (int c = 0; c < 3; ++c) store(total + c * W, load(total + c * W) + dv[c]);
+        }
+    }
+    gradient.flush(d_transforms);
+}
+
+// d_features += the sums over the rows of a block of tiles, for all features of `B` elements. A slice of the features at a time,
+// so that its directions stay in L2 from one group of elements to the next.
+template <class T>
+void project_block(index_t F, index_t B, index_t tiles, const T* rows, const T* directions, T* d_features, index_t pitch) {
+    using Layout = LbsLayout<T>;
+    constexpr int W = lanes<T>;
+    for (index_t k0 = 0; k0 < F; k0 += Layout::features_per_slice) {
+        const index_t k1 = min_of(k0 + Layout::features_per_slice, F);
+        index_t b = 0;
+        const auto groups = [&](auto group, auto features) {
+            for (; b + group() <= B; b += group()) {
+                index_t k = k0;
+                const auto project = [&](auto features) {
+                    for (; k + features() <= k1; k += features())
+                        project_features<T, group(), features()>(tiles, F * 3 * W, rows + b * Layout::rows_per_block,
+                                                                 Layout::rows_per_block, directions + k * 3 * W,
+                                                                 d_features + b * pitch + k, pitch);
+                };
+                project(features);
+                project(std::integral_constant<int, 1>{});
+            }
+        };
+        if constexpr (max_group == 8) groups(std::integral_constant<int, 8>{}, std::integral_constant<int, 3>{});
+        groups(std::integral_constant<int, 4>{}, std::integral_constant<int, max_group == 8 ? 6 : 3>{});
+        groups(std::integral_constant<int, 2>{}, std::integral_constant<int, max_group == 8 ? 6 : 3>{});
+        groups(std::integral_constant<int, 1>{}, std::integral_constant<int, 6>{});
+    }
+}
+
+// One chunk of vertices for batch elements [b0, b1): their rows of partial sums, and of template_sum where it isn't null.
 template <class T>
 void backward_chunk(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t t0, index_t t1, index_t b0, index_t b1,
                     T* partial, T* template_sum, T* scratch) {
     using Layout = LbsLayout<T>;
     constexpr int W = lanes<T>;
-    const index_t partial_pitch = lay.partial_size();
-    const index_t features = lay.feature_vectors * W;
-    T* blended_gradient = scratch;  // [b][row of the block]
-    T* lane_sums = scratch + Layout::batch_block * Layout::rows_per_block;  // small batches: [b][feature][lane]
-    const bool small = p.B <= Layout::small_batch;
-    TransformGradient<T> transforms(lane_sums + (small ? p.B * lay.F * W : 0), lay.J);
-
-    if (small) fill_zero(lane_sums, lane_sums + p.B * lay.F * W);
-    fill_zero(partial + b0 * partial_pitch, partial + b1 * partial_pitch);
+    const index_t pitch = lay.partial_size(), features = lay.feature_vectors * W;
+    T* rows = scratch;  // [b][row of the block]
+    const SkinGradient<T> gradient(scratch + Layout::batch_block * Layout::rows_per_block, lay.J);
+    fill_zero(partial + b0 * pitch, partial + b1 * pitch);
+    if (template_sum) fill_zero(template_sum + t0 * 3 * W, template_sum + t1 * 3 * W);
     for (index_t block = t0; block < t1; block += Layout::tiles_per_block) {
         const index_t end = min_of(block + Layout::tiles_per_block, t1);
-        for (index_t b = b0; b < b1; ++b) {
-            const T *A = p.state + lay.transforms(p.B, b), *blended = p.state + lay.blended(p.B, b);
-            T* rows = blended_gradient + (b - b0) * Layout::rows_per_block;
-            for (index_t tile = block; tile < end; ++tile) {
-                const std::int32_t* ids = p.model.index + tile * (1 + lay.J);
-                const TileSkin<T> skin{ids[0], ids + 1, p.model.packed + lay.weights() + tile * lay.J * W};
-                vec<T> g[3], M[12], dv[3], v[3];
-                // The next element's part of both big arrays: pieces too short and too far apart for the hardware to foresee.
-                if (b + 1 < b1)
-                    for (int c = 0; c < 3; ++c) {
-                        __builtin_prefetch(p.grad_vertices + (b + 1) * p.grad_vertices_stride[0] +
-                                           (tile * W + c * (W / 3)) * p.grad_vertices_stride[1]);
-                        __builtin_prefetch(p.state + lay.blended(p.B, b + 1) + (tile * 3 + c) * W);
-                    }
-                load_gradient(p.grad_vertices + b * p.grad_vertices_stride[0], p.grad_vertices_stride, tile * W, lay.V, g);
-                skin.blend(A, M);
-                transform_point_vjp(M, g, dv);
-                for (int c = 0; c < 3; ++c) v[c] = load(blended + (tile * 3 + c) * W);
-                transforms.add(skin, v, g);
-                for (int c = 0; c < 3; ++c) store(rows + ((tile - block) * 3 + c) * W, dv[c]);
-                if (p.grad_v_template && !p.grad_v_template_shared)
-                    store_points(p.grad_v_template + (b * lay.V + tile * W) * 3, lay.V - tile * W, dv);
-                if (template_sum) {
-                    T* total = template_sum + tile * 3 * W;
-                    for (int c = 0; c < 3; ++c)
-                        store(total + c * W, b == b0 ? dv[c] : load(total + c * W) + dv[c]);
-                }
-            }
-            transforms.flush(partial + b * partial_pitch + features);
-        }
-        if (small) {
-            index_t tile = block;
-            const auto pass = [&](auto tiles) {
-                for (; tile + tiles() <= end; tile += tiles())
-                    multiply_lanes<T, tiles()>(lay.F, Layout::rows_per_block, p.B, blended_gradient + (tile - block) * 3 * W,
-                                               p.model.packed + tile * lay.F * 3 * W, lane_sums);
-            };
-            pass(std::integral_constant<int, 2>{});
-            pass(std::integral_constant<int, 1>{});
-            continue;
-        }
-        const index_t rows = (end - block) * 3 * W;
-        const T* panel = p.model.packed + lay.directions_t() + block * 3 * W * features;
-        for (index_t first = 0; first < lay.feature_vectors; first += 3) {
-            const index_t vectors = min_of(3, lay.feature_vectors - first);
-            T* out = partial + b0 * partial_pitch + first * W;
-            if (vectors == 3)
-                multiply_panel<T, 3>(rows, Layout::rows_per_block, b1 - b0, blended_gradient, panel, out, partial_pitch);
-            else if (vectors == 2)
-                multiply_panel<T, 2>(rows, Layout::rows_per_block, b1 - b0, blended_gradient, panel, out, partial_pitch);
-            else
-                multiply_panel<T, 1>(rows, Layout::rows_per_block, b1 - b0, blended_gradient, panel, out, partial_pitch);
-            panel += rows * vectors * W;
-        }
+        for (index_t b = b0; b < b1; ++b)
+            unskin(p, lay, block, end, b, b + 1 < b1, gradient, rows + (b - b0) * Layout::rows_per_block, template_sum,
+                   partial + b * pitch + features);
+        project_block(lay.F, b1 - b0, end - block, rows, p.model.packed + block * lay.F * 3 * W, partial + b0 * pitch, pitch);
     }
-    if (small)
-        for (index_t b = 0; b < p.B; ++b)
-            for (index_t k = 0; k < lay.F; ++k)
-                partial[b * partial_pitch + k] = sum<T>(load(lane_sums + (b * lay.F + k) * W));
 }
 
 template <class T>
@@ -481,8 +427,8 @@ void lbs_backward(const LbsBackward<T>& p, int threads) {
     [[maybe_unused]] const int n = useful_threads(threads, double(p.B) * m.V * 3 * (lay.F + 30));
 #pragma omp parallel num_threads(n)
     {
-        Scratch<T> scratch(Layout::batch_block * Layout::rows_per_block + TransformGradient<T>::size(m.J) +
-                           lay.feature_vectors * W + (p.B <= Layout::small_batch ? p.B * lay.F * W : 0));
+        Scratch<T> scratch(Layout::batch_block * Layout::rows_per_block + SkinGradient<T>::size(m.J) +
+                           lay.feature_vectors * W);
         Scratch<double> pose_scratch(PoseScratch::size(m.J));
         const PoseScratch s(pose_scratch.data(), m.J);
 #pragma omp for schedule(dynamic)

@@ -20,11 +20,14 @@
 // An innermost kernel: a function of its own, so that nothing around it competes for the registers that it fills exactly.
 #define RN_KERNEL __attribute__((noinline))
 
-// For loops over accumulators: they live in registers only if the loop disappears.
+// For loops over accumulators: they live in registers only if the loop disappears. And for a loop around them that must stay one:
+// its steps, mixed, would need more registers.
 #if defined(__clang__)
 #define RN_UNROLL _Pragma("clang loop unroll(full)")
+#define RN_ROLL _Pragma("clang loop unroll(disable)")
 #else
 #define RN_UNROLL _Pragma("GCC unroll 16")
+#define RN_ROLL _Pragma("GCC unroll 1")
 #endif
 
 // Says that a loaded vector is used several times: otherwise compilers fold the load into every use, and a loop that should be
@@ -111,6 +114,34 @@ RN_HOST_DEVICE T sum_tree(vec<T> v) {
 template <class T>
 RN_HOST_DEVICE T sum(vec<T> v) {
     return sum_tree<T, lanes<T> / 2>(v);
+}
+
+// out[i] = sum of the lanes of v[i], which has room for whole vectors. Every step adds neighbours and halves the number of vectors:
+// first lanes within 128 bits, then 128 bits as a whole, because shuffles across them are dearer.
+template <int W, int m, int odd>
+struct NeighbourLanes {
+    static constexpr int at(int l) { return l - l % m + (l % m < m / 2 ? 2 * (l % m) : W + 2 * (l % m) - m) + odd; }
+};
+template <int m, int odd>
+struct NeighbourBlocks {
+    static constexpr int at(int l) { return 2 * (l - l % m) + l % m + odd * m; }
+};
+template <class T, int width = lanes<T>, int n>
+RN_HOST_DEVICE void sums(const vec<T> (&v)[n], T* out) {
+    constexpr int W = lanes<T>, m = 16 / sizeof(T);
+    if constexpr (width == 1) {
+        RN_UNROLL for (int i = 0; i < n; ++i) store(out + i * W, v[i]);
+    } else {
+        vec<T> pairs[(n + 1) / 2];
+        RN_UNROLL for (int i = 0; i < n; i += 2) {
+            const vec<T> a = v[i], b = v[i + 1 < n ? i + 1 : i];
+            if constexpr (width > W / m)
+                pairs[i / 2] = permute<T>(a, b, NeighbourLanes<W, m, 0>{}) + permute<T>(a, b, NeighbourLanes<W, m, 1>{});
+            else
+                pairs[i / 2] = permute<T>(a, b, NeighbourBlocks<m, 0>{}) + permute<T>(a, b, NeighbourBlocks<m, 1>{});
+        }
+        sums<T, width / 2>(pairs, out);
+    }
 }
 
 // Three vectors of xyzxyz... in memory order to one of x, y, z each, and back. The first step serves the lanes that lie
