@@ -115,12 +115,10 @@ class FLAME(nn.Module):
         betas, pose, translation = self._arguments(
             shape, expression, global_pose, neck_pose, jaw_pose, eye_pose, translation, pose
         )
-        body, matrices = self._body(), pose.dim() == 4
         if self.lmk_faces_idx is None:
-            (vertices, joints), landmarks = flame_lbs(betas, pose, *body, pose2rot=not matrices), None
+            (vertices, joints), landmarks = flame_lbs(betas, pose, *self._body(), pose2rot=pose.dim() != 4), None
         else:
-            embedding = self._embedding()
-            vertices, joints, landmarks = flame_head(betas, pose, *body, *embedding, pose2rot=not matrices)
+            vertices, joints, landmarks = self._head(betas, pose)
         if translation is not None:
             vertices, joints = vertices + translation, joints + translation
             landmarks = None if landmarks is None else landmarks + translation
@@ -143,7 +141,7 @@ class FLAME(nn.Module):
         betas, pose, translation = self._arguments(
             shape, expression, global_pose, neck_pose, jaw_pose, eye_pose, translation, pose
         )
-        landmarks = flame_landmarks(betas, pose, *self._body(), *self._embedding(), pose2rot=pose.dim() != 4)
+        landmarks = self._landmarks(betas, pose)
         return landmarks if translation is None else landmarks + translation
 
     def static_landmarks(self, vertices: Tensor) -> Tensor:
@@ -202,6 +200,12 @@ class FLAME(nn.Module):
             self.faces, self.lmk_faces_idx, self.lmk_bary_coords, self.contour_faces_idx, self.contour_bary_coords,
             self.neck_joint,
         )  # fmt: skip
+
+    def _head(self, betas, pose):
+        return flame_head(betas, pose, *self._body(), *self._embedding(), pose2rot=pose.dim() != 4)
+
+    def _landmarks(self, betas, pose):
+        return flame_landmarks(betas, pose, *self._body(), *self._embedding(), pose2rot=pose.dim() != 4)
 
     def _require_landmarks(self):
         if self.lmk_faces_idx is None:
