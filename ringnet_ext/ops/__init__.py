@@ -318,7 +318,7 @@ def flame_head(
     neck_joint: int = 1,
     pose2rot: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`flame_lbs` and :func:`flame_landmarks` as one operator: what a single head takes is half overhead of the call.
+    """:func:`flame_lbs` and :func:`flame_landmarks` as one operator: for a single head, each call's overhead counts.
 
     Args, errors and differentiability: as of :func:`flame_landmarks`.
 
