@@ -24,10 +24,12 @@ namespace {
 template <class T>
 struct LbsLayout {
     static constexpr int W = lanes<T>;
-    // Backward: a group's rows and three features' directions of a block of tiles, twice, fit L1; a slice of the features L2.
+    // Backward: a group's rows of a block of tiles and, twice, three features' directions fit L1; a slice of the features
+    // fits L2. A run is what less than a group takes at once: few enough tiles for the hardware to foresee all reads.
     static constexpr index_t tiles_per_block = 640 / RN_VECTOR_BYTES;
     static constexpr index_t rows_per_block = tiles_per_block * 3 * W;
     static constexpr index_t features_per_slice = 48;
+    static constexpr index_t tiles_per_run = 192 / RN_VECTOR_BYTES;
     static constexpr index_t batch_block = 64;
 
     LbsLayout(index_t V_, index_t K, index_t J_)
@@ -261,7 +263,8 @@ RN_KERNEL void project_features(index_t tiles, index_t tile_pitch, const T* grad
             vec<T> d[features];
             RN_UNROLL for (int k = 0; k < features; ++k) {
                 const T* p = directions + (3 * k + c) * W;
-                __builtin_prefetch(p + 3 * features * W);  // the next features: these pieces are too short for the hardware
+                // The next call's: more pieces than the hardware foresees.
+                if (group == max_group) __builtin_prefetch(p + 3 * features * W);
                 d[k] = load(p);
                 RN_KEEP(d[k]);
             }
@@ -334,7 +337,7 @@ RN_KERNEL void unskin(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t 
                       SkinGradient<T> gradient, T* rows, T* template_sum, T* d_transforms) {
     constexpr int W = lanes<T>;
     // Local: the compiler must believe that any store changes what p and lay refer to.
-    const index_t V = lay.V, J = lay.J, stride[] = {p.grad_vertices_stride[0], p.grad_vertices_stride[1], p.grad_vertices_stride[2]};
+    const index_t V = lay.V, J = lay.J, *const s = p.grad_vertices_stride, stride[] = {s[0], s[1], s[2]};
     const index_t next_g = next ? stride[0] : 0, next_v = next ? lay.blended_pitch : 0;
     const T *A = p.state + lay.transforms(p.B, b), *g_rows = p.grad_vertices + b * stride[0];
     const T *v_rows = p.state + lay.blended(p.B, b), *weights = p.model.packed + lay.weights();
@@ -361,31 +364,36 @@ RN_KERNEL void unskin(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t 
 }
 
 // d_features += the sums over the rows of a block of tiles, for all features of `B` elements. A slice of the features at a time,
-// so that its directions stay in L2 from one group of elements to the next.
+// so that its directions stay in L2 from one group of elements to the next. Less than a group is bound by reading the directions,
+// maybe from memory, and takes a run of tiles at once.
 template <class T>
 void project_block(index_t F, index_t B, index_t tiles, const T* rows, const T* directions, T* d_features, index_t pitch) {
     using Layout = LbsLayout<T>;
     constexpr int W = lanes<T>;
-    for (index_t k0 = 0; k0 < F; k0 += Layout::features_per_slice) {
-        const index_t k1 = min_of(k0 + Layout::features_per_slice, F);
-        index_t b = 0;
-        const auto groups = [&](auto group, auto features) {
-            for (; b + group() <= B; b += group()) {
-                index_t k = k0;
-                const auto project = [&](auto features) {
-                    for (; k + features() <= k1; k += features())
-                        project_features<T, group(), features()>(tiles, F * 3 * W, rows + b * Layout::rows_per_block,
-                                                                 Layout::rows_per_block, directions + k * 3 * W,
-                                                                 d_features + b * pitch + k, pitch);
-                };
-                project(features);
-                project(std::integral_constant<int, 1>{});
-            }
-        };
-        if constexpr (max_group == 8) groups(std::integral_constant<int, 8>{}, std::integral_constant<int, 3>{});
-        groups(std::integral_constant<int, 4>{}, std::integral_constant<int, max_group == 8 ? 6 : 3>{});
-        groups(std::integral_constant<int, 2>{}, std::integral_constant<int, max_group == 8 ? 6 : 3>{});
-        groups(std::integral_constant<int, 1>{}, std::integral_constant<int, 6>{});
+    const index_t step = B < max_group ? Layout::tiles_per_run : Layout::tiles_per_block;
+    for (index_t t = 0; t < tiles; t += step, rows += step * 3 * W, directions += step * F * 3 * W) {
+        for (index_t k0 = 0; k0 < F; k0 += Layout::features_per_slice) {
+            const index_t k1 = min_of(k0 + Layout::features_per_slice, F);
+            index_t b = 0;
+            const auto groups = [&](auto group, auto features) {
+                for (; b + group() <= B; b += group()) {
+                    index_t k = k0;
+                    const auto project = [&](auto features) {
+                        for (; k + features() <= k1; k += features())
+                            project_features<T, group(), features()>(min_of(step, tiles - t), F * 3 * W,
+                                                                     rows + b * Layout::rows_per_block,
+                                                                     Layout::rows_per_block, directions + k * 3 * W,
+                                                                     d_features + b * pitch + k, pitch);
+                    };
+                    project(features);
+                    project(std::integral_constant<int, 1>{});
+                }
+            };
+            if constexpr (max_group == 8) groups(std::integral_constant<int, 8>{}, std::integral_constant<int, 3>{});
+            groups(std::integral_constant<int, 4>{}, std::integral_constant<int, max_group == 8 ? 6 : 3>{});
+            groups(std::integral_constant<int, 2>{}, std::integral_constant<int, max_group == 8 ? 6 : 3>{});
+            groups(std::integral_constant<int, 1>{}, std::integral_constant<int, 6>{});
+        }
     }
 }
 

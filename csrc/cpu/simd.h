@@ -116,8 +116,8 @@ RN_HOST_DEVICE T sum(vec<T> v) {
     return sum_tree<T, lanes<T> / 2>(v);
 }
 
-// out[i] = sum of the lanes of v[i], which has room for whole vectors. Every step adds neighbours and halves the number of vectors:
-// first lanes within 128 bits, then 128 bits as a whole, because shuffles across them are dearer.
+// out[i] = sum of the lanes of v[i]; out has room for whole vectors. Every step adds neighbours and halves the number of
+// vectors: first lanes within 128 bits, then 128 bits as a whole, because shuffles across them are dearer.
 template <int W, int m, int odd>
 struct NeighbourLanes {
     static constexpr int at(int l) { return l - l % m + (l % m < m / 2 ? 2 * (l % m) : W + 2 * (l % m) - m) + odd; }
