@@ -28,6 +28,7 @@ from ringnet_ext.data.photographs import load_photographs
 from ringnet_ext.data.synthetic import SyntheticFaces
 from ringnet_ext.encoder import ENCODERS
 from ringnet_ext.images import write_image
+from timing import wait_for_quiet
 
 PEOPLE, EACH, SIDE, BATCH = 24, 6, 384, 96
 SIZES = {name: encoder().input_size for name, encoder in ENCODERS.items()}
@@ -115,6 +116,7 @@ def stages(folder: Path, rounds: int = 30) -> list[dict[str, float]]:
 
 def demand(name: str, device: torch.device, seconds: float) -> float:
     """Images a second that the encoder trains on, forward and backward: float32 on a CPU, bfloat16 on a GPU."""
+    wait_for_quiet(30)
     batch = 192 if device.type == "cuda" else ENCODED_AT_ONCE[name]
     encoder = ENCODERS[name]().train().to(device, memory_format=torch.channels_last)
     x = torch.randn(batch, 3, SIZES[name], SIZES[name], device=device).contiguous(memory_format=torch.channels_last)
@@ -134,6 +136,7 @@ def demand(name: str, device: torch.device, seconds: float) -> float:
 def elsewhere(task: str, folder: Path, cores: list[int], seconds: float) -> list:
     """The result of a task in a process of its own that may use these cores."""
     command = [sys.executable, __file__, "--task", task, "--set", str(folder), "--seconds", str(seconds)]
+    wait_for_quiet(5)
     pin = (lambda: os.sched_setaffinity(0, cores)) if hasattr(os, "sched_setaffinity") else None
     result = subprocess.run(command, preexec_fn=pin, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(result.stdout)
@@ -185,7 +188,8 @@ def main() -> None:
     for device in devices:
         heads += [f"encoder trains on, {device.type}", "path / encoder"]
     print(markdown(heads, rows))
-    rows = [[label, *(f"{1e6 * part:.0f}" for part in parts.values())] for label, parts in zip(labels, split, strict=True)]
+    rows = [[f"{1e6 * seconds:.0f}" for seconds in parts.values()] for parts in split]
+    rows = [[label, *row] for label, row in zip(labels, rows, strict=True)]
     print(markdown(["us an image on one core", *split[0]], rows))
 
 
