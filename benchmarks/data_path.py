@@ -97,8 +97,6 @@ def stages(folder: Path, rounds: int = 30) -> list[dict[str, float]]:
     for name in UNLOCKED:
         setattr(cv2, name, timed(name, getattr(cv2, name)))
     Path.read_bytes = timed("read", Path.read_bytes)
-    for name in ("float", "div_", "sub_"):
-        setattr(torch.Tensor, name, timed("to float", getattr(torch.Tensor, name)))
     for call in calls:
         samples = []
         for _ in range(rounds):
@@ -106,11 +104,11 @@ def stages(folder: Path, rounds: int = 30) -> list[dict[str, float]]:
             start = time.perf_counter()
             call()
             total = time.perf_counter() - start
-            read, decode, tensor = (spent.pop(name, 0.0) for name in ("read", "imdecode", "to float"))
+            read, decode = (spent.pop(name, 0.0) for name in ("read", "imdecode"))
             images = sum(spent.values())
-            samples.append([read, decode, images, tensor, total - read - decode - images - tensor])
+            samples.append([read, decode, images, total - read - decode - images])
         best = np.array(min(samples, key=sum)) / BATCH
-        found.append(dict(zip(("read", "decode", "vary and crop", "to float", "Python"), best.tolist(), strict=True)))
+        found.append(dict(zip(("read", "decode", "vary and crop", "Python"), best.tolist(), strict=True)))
     return found
 
 

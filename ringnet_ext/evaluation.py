@@ -12,6 +12,7 @@ from tqdm import tqdm
 from .camera import project, yaw_of
 from .data.augment import crop
 from .data.faces import FaceSet
+from .images import to_input
 from .model import HeadParams, RingNet
 
 _OUTER_EYE_CORNERS = (36, 45)
@@ -91,7 +92,7 @@ def predict(model: RingNet, faces: FaceSet, batch: int = 250) -> tuple[HeadParam
     for start in range(0, len(faces), batch):
         rows = np.arange(start, min(start + batch, len(faces)))[:, None]
         images, target, _ = crop(faces, rows, model.encoder.input_size)
-        params.append(HeadParams(*(value.cpu() for value in model(images.to(device)))))
+        params.append(HeadParams(*(value.cpu() for value in model(to_input(images.to(device))))))
         landmarks.append(target)
     return HeadParams(*(torch.cat(parts) for parts in zip(*params, strict=True))), torch.cat(landmarks)
 

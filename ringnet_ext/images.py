@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import torch
 
 from .flame.files import written_whole
 
@@ -29,12 +30,17 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         raise FileNotFoundError(f"{path}: no such image")
     data = np.frombuffer(path.read_bytes(), np.uint8)
     try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
     except cv2.error as error:
         raise ImageError(f"{path}: cannot be decoded: {error.err}") from None
     if image is None:
         raise ImageError(f"{path}: not an image, or a damaged one")
-    return np.ascontiguousarray(image[..., ::-1])
+    return image
+
+
+def to_input(images: torch.Tensor) -> torch.Tensor:
+    """uint8 images -> float32 in [-1, 1], what a network takes."""
+    return images.float().div_(127.5).sub_(1)
 
 
 def write_image(path: str | os.PathLike, image: np.ndarray) -> None:

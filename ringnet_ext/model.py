@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .camera import FILL, UPRIGHT, project, to_pixels, yaw_of
 from .checkpoint import CheckpointError, read_checkpoint, write_checkpoint
-from .images import INPUT_SIZE, Square, fit_square, read_image
+from .images import INPUT_SIZE, Square, fit_square, read_image, to_input
 from .encoder import ENCODERS, IterativeRegressor
 from .flame import FLAME, FlameModel, builtin_head
 
@@ -172,7 +172,7 @@ class RingNet(nn.Module):
         self.eval()
         try:
             pixels = torch.from_numpy(square.image).to(self.flame.v_template.device)
-            params = self((pixels.permute(2, 0, 1)[None] / 255 - 0.5) * 2)
+            params = self(to_input(pixels.permute(2, 0, 1)[None]))
         finally:
             self.train(training)
         return self._reconstruction(square, params)

@@ -266,7 +266,7 @@ def _tabulate(options: argparse.Namespace, model: RingNet, faces: FaceSet) -> No
 def _show(options: argparse.Namespace, model: RingNet, faces: FaceSet, indices: np.ndarray) -> None:
     """Pictures of held-out people, and of their reconstructions."""
     images, _, _ = crop(faces, indices[:, None], INPUT_SIZE)
-    pixels = ((images + 1) * 127.5 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    pixels = images.permute(0, 2, 3, 1).numpy()
     (options.out / "examples").mkdir(exist_ok=True)
     for index, image in enumerate(pixels):
         write_image(options.out / "examples" / f"{index}.png", image)

@@ -25,6 +25,7 @@ from .data.augment import crop
 from .data.faces import FaceSet
 from .data.rings import RingSampler
 from .flame.files import written_whole
+from .images import to_input
 from .losses import coefficient_norm, landmark_loss, ring_shape_loss
 from .model import RingNet
 from .processes import Processes
@@ -178,11 +179,11 @@ class Trainer:
     def losses(
         self, model: RingNet, images: torch.Tensor, landmarks: torch.Tensor, confidence: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """The terms of the loss of (rings R, ...) images, unweighted, and their weighted sum as ``loss``."""
+        """The terms of the loss of (rings R, ...) uint8 images, unweighted, and their weighted sum as ``loss``."""
         settings = self.settings
         dtype = _PRECISIONS[settings.precision]
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            features = self._encode(model.encoder, images)
+            features = self._encode(model.encoder, to_input(images))
             params = model.regress(features)
             read = None
             if model.readout is not None and model.training:

@@ -16,7 +16,7 @@ from ringnet_ext.data.photographs import AUGMENTATION
 from ringnet_ext.data.rings import RingSampler
 from ringnet_ext.data.synthetic import SyntheticFaces, global_pose
 from ringnet_ext.flame import FLAME
-from ringnet_ext.images import ImageError, fit_square, read_image, write_image
+from ringnet_ext.images import ImageError, fit_square, read_image, to_input, write_image
 
 SMALL = SyntheticFaces(identities=5, images_per_identity=3, size=64)
 
@@ -160,7 +160,7 @@ class TestCrop:
         grid = (torch.arange(128) + 0.5) / 64 - 1
         assert len({float(row) for row in torch.sign(landmarks[:, FLIP[0], 0] - landmarks[:, 0, 0])}) >= 1
         mirrored = 0
-        for image, target in zip((crops[:, 0] + 1) / 2, landmarks, strict=True):
+        for image, target in zip(crops[:, 0] / 255, landmarks, strict=True):
             weight = image / image.sum()
             centre = torch.stack([(weight.sum(0) * grid).sum(), (weight.sum(1) * grid).sum()])
             distances = (target - centre).norm(dim=-1)
@@ -171,7 +171,7 @@ class TestCrop:
 
     def test_without_jitter_the_box_fills_the_frame(self, faces):
         images, landmarks, _ = crop(faces, np.arange(4)[:, None], 32)
-        assert images.shape == (4, 1, 32, 32) and images.min() >= -1 and images.max() <= 1
+        assert images.shape == (4, 1, 32, 32) and images.dtype == torch.uint8
         extent = (landmarks.amax(1) - landmarks.amin(1)).amax(1)
         assert torch.allclose(extent, torch.full((4,), 1.6), atol=1e-5)
 
@@ -186,6 +186,7 @@ class TestImages:
         image = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
         write_image(tmp_path / "a.png", image)
         assert np.array_equal(read_image(tmp_path / "a.png"), image)
+        assert torch.allclose(to_input(torch.from_numpy(image)), torch.from_numpy(image) / 255.0 * 2 - 1, atol=1e-6)
         assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
     @pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])

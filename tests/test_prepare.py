@@ -523,7 +523,7 @@ class TestTraining:
         crops, landmarks, weights = crop(faces, np.arange(24).reshape(12, 2), 96, random)
         grid = (torch.arange(96) + 0.5) / 48 - 1
         moved = 0
-        for image, target, weight in zip(crops.mean(1), landmarks, weights, strict=True):
+        for image, target, weight in zip(crops.float().mean(1), landmarks, weights, strict=True):
             light = (image - image.min() - 0.3 * (image.max() - image.min())).relu()
             light = light / light.sum()
             centre = torch.stack([(light.sum(0) * grid).sum(), (light.sum(1) * grid).sum()])

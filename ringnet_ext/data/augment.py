@@ -44,7 +44,7 @@ def crop(
         rings: which rows to cut. A ring comes out the same whichever others are cut with it.
 
     Returns:
-        images (B R, 1 or 3, size, size) float32 in [-1, 1]; landmarks (B R, 68, 2) in the crops' normalised
+        images (B R, 1 or 3, size, size) uint8, for :func:`ringnet_ext.images.to_input`; landmarks (B R, 68, 2) in the crops' normalised
         coordinates; their confidence (B R, 68).
     """
     count, length = indices.shape
@@ -114,7 +114,6 @@ def crop(
 
     images = torch.from_numpy(pixels)
     images = images.permute(0, 3, 1, 2) if images.dim() == 4 else images[:, None]
-    images = images.float().div_(127.5).sub_(1)
     return images, torch.from_numpy(landmarks.astype(np.float32)), torch.from_numpy(confidence)
 
 
