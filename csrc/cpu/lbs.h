@@ -25,12 +25,13 @@ template <class T>
 struct LbsLayout {
     static constexpr int W = lanes<T>;
     // Backward: a group's rows of a block of tiles and, twice, three features' directions fit L1; a slice of the features
-    // fits L2. A run is what less than a group takes at once: few enough tiles for the hardware to foresee all reads.
+    // fits L2. A run is what a small batch takes at once: few enough tiles for the hardware to foresee all reads.
     static constexpr index_t tiles_per_block = 640 / RN_VECTOR_BYTES;
     static constexpr index_t rows_per_block = tiles_per_block * 3 * W;
     static constexpr index_t features_per_slice = 48;
     static constexpr index_t tiles_per_run = 192 / RN_VECTOR_BYTES;
     static constexpr index_t batch_block = 64;
+    static constexpr int small_batch = 3;
 
     LbsLayout(index_t V_, index_t K, index_t J_)
         : V(V_), J(J_), F(K + 9 * (J_ - 1)), tiles(ceil_div(V_, W)), feature_vectors(ceil_div(F, W)),
@@ -264,7 +265,7 @@ RN_KERNEL void project_features(index_t tiles, index_t tile_pitch, const T* grad
             RN_UNROLL for (int k = 0; k < features; ++k) {
                 const T* p = directions + (3 * k + c) * W;
                 // The next call's: more pieces than the hardware foresees.
-                if (group == max_group) __builtin_prefetch(p + 3 * features * W);
+                if (group > LbsLayout<T>::small_batch) __builtin_prefetch(p + 3 * features * W);
                 d[k] = load(p);
                 RN_KEEP(d[k]);
             }
@@ -364,13 +365,13 @@ RN_KERNEL void unskin(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t 
 }
 
 // d_features += the sums over the rows of a block of tiles, for all features of `B` elements. A slice of the features at a time,
-// so that its directions stay in L2 from one group of elements to the next. Less than a group is bound by reading the directions,
-// maybe from memory, and takes a run of tiles at once.
+// so that its directions stay in L2 from one group of elements to the next. A small batch is bound by reading the directions, maybe
+// from memory, and takes a run of tiles at once.
 template <class T>
 void project_block(index_t F, index_t B, index_t tiles, const T* rows, const T* directions, T* d_features, index_t pitch) {
     using Layout = LbsLayout<T>;
     constexpr int W = lanes<T>;
-    const index_t step = B < max_group ? Layout::tiles_per_run : Layout::tiles_per_block;
+    const index_t step = B <= Layout::small_batch ? Layout::tiles_per_run : Layout::tiles_per_block;
     for (index_t t = 0; t < tiles; t += step, rows += step * 3 * W, directions += step * F * 3 * W) {
         for (index_t k0 = 0; k0 < F; k0 += Layout::features_per_slice) {
             const index_t k1 = min_of(k0 + Layout::features_per_slice, F);
