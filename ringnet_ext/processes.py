@@ -70,13 +70,31 @@ def joined_processes(device: str | None = None):
             raise ValueError(f"device: {local_count} processes on a machine with {torch.cuda.device_count()} CUDA devices")
         kind = torch.device("cuda", local_rank)
         torch.cuda.set_device(kind)
-    dist.init_process_group("nccl" if kind.type == "cuda" else "gloo", timeout=_PATIENCE)
+    backend = "nccl" if kind.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=_meeting_place(), rank=rank, world_size=count, timeout=_PATIENCE)
     try:
         yield Processes(kind, rank, count, local_rank, local_count)
     finally:
         dist.destroy_process_group()
 
 
+def _meeting_place() -> dist.Store:
+    """Where the processes find each other, of their own for every restart.
+
+    torchrun keeps the store through restarts, with the addresses of processes that are gone: whoever reads one before it is
+    overwritten waits for the dead. On several machines restarts are counted by each, so that no number is common to all;
+    there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes torchrun start every time with a new store.
+    """
+    store, _, _ = next(dist.rendezvous("env://", timeout=_PATIENCE))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        return store
+    return dist.PrefixStore(f"restart {_restarts()}", store)
+
+
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 def restarted() -> bool:
     """Whether torchrun has started this process in place of one that failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _restarts() > 0
