@@ -1,9 +1,9 @@
 // Linear blend skinning on the CPU: one fused pass forward, one pass over grad_vertices backward.
 //
-// Vertices come in tiles of one vector (W lanes). Packed constants, in this order:
-//   directions    [tile][feature][xyz][lane]           forward and backward
+// Vertices come in tiles of one vector (W lanes), tiles in blocks. Packed constants, in this order:
+//   directions    [block][tile][feature][xyz][lane]    forward and backward; only features that move any vertex of the block
 //   weights       [tile][slot][lane]                   skinning weights of the joints that touch the tile, most J slots
-// index: [tile][1 + J]: number of joints that touch the tile, then their ids.
+// index: [tile][1 + J]: number of joints that touch the tile, then their ids; [block][1 + F]: the same of the features.
 // state: features [b][F], transforms [b][12 J], and if kept the blended vertices [b][tile][xyz][lane], rows padded to 64 bytes.
 //
 // Both matrix products keep a block of accumulators in registers. Forward: 3 coordinates x max_group elements, fed by 3 loads and
@@ -41,9 +41,13 @@ struct LbsLayout {
     index_t feature_vectors;                              // vectors that hold F features
     index_t feature_pitch, transform_pitch, blended_pitch;  // elements per batch element in each part of state
 
+    // A block has room for all features; where it has fewer, the rest stays unused.
+    index_t directions(index_t block) const { return block * tiles_per_block * F * 3 * W; }
     index_t weights() const { return tiles * F * 3 * W; }
     index_t packed_size() const { return weights() + tiles * J * W; }
-    index_t index_size() const { return tiles * (1 + J); }
+    index_t joints(index_t tile) const { return tile * (1 + J); }
+    index_t block_features(index_t block) const { return tiles * (1 + J) + block * (1 + F); }
+    index_t index_size() const { return block_features(blocks()); }
     index_t state_size(bool keep) const { return feature_pitch + transform_pitch + (keep ? blended_pitch : 0); }
     index_t features(index_t b) const { return b * feature_pitch; }
     index_t transforms(index_t B, index_t b) const { return B * feature_pitch + b * transform_pitch; }
@@ -63,40 +67,76 @@ struct LbsLayout {
     }
 };
 
+// The features that move any of the vertices [v0, v1), as a list: their number, then their ids. Directions that are zero
+// throughout are common: a joint's pose correctives and many an expression are local.
+template <class T>
+void list_features(const LbsConstants<T>& c, index_t v0, index_t v1, std::int32_t* list) {
+    const index_t F = c.K + 9 * (c.J - 1);
+    std::int32_t* ids = list + 1;
+    for (index_t k = 0; k < F; ++k) ids[k] = 0;
+    for (index_t row = 3 * v0; row < 3 * v1; ++row)
+        for (index_t k = 0; k < c.K; ++k) ids[k] |= c.shapedirs[row * c.K + k] != T(0);
+    for (index_t k = c.K; k < F; ++k)
+        for (index_t row = 3 * v0; row < 3 * v1; ++row) ids[k] |= c.posedirs[(k - c.K) * 3 * c.V + row] != T(0);
+    std::int32_t used = 0;
+    for (index_t k = 0; k < F; ++k)
+        if (ids[k]) ids[used++] = static_cast<std::int32_t>(k);
+    list[0] = used;
+    for (index_t k = used; k < F; ++k) ids[k] = 0;
+}
+
 template <class T>
 void pack_lbs(const LbsConstants<T>& c, T* packed, std::int32_t* index, [[maybe_unused]] int threads) {
+    using Layout = LbsLayout<T>;
     constexpr int W = lanes<T>;
-    const LbsLayout<T> lay(c.V, c.K, c.J);
-    const index_t F = lay.F;
+    const Layout lay(c.V, c.K, c.J);
     const auto direction = [&](index_t v, int xyz, index_t k) -> T {
         if (v >= c.V) return T(0);
         return k < c.K ? c.shapedirs[(3 * v + xyz) * c.K + k] : c.posedirs[(k - c.K) * 3 * c.V + 3 * v + xyz];
     };
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (index_t tile = 0; tile < lay.tiles; ++tile) {
-        T* d = packed + tile * F * 3 * W;
-        for (index_t k = 0; k < F; ++k)
-            for (int xyz = 0; xyz < 3; ++xyz)
-                for (int l = 0; l < W; ++l) *d++ = direction(tile * W + l, xyz, k);
+    for (index_t block = 0; block < lay.blocks(); ++block) {
+        const index_t t0 = block * Layout::tiles_per_block, t1 = min_of(t0 + Layout::tiles_per_block, lay.tiles);
+        std::int32_t* features = index + lay.block_features(block);
+        list_features(c, t0 * W, min_of(t1 * W, c.V), features);
+        T* d = packed + lay.directions(block);
+        for (index_t tile = t0; tile < t1; ++tile) {
+            for (std::int32_t k = 0; k < features[0]; ++k)
+                for (int xyz = 0; xyz < 3; ++xyz)
+                    for (int l = 0; l < W; ++l) *d++ = direction(tile * W + l, xyz, features[1 + k]);
 
-        T* weights = packed + lay.weights() + tile * c.J * W;
-        std::int32_t* ids = index + tile * (1 + c.J);
-        std::int32_t used = 0;
-        for (index_t j = 0; j < c.J; ++j) {
-            bool any = false;
-            for (index_t v = tile * W; v < min_of(tile * W + W, c.V); ++v) any |= c.lbs_weights[v * c.J + j] != T(0);
-            if (!any) continue;
-            for (int l = 0; l < W; ++l)
-                weights[used * W + l] = tile * W + l < c.V ? c.lbs_weights[(tile * W + l) * c.J + j] : T(0);
-            ids[1 + used++] = static_cast<std::int32_t>(j);
-        }
-        ids[0] = used;
-        for (index_t slot = used; slot < c.J; ++slot) {
-            for (int l = 0; l < W; ++l) weights[slot * W + l] = T(0);
-            ids[1 + slot] = 0;
+            T* weights = packed + lay.weights() + tile * c.J * W;
+            std::int32_t* ids = index + lay.joints(tile);
+            std::int32_t used = 0;
+            for (index_t j = 0; j < c.J; ++j) {
+                bool any = false;
+                for (index_t v = tile * W; v < min_of(tile * W + W, c.V); ++v) any |= c.lbs_weights[v * c.J + j] != T(0);
+                if (!any) continue;
+                for (int l = 0; l < W; ++l)
+                    weights[used * W + l] = tile * W + l < c.V ? c.lbs_weights[(tile * W + l) * c.J + j] : T(0);
+                ids[1 + used++] = static_cast<std::int32_t>(j);
+            }
+            ids[0] = used;
+            for (index_t slot = used; slot < c.J; ++slot) {
+                for (int l = 0; l < W; ++l) weights[slot * W + l] = T(0);
+                ids[1 + slot] = 0;
+            }
         }
     }
 }
+
+// A block's directions and the features that they belong to.
+template <class T>
+struct Directions {
+    index_t count;
+    const std::int32_t* features;
+    const T* values;
+
+    Directions(const LbsModel<T>& m, const LbsLayout<T>& lay, index_t block)
+        : count(m.index[lay.block_features(block)]), features(m.index + lay.block_features(block) + 1),
+          values(m.packed + lay.directions(block)) {}
+    index_t tile_pitch() const { return count * 3 * lanes<T>; }
+};
 
 // The joints that touch a tile, with one weight per lane.
 template <class T>
@@ -117,24 +157,26 @@ struct TileSkin {
     }
 };
 
-// out[t][b] = sum over k of directions[t][k] * features[b][k], for `tiles` neighbouring tiles and `group` elements.
+// out[t][b] = sum over k of directions[t][k] * features[b][ids[k]], for `tiles` neighbouring tiles and `group` elements.
 template <class T, int group, int tiles>
-RN_KERNEL void blend_tiles(index_t F, const T* directions, const T* features, index_t pitch, vec<T> (&out)[tiles][group][3]) {
+RN_KERNEL void blend_tiles(index_t count, const std::int32_t* ids, const T* directions, const T* features, index_t pitch,
+                           vec<T> (&out)[tiles][group][3]) {
     constexpr int W = lanes<T>;
     vec<T> acc[tiles][group][3] = {};
     const T* x[group];
     RN_UNROLL for (int b = 0; b < group; ++b) x[b] = features + b * pitch;
     const T* next = features + group * pitch;
-    for (index_t k = 0; k < F; ++k) {
+    for (index_t k = 0; k < count; ++k) {
+        const index_t id = ids[k];
         if (tiles == 1) __builtin_prefetch(next + k * group);
         RN_UNROLL for (int t = 0; t < tiles; ++t) {
-            const T* d = directions + (t * F + k) * 3 * W;
+            const T* d = directions + (t * count + k) * 3 * W;
             vec<T> dx = load(d), dy = load(d + W), dz = load(d + 2 * W);
             RN_KEEP(dx);
             RN_KEEP(dy);
             RN_KEEP(dz);
             RN_UNROLL for (int b = 0; b < group; ++b) {
-                const vec<T> f = broadcast(x[b][k]);
+                const vec<T> f = broadcast(x[b][id]);
                 acc[t][b][0] += dx * f;
                 acc[t][b][1] += dy * f;
                 acc[t][b][2] += dz * f;
@@ -149,7 +191,8 @@ RN_KERNEL void blend_tiles(index_t F, const T* directions, const T* features, in
 }
 
 template <class T, int group, int tiles>
-void forward_tiles(const LbsForward<T>& p, const LbsLayout<T>& lay, index_t first_tile, index_t first_b) {
+void forward_tiles(const LbsForward<T>& p, const LbsLayout<T>& lay, const Directions<T>& directions, index_t first_tile,
+                   index_t first_b) {
     constexpr int W = lanes<T>;
     vec<T> offsets[tiles][group][3];
     // What will be written: the sums take long enough to fetch it.
@@ -161,11 +204,12 @@ void forward_tiles(const LbsForward<T>& p, const LbsLayout<T>& lay, index_t firs
             if (p.keep) __builtin_prefetch(blended + i * W, 1);
         }
     }
-    blend_tiles<T, group, tiles>(lay.F, p.model.packed + first_tile * lay.F * 3 * W, p.state + lay.features(first_b),
-                                 lay.feature_pitch, offsets);
+    const index_t tile_of_block = first_tile % LbsLayout<T>::tiles_per_block;
+    blend_tiles<T, group, tiles>(directions.count, directions.features, directions.values + tile_of_block * directions.tile_pitch(),
+                                 p.state + lay.features(first_b), lay.feature_pitch, offsets);
     for (int t = 0; t < tiles; ++t) {
         const index_t tile = first_tile + t, v0 = tile * W;
-        const std::int32_t* ids = p.model.index + tile * (1 + lay.J);
+        const std::int32_t* ids = p.model.index + lay.joints(tile);
         const TileSkin<T> skin{ids[0], ids + 1, p.model.packed + lay.weights() + tile * lay.J * W};
         vec<T> v_template[3];
         for (int b = 0; b < group; ++b) {
@@ -182,20 +226,22 @@ void forward_tiles(const LbsForward<T>& p, const LbsLayout<T>& lay, index_t firs
     }
 }
 
-// A few tiles for batch elements [b0, b1). Full groups go tile by tile, so that a tile's directions stay in L1 from one
+// A block of tiles for batch elements [b0, b1). Full groups go tile by tile, so that a tile's directions stay in L1 from one
 // group to the next. What is left over takes several tiles at once instead: as many accumulators, to hide the latency.
 template <class T>
-void forward_block(const LbsForward<T>& p, const LbsLayout<T>& lay, index_t t0, index_t t1, index_t b0, index_t b1) {
+void forward_block(const LbsForward<T>& p, const LbsLayout<T>& lay, index_t block, index_t b0, index_t b1) {
+    const Directions<T> directions(p.model, lay, block);
+    const index_t t0 = block * LbsLayout<T>::tiles_per_block, t1 = min_of(t0 + LbsLayout<T>::tiles_per_block, lay.tiles);
     const index_t full = b0 + (b1 - b0) / max_group * max_group;
     if (full > b0)
         for (index_t t = t0; t < t1; ++t)
-            for (index_t b = b0; b < full; b += max_group) forward_tiles<T, max_group, 1>(p, lay, t, b);
+            for (index_t b = b0; b < full; b += max_group) forward_tiles<T, max_group, 1>(p, lay, directions, t, b);
     index_t b = full;
     const auto rest = [&](auto group, auto tiles) {
         if (b1 - b < group()) return;
         index_t t = t0;
-        for (; t + tiles() <= t1; t += tiles()) forward_tiles<T, group(), tiles()>(p, lay, t, b);
-        for (; t < t1; ++t) forward_tiles<T, group(), 1>(p, lay, t, b);
+        for (; t + tiles() <= t1; t += tiles()) forward_tiles<T, group(), tiles()>(p, lay, directions, t, b);
+        for (; t < t1; ++t) forward_tiles<T, group(), 1>(p, lay, directions, t, b);
         b += group();
     };
     if constexpr (max_group == 8) rest(std::integral_constant<int, 4>{}, std::integral_constant<int, 2>{});
@@ -213,8 +259,7 @@ void lbs_forward(const LbsForward<T>& p, int threads) {
     if (p.B == 0) return;
     const LbsModel<T>& m = p.model;
     const LbsLayout<T> lay(m.V, m.K, m.J);
-    const index_t tile_block = 8, batch_block = LbsLayout<T>::batch_block;
-    const index_t tile_blocks = ceil_div(lay.tiles, tile_block), work = tile_blocks * ceil_div(p.B, batch_block);
+    const index_t batch_block = LbsLayout<T>::batch_block, work = lay.blocks() * ceil_div(p.B, batch_block);
     [[maybe_unused]] const int n = useful_threads(threads, double(p.B) * m.V * 3 * (lay.F + 12));
 #pragma omp parallel num_threads(n)
     {
@@ -233,8 +278,8 @@ void lbs_forward(const LbsForward<T>& p, int threads) {
         }
 #pragma omp for schedule(dynamic)
         for (index_t w = 0; w < work; ++w) {
-            const index_t t0 = w % tile_blocks * tile_block, b0 = w / tile_blocks * batch_block;
-            forward_block(p, lay, t0, min_of(t0 + tile_block, lay.tiles), b0, min_of(b0 + batch_block, p.B));
+            const index_t b0 = w / lay.blocks() * batch_block;
+            forward_block(p, lay, w % lay.blocks(), b0, min_of(b0 + batch_block, p.B));
         }
     }
 }
@@ -253,10 +298,10 @@ RN_HOST_DEVICE void load_gradient(const T* g, const index_t stride[3], index_t v
     for (int c = 0; c < 3; ++c) xyz[c] = load(planar[c]);
 }
 
-// out[b][k] += sum over `tiles` tiles of gradient[b] . directions[k], for `group` elements and `features` features.
+// out[b][ids[k]] += sum over `tiles` tiles of gradient[b] . directions[k], for `group` elements and `features` features.
 template <class T, int group, int features>
 RN_KERNEL void project_features(index_t tiles, index_t tile_pitch, const T* gradient, index_t gradient_pitch,
-                                const T* directions, T* out, index_t out_pitch) {
+                                const T* directions, const std::int32_t* ids, T* out, index_t out_pitch) {
     constexpr int W = lanes<T>;
     vec<T> acc[group * features] = {};
     for (index_t t = 0; t < tiles; ++t, directions += tile_pitch, gradient += 3 * W) {
@@ -279,7 +324,7 @@ RN_KERNEL void project_features(index_t tiles, index_t tile_pitch, const T* grad
     T total[round_up(group * features, W)];
     sums<T>(acc, total);
     RN_UNROLL for (int b = 0; b < group; ++b) {
-        RN_UNROLL for (int k = 0; k < features; ++k) out[b * out_pitch + k] += total[b * features + k];
+        RN_UNROLL for (int k = 0; k < features; ++k) out[b * out_pitch + ids[k]] += total[b * features + k];
     }
 }
 
@@ -345,7 +390,7 @@ RN_KERNEL void unskin(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t 
     const std::int32_t* index = p.model.index;
     T* d_template = p.grad_v_template && !p.grad_v_template_shared ? p.grad_v_template + b * V * 3 : nullptr;
     for (index_t tile = t0; tile < t1; ++tile, rows += 3 * W) {
-        const TileSkin<T> skin{index[tile * (1 + J)], index + tile * (1 + J) + 1, weights + tile * J * W};
+        const TileSkin<T> skin{index[lay.joints(tile)], index + lay.joints(tile) + 1, weights + tile * J * W};
         vec<T> g[3], v[3], dv[3];
         load_gradient(g_rows, stride, tile * W, V, g);
         for (int c = 0; c < 3; ++c) {
@@ -364,27 +409,27 @@ RN_KERNEL void unskin(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t 
     gradient.flush(d_transforms);
 }
 
-// d_features += the sums over the rows of a block of tiles, for all features of `B` elements. A slice of the features at a time,
+// d_features += the sums over the rows of a block of tiles, for the block's features of `B` elements. A slice of the features at a time,
 // so that its directions stay in L2 from one group of elements to the next. A small batch is bound by reading the directions, maybe
 // from memory, and takes a run of tiles at once.
 template <class T>
-void project_block(index_t F, index_t B, index_t tiles, const T* rows, const T* directions, T* d_features, index_t pitch) {
+void project_block(const Directions<T>& d, index_t B, index_t tiles, const T* rows, T* d_features, index_t pitch) {
     using Layout = LbsLayout<T>;
     constexpr int W = lanes<T>;
     const index_t step = B <= Layout::small_batch ? Layout::tiles_per_run : Layout::tiles_per_block;
-    for (index_t t = 0; t < tiles; t += step, rows += step * 3 * W, directions += step * F * 3 * W) {
-        for (index_t k0 = 0; k0 < F; k0 += Layout::features_per_slice) {
-            const index_t k1 = min_of(k0 + Layout::features_per_slice, F);
+    for (index_t t = 0; t < tiles; t += step, rows += step * 3 * W) {
+        const T* values = d.values + t * d.tile_pitch();
+        for (index_t k0 = 0; k0 < d.count; k0 += Layout::features_per_slice) {
+            const index_t k1 = min_of(k0 + Layout::features_per_slice, d.count);
             index_t b = 0;
             const auto groups = [&](auto group, auto features) {
                 for (; b + group() <= B; b += group()) {
                     index_t k = k0;
                     const auto project = [&](auto features) {
                         for (; k + features() <= k1; k += features())
-                            project_features<T, group(), features()>(min_of(step, tiles - t), F * 3 * W,
-                                                                     rows + b * Layout::rows_per_block,
-                                                                     Layout::rows_per_block, directions + k * 3 * W,
-                                                                     d_features + b * pitch + k, pitch);
+                            project_features<T, group(), features()>(
+                                min_of(step, tiles - t), d.tile_pitch(), rows + b * Layout::rows_per_block,
+                                Layout::rows_per_block, values + k * 3 * W, d.features + k, d_features + b * pitch, pitch);
                     };
                     project(features);
                     project(std::integral_constant<int, 1>{});
@@ -398,23 +443,23 @@ void project_block(index_t F, index_t B, index_t tiles, const T* rows, const T* 
     }
 }
 
-// One chunk of vertices for batch elements [b0, b1): their rows of partial sums, and of template_sum where it isn't null.
+// The blocks [first, last) for batch elements [b0, b1): their rows of partial sums, and of template_sum where it isn't null.
 template <class T>
-void backward_chunk(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t t0, index_t t1, index_t b0, index_t b1,
+void backward_chunk(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t first, index_t last, index_t b0, index_t b1,
                     T* partial, T* template_sum, T* scratch) {
     using Layout = LbsLayout<T>;
     constexpr int W = lanes<T>;
-    const index_t pitch = lay.partial_size(), features = lay.feature_vectors * W;
+    const index_t pitch = lay.partial_size(), features = lay.feature_vectors * W, per_block = Layout::tiles_per_block;
     T* rows = scratch;  // [b][row of the block]
     const SkinGradient<T> gradient(scratch + Layout::batch_block * Layout::rows_per_block, lay.J);
     fill_zero(partial + b0 * pitch, partial + b1 * pitch);
-    if (template_sum) fill_zero(template_sum + t0 * 3 * W, template_sum + t1 * 3 * W);
-    for (index_t block = t0; block < t1; block += Layout::tiles_per_block) {
-        const index_t end = min_of(block + Layout::tiles_per_block, t1);
+    if (template_sum) fill_zero(template_sum + first * per_block * 3 * W, template_sum + min_of(last * per_block, lay.tiles) * 3 * W);
+    for (index_t block = first; block < last; ++block) {
+        const index_t t0 = block * per_block, t1 = min_of(t0 + per_block, lay.tiles);
         for (index_t b = b0; b < b1; ++b)
-            unskin(p, lay, block, end, b, b + 1 < b1, gradient, rows + (b - b0) * Layout::rows_per_block, template_sum,
+            unskin(p, lay, t0, t1, b, b + 1 < b1, gradient, rows + (b - b0) * Layout::rows_per_block, template_sum,
                    partial + b * pitch + features);
-        project_block(lay.F, b1 - b0, end - block, rows, p.model.packed + block * lay.F * 3 * W, partial + b0 * pitch, pitch);
+        project_block(Directions<T>(p.model, lay, block), b1 - b0, t1 - t0, rows, partial + b0 * pitch, pitch);
     }
 }
 
@@ -430,7 +475,7 @@ void lbs_backward(const LbsBackward<T>& p, int threads) {
             fill_zero(p.grad_v_template, p.grad_v_template + 3 * m.V);
         return;
     }
-    const index_t chunks = p.grad_vertices ? lay.chunks(p.B) : 0, chunk_tiles = lay.chunk_blocks(p.B) * Layout::tiles_per_block;
+    const index_t chunks = p.grad_vertices ? lay.chunks(p.B) : 0, chunk_blocks = lay.chunk_blocks(p.B);
     const index_t batch_blocks = ceil_div(p.B, Layout::batch_block), partial_pitch = lay.partial_size();
     T* template_sums = p.workspace + lay.chunks(p.B) * p.B * partial_pitch;
     [[maybe_unused]] const int n = useful_threads(threads, double(p.B) * m.V * 3 * (lay.F + 30));
@@ -443,7 +488,7 @@ void lbs_backward(const LbsBackward<T>& p, int threads) {
 #pragma omp for schedule(dynamic)
         for (index_t w = 0; w < chunks * batch_blocks; ++w) {
             const index_t chunk = w % chunks, block = w / chunks, b0 = block * Layout::batch_block;
-            backward_chunk(p, lay, chunk * chunk_tiles, min_of((chunk + 1) * chunk_tiles, lay.tiles), b0,
+            backward_chunk(p, lay, chunk * chunk_blocks, min_of((chunk + 1) * chunk_blocks, lay.blocks()), b0,
                            min_of(b0 + Layout::batch_block, p.B), p.workspace + chunk * p.B * partial_pitch,
                            sum_template ? template_sums + block * lay.tiles * 3 * W : nullptr, scratch.data());
         }
