@@ -157,17 +157,30 @@ struct TileSkin {
     }
 };
 
+// Addresses that will be written to, fetched one at a time while something else is computed: all at once they would be more
+// misses than a core can have in flight, and it would wait for them.
+template <int capacity>
+struct Ahead {
+    const void* addresses[capacity];
+    int count = 0;
+    void add(const void* p) { addresses[count++] = p; }
+};
+
 // out[t][b] = sum over k of directions[t][k] * features[b][ids[k]], for `tiles` neighbouring tiles and `group` elements.
-template <class T, int group, int tiles>
+template <class T, int group, int tiles, int capacity>
 RN_KERNEL void blend_tiles(index_t count, const std::int32_t* ids, const T* directions, const T* features, index_t pitch,
-                           vec<T> (&out)[tiles][group][3]) {
+                           const Ahead<capacity>& ahead, vec<T> (&out)[tiles][group][3]) {
     constexpr int W = lanes<T>;
     vec<T> acc[tiles][group][3] = {};
     const T* x[group];
     RN_UNROLL for (int b = 0; b < group; ++b) x[b] = features + b * pitch;
     const T* next = features + group * pitch;
+    // Late enough to be there still, early enough for memory to answer.
+    const index_t first_ahead = count > ahead.count + 24 ? count - ahead.count - 24 : 0;
     for (index_t k = 0; k < count; ++k) {
         const index_t id = ids[k];
+        const index_t slot = k - first_ahead;
+        if (slot >= 0 && slot < ahead.count) __builtin_prefetch(ahead.addresses[slot], 1);
         if (tiles == 1) __builtin_prefetch(next + k * group);
         RN_UNROLL for (int t = 0; t < tiles; ++t) {
             const T* d = directions + (t * count + k) * 3 * W;
@@ -195,18 +208,18 @@ void forward_tiles(const LbsForward<T>& p, const LbsLayout<T>& lay, const Direct
                    index_t first_b) {
     constexpr int W = lanes<T>;
     vec<T> offsets[tiles][group][3];
-    // What will be written: the sums take long enough to fetch it.
+    Ahead<2 * group * tiles * 3> ahead;
     for (int b = 0; b < group; ++b) {
         T* vertices = p.vertices + ((first_b + b) * lay.V + first_tile * W) * 3;
         T* blended = p.state + lay.blended(p.B, first_b + b) + first_tile * 3 * W;
         for (int i = 0; i < tiles * 3; ++i) {
-            __builtin_prefetch(vertices + i * W, 1);
-            if (p.keep) __builtin_prefetch(blended + i * W, 1);
+            ahead.add(vertices + i * W);
+            if (p.keep) ahead.add(blended + i * W);
         }
     }
     const index_t tile_of_block = first_tile % LbsLayout<T>::tiles_per_block;
     blend_tiles<T, group, tiles>(directions.count, directions.features, directions.values + tile_of_block * directions.tile_pitch(),
-                                 p.state + lay.features(first_b), lay.feature_pitch, offsets);
+                                 p.state + lay.features(first_b), lay.feature_pitch, ahead, offsets);
     for (int t = 0; t < tiles; ++t) {
         const index_t tile = first_tile + t, v0 = tile * W;
         const std::int32_t* ids = p.model.index + lay.joints(tile);

@@ -31,6 +31,67 @@ struct PoseScratch {
     double *d_transforms, *d_posed, *d_local_r, *d_rest, *chain;          // backward
 };
 
+// As many values of a row as a vector of doubles has lanes.
+template <class T>
+RN_HOST_DEVICE vec<double> load_doubles(const T* p) {
+    typedef T part __attribute__((vector_size(lanes<double> * sizeof(T))));
+    part values;
+    std::memcpy(&values, p, sizeof values);
+    return __builtin_convertvector(values, vec<double>);
+}
+
+// rest (n) = joint_template + betas . joint_dirs. A row is covered by whole vectors, of which the last overlaps the one before.
+template <class T>
+void rest_joints(const PoseInput<T>& in, index_t n, double* rest) {
+    constexpr index_t W = lanes<double>;
+    if (n < W) {
+        for (index_t i = 0; i < n; ++i) {
+            double sum = 0;
+            for (index_t k = 0; k < in.K; ++k) sum += in.betas[k] * static_cast<double>(in.joint_dirs[n * k + i]);
+            rest[i] = in.joint_template[i] + sum;
+        }
+        return;
+    }
+    for (index_t i = 0; i < n; i += 2 * W) {
+        const index_t first = min_of(i, n - W), second = min_of(i + W, n - W);
+        vec<double> a{}, b{};
+        for (index_t k = 0; k < in.K; ++k) {
+            const vec<double> beta = broadcast(static_cast<double>(in.betas[k]));
+            a += beta * load_doubles(in.joint_dirs + n * k + first);
+            b += beta * load_doubles(in.joint_dirs + n * k + second);
+        }
+        store(rest + first, load_doubles(in.joint_template + first) + a);
+        store(rest + second, load_doubles(in.joint_template + second) + b);
+    }
+}
+
+// The way back: grad_betas (K) = d_features + joint_dirs . d_rest, as many betas at a time as a vector has lanes.
+template <class T>
+void rest_joints_vjp(const PoseInput<T>& in, index_t n, const double* d_rest, const T* d_features, T* grad_betas) {
+    constexpr index_t W = lanes<double>;
+    index_t k = 0;
+    if (n >= W) {
+        for (; k + W <= in.K; k += W) {
+            vec<double> products[W] = {};
+            for (index_t i = 0; i < n; i += W) {
+                const index_t first = min_of(i, n - W);
+                double d[W];
+                for (index_t l = 0; l < W; ++l) d[l] = first + l < i ? 0.0 : d_rest[first + l];  // each value once
+                const vec<double> gradient = load(d);
+                for (index_t l = 0; l < W; ++l) products[l] += gradient * load_doubles(in.joint_dirs + n * (k + l) + first);
+            }
+            double total[W];
+            sums<double>(products, total);
+            for (index_t l = 0; l < W; ++l) grad_betas[k + l] = static_cast<T>(d_features[k + l] + total[l]);
+        }
+    }
+    for (; k < in.K; ++k) {
+        double sum = d_features[k];
+        for (index_t i = 0; i < n; ++i) sum += d_rest[i] * in.joint_dirs[n * k + i];
+        grad_betas[k] = static_cast<T>(sum);
+    }
+}
+
 template <class T>
 void pose_chain(const PoseInput<T>& in, const PoseScratch& s) {
     for (index_t j = 0; j < in.J; ++j) {
@@ -42,12 +103,7 @@ void pose_chain(const PoseInput<T>& in, const PoseScratch& s) {
             for (int i = 0; i < 9; ++i) R[i] = in.pose[9 * j + i];
         }
     }
-    const index_t n = 3 * in.J;
-    for (index_t i = 0; i < n; ++i) s.rest[i] = in.joint_template[i];
-    for (index_t k = 0; k < in.K; ++k) {
-        const double beta = in.betas[k];
-        for (index_t i = 0; i < n; ++i) s.rest[i] += beta * in.joint_dirs[n * k + i];
-    }
+    rest_joints(in, 3 * in.J, s.rest);
     chain(in.J, in.parents, s.local_r, s.rest, s.world_r, s.posed, s.transforms);
 }
 
@@ -73,13 +129,7 @@ void pose_backward(const PoseInput<T>& in, const PoseScratch& s, const T* d_feat
     chain_vjp(J, in.parents, s.local_r, s.rest, s.world_r, s.d_transforms, s.d_posed, s.d_local_r, s.d_rest, s.chain);
     if (grad_joint_template)
         for (index_t i = 0; i < n; ++i) grad_joint_template[i] = static_cast<T>(s.d_rest[i]);
-    if (grad_betas) {
-        for (index_t k = 0; k < in.K; ++k) {
-            double g = d_features[k];
-            for (index_t i = 0; i < n; ++i) g += s.d_rest[i] * in.joint_dirs[n * k + i];
-            grad_betas[k] = static_cast<T>(g);
-        }
-    }
+    if (grad_betas) rest_joints_vjp(in, n, s.d_rest, d_features, grad_betas);
     if (grad_pose) {
         for (index_t i = 9; i < 9 * J; ++i) s.d_local_r[i] += d_features[in.K + i - 9];
         for (index_t j = 0; j < J; ++j) {
