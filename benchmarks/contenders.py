@@ -140,7 +140,7 @@ def kernel(p: Problem) -> Solution:
 
     v_template, *constants = p.body
     model = _prepared.prepared_lbs(tuple(constants))
-    joints_at_rest = _prepared.template_joints((p.flame.J_regressor, v_template))
+    joints_at_rest = model.joint_template(v_template)
     vertices = torch.zeros(p.B, len(v_template), 3, device=p.device)
     joints = torch.zeros(p.B, 5, 3, device=p.device)
     state = torch.zeros(p.B, model.state_sizes[False], device=p.device)

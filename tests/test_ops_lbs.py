@@ -67,6 +67,36 @@ def test_lbs_matches_reference(device, dtype, size, template, pose2rot, random_m
             assert relative(a, b) <= GRADIENTS[dtype], name
 
 
+@pytest.mark.parametrize("B", [1, 2, 5, 70])
+def test_local_directions(device, dtype, B, random_model):
+    """Directions that are zero over many neighbouring vertices, as the kernels leave out: each kind of zero, and none at all."""
+    exact = random_model(V=700, K=20, J=4)
+    shapedirs, posedirs = exact.shapedirs.clone(), exact.posedirs.view(27, 700, 3).clone()
+    shapedirs[:160, :, 3:] = 0
+    shapedirs[160:400, :, ::2] = 0
+    shapedirs[:, :, 7] = 0  # moves nothing at all
+    shapedirs[:-1, :, 8] = 0  # moves the last vertex only
+    shapedirs[320:480, :, 9], shapedirs[333, 1, 9] = 0, 0.01
+    posedirs[9:18, 100:] = 0
+    posedirs[:, 480:640] = 0
+    shapedirs[480:640] = 0  # these move with the joints alone
+    exact.shapedirs, exact.posedirs = shapedirs, posedirs.reshape(27, -1)
+    model = exact.to(device, dtype)
+    exact = model.to("cpu", torch.float64)
+    args = leaves(*(t.to(device, dtype) for t in exact.inputs(B)), model.v_template)
+    args64 = leaves(*(t.double().cpu() for t in args))
+    got, want = ops.flame_lbs(*args, *model.fixed)[0], reference.flame_lbs(*args64, *exact.fixed)[0]
+    assert float((got.double().cpu() - want).detach().abs().max()) <= VALUES[dtype]
+    weight = torch.randn_like(want)
+    grads = torch.autograd.grad(got, args, weight.to(device, dtype))
+    for name, a, b in zip(("betas", "pose", "v_template"), grads, torch.autograd.grad(want, args64, weight)):
+        assert relative(a, b) <= GRADIENTS[dtype], name
+    # What was zero isn't when the model is prepared again.
+    with torch.no_grad():
+        model.shapedirs[:, :, 7] = 0.01
+    assert float((ops.flame_lbs(*args, *model.fixed)[0] - got).detach().abs().max()) > 1e-3
+
+
 @pytest.mark.parametrize("size", SIZES, ids=lambda s: "-".join(f"{k}{v}" for k, v in s.items()))
 @pytest.mark.parametrize("contour", [True, False], ids=["contour", "static"])
 @pytest.mark.parametrize("pose2rot", [True, False], ids=["axis-angle", "matrices"])
@@ -473,6 +503,42 @@ def test_raw_operators_check_too(random_model):
     ):
         with pytest.raises((ValueError, TypeError), match=message):
             backward(*grads, *head, *states, True, [True] * 2)
+
+
+class _Log(torch.utils._python_dispatch.TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen = getattr(self, "seen", []) + [str(func)]
+        return func(*args, **(kwargs or {}))
+
+
+def test_whoever_watches_the_dispatcher_sees_the_operators(random_model):
+    """A call goes straight to its kernel only where nobody could tell."""
+    model = random_model()
+    betas, pose = leaves(*model.inputs(2))
+
+    def step():
+        vertices, joints = ops.flame_lbs(betas, pose, *model.constants)
+        return (vertices, *torch.autograd.grad(vertices.sum() + joints.sum(), (betas, pose)))
+
+    expected = step()
+    with _Log() as log:
+        watched = step()
+    assert {"ringnet_ext.lbs_forward.default", "ringnet_ext.lbs_backward.default"} <= set(log.seen)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        step()
+    assert {"ringnet_ext::lbs_forward", "ringnet_ext::lbs_backward"} <= {event.key for event in profile.key_averages()}
+    assert all(torch.equal(a, b) for a, b in zip(expected, watched))
+
+
+def test_tensors_that_are_not_as_their_memory_has_them(random_model):
+    model = random_model()
+    betas, pose = model.inputs(2)
+    negated = torch._neg_view(betas)
+    assert negated.is_neg()
+    assert torch.equal(ops.flame_lbs(negated, pose, *model.constants)[0], ops.flame_lbs(-betas, pose, *model.constants)[0])
+    constants = list(model.constants)
+    constants[1] = torch._neg_view(-model.shapedirs)
+    assert torch.equal(ops.flame_lbs(betas, pose, *constants)[0], ops.flame_lbs(betas, pose, *model.constants)[0])
 
 
 # --- prepared models ---

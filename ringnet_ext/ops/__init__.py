@@ -18,13 +18,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _checks as checks
-from . import _library  # noqa: F401  defines torch.ops.ringnet_ext
+from . import _library as _operators
 from . import reference
 from ._prepared import clear_prepared
 
 __all__ = ["batch_rodrigues", "clear_prepared", "flame_head", "flame_landmarks", "flame_lbs", "vertices2landmarks"]
-
-_ops = torch.ops.ringnet_ext
 
 
 def _differentiated(*tensors: Tensor | None) -> bool:
@@ -64,17 +62,23 @@ def _first_derivatives(name: str, gradients: tuple, wanted: tuple, depends_on: t
     return tuple(None if g is None else _OnlyOnce.apply(name, g, *depends_on) for g in gradients)
 
 
+def _without_graph(operator, *arguments):
+    if not torch.is_grad_enabled():  # the rule in a backward pass, where entering no_grad would be for nothing
+        return operator(*arguments)
+    with torch.no_grad():
+        return operator(*arguments)
+
+
 class _BatchRodrigues(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rot_vecs):
         ctx.save_for_backward(rot_vecs)
-        return _ops.rodrigues_forward.default(rot_vecs)
+        return _operators.rodrigues_forward(rot_vecs)
 
     @staticmethod
     def backward(ctx, grad):
         (rot_vecs,) = ctx.saved_tensors
-        with torch.no_grad():
-            result = _ops.rodrigues_backward.default(grad, rot_vecs)
+        result = _without_graph(_operators.rodrigues_backward, grad, rot_vecs)
         return _first_derivatives("batch_rodrigues", (result,), (True,), (grad, rot_vecs))[0]
 
 
@@ -89,13 +93,13 @@ def batch_rodrigues(rot_vecs: Tensor, epsilon: float = 1e-8) -> Tensor:
         (N, 3, 3).
     """
     (rot_vecs,) = _full_precision(rot_vecs)
-    return _BatchRodrigues.apply(rot_vecs) if _differentiated(rot_vecs) else _ops.rodrigues_forward.default(rot_vecs)
+    return _BatchRodrigues.apply(rot_vecs) if _differentiated(rot_vecs) else _operators.rodrigues_forward(rot_vecs)
 
 
 class _FlameLbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
-        vertices, joints, state = _ops.lbs_forward.default(*arguments, True)
+        vertices, joints, state = _operators.lbs_forward(*arguments, True)
         *tensors, ctx.pose2rot = arguments
         ctx.save_for_backward(*tensors, state)
         ctx.set_materialize_grads(False)
@@ -105,8 +109,9 @@ class _FlameLbs(torch.autograd.Function):
     def backward(ctx, grad_vertices, grad_joints):
         *tensors, state = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
-        with torch.no_grad():
-            gradients = _ops.lbs_backward.default(grad_vertices, grad_joints, *tensors, state, ctx.pose2rot, wanted)
+        gradients = _without_graph(
+            _operators.lbs_backward, grad_vertices, grad_joints, *tensors, state, ctx.pose2rot, wanted
+        )
         depends_on = (grad_vertices, grad_joints, *tensors[:3])
         return *_first_derivatives("flame_lbs", gradients, wanted, depends_on), *[None] * 6
 
@@ -165,7 +170,7 @@ def flame_lbs(
     arguments = (betas, pose, v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights, pose2rot)
     if _differentiated(betas, pose, v_template):
         return _FlameLbs.apply(*arguments)
-    return _ops.lbs_forward.default(*arguments, False)[:2]
+    return _operators.lbs_forward(*arguments, False)[:2]
 
 
 class _Vertices2Landmarks(torch.autograd.Function):
@@ -173,13 +178,12 @@ class _Vertices2Landmarks(torch.autograd.Function):
     def forward(ctx, vertices, *points):
         ctx.save_for_backward(*points)
         ctx.num_vertices = vertices.shape[1]
-        return _ops.vertices2landmarks_forward.default(vertices, *points)
+        return _operators.vertices2landmarks_forward(vertices, *points)
 
     @staticmethod
     def backward(ctx, grad):
         points = ctx.saved_tensors
-        with torch.no_grad():
-            result = _ops.vertices2landmarks_backward.default(grad, *points, ctx.num_vertices)
+        result = _without_graph(_operators.vertices2landmarks_backward, grad, *points, ctx.num_vertices)
         return *_first_derivatives("vertices2landmarks", (result,), (True,), (grad,)), None, None, None
 
 
@@ -207,13 +211,13 @@ def vertices2landmarks(vertices: Tensor, faces: Tensor, lmk_faces_idx: Tensor, l
         lmk_bary_coords = lmk_bary_coords.expand(vertices.shape[0], -1, -1)
     if _differentiated(vertices, lmk_bary_coords):
         return _Vertices2Landmarks.apply(vertices, faces, lmk_faces_idx, lmk_bary_coords)
-    return _ops.vertices2landmarks_forward.default(vertices, faces, lmk_faces_idx, lmk_bary_coords)
+    return _operators.vertices2landmarks_forward(vertices, faces, lmk_faces_idx, lmk_bary_coords)
 
 
 class _FlameLandmarks(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
-        landmarks, state = _ops.landmarks_forward.default(*arguments, True)
+        landmarks, state = _operators.landmarks_forward(*arguments, True)
         *tensors, ctx.neck_joint, ctx.pose2rot = arguments
         ctx.save_for_backward(*tensors, state)
         return landmarks
@@ -222,8 +226,9 @@ class _FlameLandmarks(torch.autograd.Function):
     def backward(ctx, grad):
         *tensors, state = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:2]
-        with torch.no_grad():
-            gradients = _ops.landmarks_backward.default(grad, *tensors, ctx.neck_joint, state, ctx.pose2rot, wanted)
+        gradients = _without_graph(
+            _operators.landmarks_backward, grad, *tensors, ctx.neck_joint, state, ctx.pose2rot, wanted
+        )
         return *_first_derivatives("flame_landmarks", gradients, wanted, (grad, *tensors[:2])), *[None] * 13
 
 
@@ -278,13 +283,13 @@ def flame_landmarks(
     arguments = (betas, pose, *model, *embedding, neck_joint, pose2rot)
     if _differentiated(betas, pose):
         return _FlameLandmarks.apply(*arguments)
-    return _ops.landmarks_forward.default(*arguments, False)[0]
+    return _operators.landmarks_forward(*arguments, False)[0]
 
 
 class _FlameHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
-        vertices, joints, landmarks, *states = _ops.head_forward.default(*arguments, True)
+        vertices, joints, landmarks, *states = _operators.head_forward(*arguments, True)
         *tensors, ctx.neck_joint, ctx.pose2rot = arguments
         ctx.save_for_backward(*tensors, *states)
         ctx.set_materialize_grads(False)
@@ -294,10 +299,9 @@ class _FlameHead(torch.autograd.Function):
     def backward(ctx, *grads):
         *tensors, landmark_state, state = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:2]
-        with torch.no_grad():
-            gradients = _ops.head_backward.default(
-                *grads, *tensors, ctx.neck_joint, landmark_state, state, ctx.pose2rot, wanted
-            )
+        gradients = _without_graph(
+            _operators.head_backward, *grads, *tensors, ctx.neck_joint, landmark_state, state, ctx.pose2rot, wanted
+        )
         return *_first_derivatives("flame_head", gradients, wanted, (*grads, *tensors[:2])), *[None] * 13
 
 
@@ -342,4 +346,4 @@ def flame_head(
     arguments = (betas, pose, *model, *embedding, neck_joint, pose2rot)
     if _differentiated(betas, pose):
         return _FlameHead.apply(*arguments)
-    return _ops.head_forward.default(*arguments, False)[:3]
+    return _operators.head_forward(*arguments, False)[:3]

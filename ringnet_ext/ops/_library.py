@@ -1,5 +1,8 @@
 """The operators as the dispatcher sees them: schemas, kernels for real tensors, shapes for a compiler's fake ones.
 
+Their functions here (``lbs_forward``, ...) go through the dispatcher where it has something to do and straight to the kernel
+where it hasn't: at batch 1 the detour is a tenth of a call.
+
 Forward and backward are operators of their own, opaque and without autograd; the functions of :mod:`ringnet_ext.ops` join
 them. ``state`` is private to the core: scratch, and with ``keep`` what the backward call needs. A gradient that is not
 wanted comes back as an empty tensor.
@@ -11,8 +14,8 @@ from torch import Tensor
 
 from . import _checks as checks
 from ._prepared import (
-    _LANDMARKS, _LBS, PreparedHead, PreparedLandmarks, PreparedLbs, _regress, on_device, prepared_head,
-    prepared_landmarks, prepared_lbs, require_device, rows_of_points, template_joints, where,
+    _LANDMARKS, _LBS, PreparedHead, PreparedLandmarks, PreparedLbs, launch, prepared_head, prepared_landmarks, prepared_lbs,
+    require_device, rows_of_points,
 )
 
 _MODEL = "Tensor shapedirs, Tensor posedirs, Tensor J_regressor, Tensor parents, Tensor lbs_weights"
@@ -26,8 +29,40 @@ _POINTS = "Tensor faces, Tensor lmk_faces_idx, Tensor lmk_bary_coords"
 _library = torch.library.Library("ringnet_ext", "DEF")
 
 
+try:
+    from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
+    from torch._C._autograd import _profiler_enabled
+    from torch._C._functorch import peek_interpreter_stack
+except ImportError:  # not the public interface: a PyTorch without them gets the dispatcher every time
+    _len_torch_dispatch_stack = lambda: 1  # noqa: E731
+
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
+_strided = torch.strided
+
+
+def _unobserved(arguments) -> bool:
+    """Whether the dispatcher would do nothing but find the kernel: no compiler, transform, mode, tracer or profiler wants to see
+    the call, and all tensors are real, dense and as their memory has them."""
+    if (
+        torch.compiler.is_compiling()
+        or _len_torch_dispatch_stack()
+        or _len_torch_function_stack()
+        or peek_interpreter_stack() is not None
+        or _get_tracing_state() is not None
+        or _profiler_enabled()
+    ):
+        return False
+    for value in arguments:
+        if type(value) in _PLAIN:
+            if value.layout is not _strided or value.is_neg():
+                return False
+        elif isinstance(value, Tensor):
+            return False
+    return True
+
+
 def _operator(schema: str, fake):
-    """Defines an operator and registers the decorated function for the CPU and CUDA."""
+    """Defines an operator and registers the decorated function, its kernel, for the CPU and CUDA. Returns how to call it."""
     name = schema.split("(")[0]
 
     def register(kernel):
@@ -37,7 +72,12 @@ def _operator(schema: str, fake):
         for key in ("SparseCPU", "SparseCUDA"):
             _library.impl(name, _refuse_sparse(name), key)
         torch.library.register_fake(f"ringnet_ext::{name}", fake, lib=_library)
-        return kernel
+        dispatched = getattr(torch.ops.ringnet_ext, name).default
+
+        def call(*arguments):
+            return kernel(*arguments) if _unobserved(arguments) else dispatched(*arguments)
+
+        return call
 
     return register
 
@@ -66,12 +106,11 @@ def _rodrigues_forward_fake(rot_vecs):
 
 
 @_operator("rodrigues_forward(Tensor rot_vecs) -> Tensor", _rodrigues_forward_fake)
-def _rodrigues_forward(rot_vecs):
+def rodrigues_forward(rot_vecs):
     matrices = _rodrigues_forward_fake(rot_vecs)
     cuda, rot_vecs = require_device(rot_vecs, "rot_vecs"), rot_vecs.contiguous()
     run = core.rodrigues_forward_f32 if rot_vecs.dtype == torch.float32 else core.rodrigues_forward_f64
-    with on_device(rot_vecs.device):
-        run(cuda, rot_vecs.shape[0], rot_vecs.data_ptr(), matrices.data_ptr(), where(rot_vecs.device))
+    launch(run, rot_vecs.device, cuda, rot_vecs.shape[0], rot_vecs.data_ptr(), matrices.data_ptr())
     return matrices
 
 
@@ -82,12 +121,11 @@ def _rodrigues_backward_fake(grad, rot_vecs):
 
 
 @_operator("rodrigues_backward(Tensor grad, Tensor rot_vecs) -> Tensor", _rodrigues_backward_fake)
-def _rodrigues_backward(grad, rot_vecs):
+def rodrigues_backward(grad, rot_vecs):
     out = _rodrigues_backward_fake(grad, rot_vecs)
     cuda, grad, rot_vecs = require_device(rot_vecs, "rot_vecs"), grad.contiguous(), rot_vecs.contiguous()
     run = core.rodrigues_backward_f32 if rot_vecs.dtype == torch.float32 else core.rodrigues_backward_f64
-    with on_device(rot_vecs.device):
-        run(cuda, rot_vecs.shape[0], rot_vecs.data_ptr(), grad.data_ptr(), out.data_ptr(), where(rot_vecs.device))
+    launch(run, rot_vecs.device, cuda, rot_vecs.shape[0], rot_vecs.data_ptr(), grad.data_ptr(), out.data_ptr())
     return out
 
 
@@ -104,21 +142,12 @@ def _lbs_forward_fake(
     return betas.new_empty((B, V, 3)), betas.new_empty((B, J, 3)), betas.new_empty((B, size))
 
 
-def _joint_template(v_template: Tensor, J_regressor: Tensor) -> Tensor:
-    """The template's joints, (J, 3) or (B, J, 3)."""
-    if v_template.ndim == 2:
-        # What requires grad is being optimised, and may be written in ways that leave no trace: never kept.
-        return _regress(J_regressor, v_template) if v_template.requires_grad else template_joints((J_regressor, v_template))
-    with torch.autocast(v_template.device.type, enabled=False):
-        return torch.matmul(J_regressor, v_template).contiguous()
-
-
 @_operator(f"lbs_forward({_CALL}, bool pose2rot, bool keep) -> (Tensor, Tensor, Tensor)", _lbs_forward_fake)
-def _lbs_forward(betas, pose, v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights, pose2rot, keep):
+def lbs_forward(betas, pose, v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights, pose2rot, keep):
     model: PreparedLbs = prepared_lbs((shapedirs, posedirs, J_regressor, parents, lbs_weights))
     checks.lbs_call(betas, pose, v_template, model.like, *model.sizes, pose2rot)
-    v_template, joint_template = rows_of_points(v_template), _joint_template(v_template, J_regressor)
-    return model.forward(_rows(betas), _rows(pose), v_template, joint_template, pose2rot, keep)
+    joint_template = model.joint_template(v_template)
+    return model.forward(_rows(betas), _rows(pose), rows_of_points(v_template), joint_template, pose2rot, keep)
 
 
 def _lbs_gradients(grad_vertices, grad_joints, betas, pose, v_template, state, sizes, wanted):
@@ -144,7 +173,7 @@ def _lbs_backward_fake(
     " -> (Tensor, Tensor, Tensor)",
     _lbs_backward_fake,
 )
-def _lbs_backward(
+def lbs_backward(
     grad_vertices, grad_joints, betas, pose, v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights, state,
     pose2rot, wanted,
 ):
@@ -156,7 +185,7 @@ def _lbs_backward(
     grad_betas, grad_pose, grad_v_template = (g if w else None for g, w in zip(outputs, wanted))
     grad_joint_template = None if grad_v_template is None else betas.new_empty((B, J, 3))
     model.backward(
-        grad_vertices, grad_joints, _rows(betas), _rows(pose), _joint_template(v_template, J_regressor),
+        grad_vertices, grad_joints, _rows(betas), _rows(pose), model.joint_template(v_template),
         state.contiguous(), pose2rot, grad_betas, grad_pose, grad_v_template, grad_joint_template,
     )
     if grad_v_template is not None:  # through the rest joints
@@ -193,7 +222,7 @@ def _landmarks_forward_fake(
 
 
 @_operator(f"landmarks_forward({_CALL}, {_EMBEDDING}, bool pose2rot, bool keep) -> (Tensor, Tensor)", _landmarks_forward_fake)
-def _landmarks_forward(
+def landmarks_forward(
     betas, pose, v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights, faces, lmk_faces_idx, lmk_bary_coords,
     contour_faces_idx, contour_bary_coords, neck_joint, pose2rot, keep,
 ):
@@ -233,7 +262,7 @@ def _landmarks_backward_fake(
     " -> (Tensor, Tensor)",
     _landmarks_backward_fake,
 )
-def _landmarks_backward(
+def landmarks_backward(
     grad_landmarks, betas, pose, v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights, faces, lmk_faces_idx,
     lmk_bary_coords, contour_faces_idx, contour_bary_coords, neck_joint, state, pose2rot, wanted,
 ):
@@ -264,7 +293,7 @@ def _head_forward_fake(*arguments):
     f"head_forward({_CALL}, {_EMBEDDING}, bool pose2rot, bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _head_forward_fake,
 )
-def _head_forward(betas, pose, *arguments):
+def head_forward(betas, pose, *arguments):
     """vertices, joints, landmarks, and the states of landmarks and mesh."""
     *constants, neck_joint, pose2rot, keep = arguments
     head: PreparedHead = prepared_head(tuple(constants), neck_joint)
@@ -287,7 +316,7 @@ def _head_backward_fake(grad_vertices, grad_joints, grad_landmarks, *arguments):
     "Tensor landmark_state, Tensor state, bool pose2rot, bool[] wanted) -> (Tensor, Tensor)",
     _head_backward_fake,
 )
-def _head_backward(grad_vertices, grad_joints, grad_landmarks, betas, pose, *arguments):
+def head_backward(grad_vertices, grad_joints, grad_landmarks, betas, pose, *arguments):
     *constants, neck_joint, landmark_state, state, pose2rot, wanted = arguments
     head: PreparedHead = prepared_head(tuple(constants), neck_joint)
     mesh, landmarks = head.mesh, head.landmarks
@@ -334,19 +363,18 @@ def _embedding_rows(faces: Tensor, lmk_faces_idx: Tensor, lmk_bary_coords: Tenso
 
 
 @_operator(f"vertices2landmarks_forward(Tensor vertices, {_POINTS}) -> Tensor", _vertices2landmarks_forward_fake)
-def _vertices2landmarks_forward(vertices, faces, lmk_faces_idx, lmk_bary_coords):
+def vertices2landmarks_forward(vertices, faces, lmk_faces_idx, lmk_bary_coords):
     landmarks = _vertices2landmarks_forward_fake(vertices, faces, lmk_faces_idx, lmk_bary_coords)
     cuda = require_device(vertices, "vertices")
     if vertices.stride()[1:] != (3, 1):
         vertices = vertices.contiguous()
     faces, index, bary = _embedding_rows(faces, lmk_faces_idx, lmk_bary_coords)
     run = core.vertices2landmarks_forward_f32 if vertices.dtype == torch.float32 else core.vertices2landmarks_forward_f64
-    with on_device(vertices.device):
-        run(
-            cuda, vertices.shape[0], vertices.shape[1], faces.shape[0], index.shape[1], vertices.data_ptr(),
-            vertices.stride(0), faces.data_ptr(), index.data_ptr(), index.stride(0), bary.data_ptr(), bary.stride(0),
-            landmarks.data_ptr(), where(vertices.device),
-        )
+    launch(
+        run, vertices.device, cuda, vertices.shape[0], vertices.shape[1], faces.shape[0], index.shape[1], vertices.data_ptr(),
+        vertices.stride(0), faces.data_ptr(), index.data_ptr(), index.stride(0), bary.data_ptr(), bary.stride(0),
+        landmarks.data_ptr(),
+    )  # fmt: skip
     return landmarks
 
 
@@ -359,15 +387,14 @@ def _vertices2landmarks_backward_fake(grad, faces, lmk_faces_idx, lmk_bary_coord
 @_operator(
     f"vertices2landmarks_backward(Tensor grad, {_POINTS}, SymInt num_vertices) -> Tensor", _vertices2landmarks_backward_fake
 )
-def _vertices2landmarks_backward(grad, faces, lmk_faces_idx, lmk_bary_coords, num_vertices):
+def vertices2landmarks_backward(grad, faces, lmk_faces_idx, lmk_bary_coords, num_vertices):
     out = _vertices2landmarks_backward_fake(grad, faces, lmk_faces_idx, lmk_bary_coords, num_vertices)
     cuda, grad = require_device(grad, "grad"), grad.contiguous()
     checks.require(grad.shape[1] == lmk_faces_idx.shape[1], "grad", "one row per landmark", tuple(grad.shape))
     faces, index, bary = _embedding_rows(faces, lmk_faces_idx, lmk_bary_coords)
     run = core.vertices2landmarks_backward_f32 if grad.dtype == torch.float32 else core.vertices2landmarks_backward_f64
-    with on_device(grad.device):
-        run(
-            cuda, grad.shape[0], num_vertices, faces.shape[0], index.shape[1], faces.data_ptr(), index.data_ptr(),
-            index.stride(0), bary.data_ptr(), bary.stride(0), grad.data_ptr(), out.data_ptr(), where(grad.device),
-        )
+    launch(
+        run, grad.device, cuda, grad.shape[0], num_vertices, faces.shape[0], index.shape[1], faces.data_ptr(), index.data_ptr(),
+        index.stride(0), bary.data_ptr(), bary.stride(0), grad.data_ptr(), out.data_ptr(),
+    )  # fmt: skip
     return out

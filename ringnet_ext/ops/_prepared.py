@@ -1,5 +1,6 @@
 """Models prepared for the core: packed once, reused while nothing about their tensors has changed, gone when they go."""
 
+import functools
 import threading
 import weakref
 from collections.abc import Callable
@@ -19,6 +20,17 @@ def where(device: torch.device) -> int:
     if device.type == "cpu":
         return torch.get_num_threads()
     return torch.cuda.current_stream(device).cuda_stream
+
+
+def launch(entry: Callable, device: torch.device, *arguments) -> None:
+    """Calls an entry point of the core where its tensors live, that device being the current one."""
+    if device.type == "cpu":
+        entry(*arguments, torch.get_num_threads())
+    elif device.index == torch.cuda.current_device():
+        entry(*arguments, where(device))
+    else:
+        with torch.cuda.device(device):
+            entry(*arguments, where(device))
 
 
 def require_device(tensor: Tensor, argument: str) -> bool:
@@ -132,15 +144,24 @@ class PreparedLbs:
         self.packed = shapedirs.new_empty(model.packed_size(cuda, V, K, J))
         self.index = shapedirs.new_empty(model.index_size(cuda, V, K, J), dtype=torch.int32)
         inputs = [t.contiguous() for t in (shapedirs, posedirs, lbs_weights)]
-        with on_device(self.device):
-            model.pack(
-                cuda, V, K, J, *(t.data_ptr() for t in inputs), self.packed.data_ptr(), self.index.data_ptr(),
-                where(self.device),
-            )
+        launch(
+            model.pack, self.device, cuda, V, K, J, *(t.data_ptr() for t in inputs), self.packed.data_ptr(), self.index.data_ptr()
+        )
         self.core = model(
             cuda, V, K, J, self.parents.data_ptr(), self.joint_dirs.data_ptr(), self.packed.data_ptr(), self.index.data_ptr()
         )
         self.state_sizes = tuple(model.state_size(cuda, V, K, J, keep) for keep in (False, True))
+        # Detached: the model ends with the tensors it was made of, so it must not keep them alive.
+        self._regressor = J_regressor.detach()
+        self._template_joints = _Cache(functools.partial(_regress, self._regressor))
+
+    def joint_template(self, v_template: Tensor) -> Tensor:
+        """The template's joints, (J, 3) or (B, J, 3)."""
+        if v_template.ndim == 2:
+            # What requires grad is being optimised, and may be written in ways that leave no trace: never kept.
+            return _regress(self._regressor, v_template) if v_template.requires_grad else self._template_joints((v_template,))
+        with torch.autocast(self.device.type, enabled=False):
+            return torch.matmul(self._regressor, v_template).contiguous()
 
     def forward(
         self, betas: Tensor, pose: Tensor, v_template: Tensor, joint_template: Tensor, pose2rot: bool, keep: bool
@@ -149,12 +170,11 @@ class PreparedLbs:
         (V, _, J), B = self.sizes, betas.shape[0]
         vertices, joints = betas.new_empty((B, V, 3)), betas.new_empty((B, J, 3))
         state = betas.new_empty((B, self.state_sizes[keep]))
-        with on_device(self.device):
-            self.core.forward(
-                B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot, v_template.data_ptr(),
-                _batch_stride(v_template), joint_template.data_ptr(), _batch_stride(joint_template), keep,
-                state.data_ptr(), vertices.data_ptr(), joints.data_ptr(), where(self.device),
-            )
+        launch(
+            self.core.forward, self.device, B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot,
+            v_template.data_ptr(), _batch_stride(v_template), joint_template.data_ptr(), _batch_stride(joint_template), keep,
+            state.data_ptr(), vertices.data_ptr(), joints.data_ptr(),
+        )  # fmt: skip
         return vertices, joints, state
 
     def backward(
@@ -176,14 +196,13 @@ class PreparedLbs:
         if grad_joints is not None:
             grad_joints = grad_joints.contiguous()
         workspace = betas.new_empty(self.core.workspace_size(self.cuda, B, *self.sizes, shared))
-        with on_device(self.device):
-            self.core.backward(
-                B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot,
-                joint_template.data_ptr(), _batch_stride(joint_template), state.data_ptr(), _address(grad_vertices),
-                *(grad_vertices.stride() if grad_vertices is not None else (0, 0, 0)), _address(grad_joints),
-                _address(grad_betas), _address(grad_pose), _address(grad_v_template), shared,
-                _address(grad_joint_template), workspace.data_ptr(), where(self.device),
-            )
+        launch(
+            self.core.backward, self.device, B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot,
+            joint_template.data_ptr(), _batch_stride(joint_template), state.data_ptr(), _address(grad_vertices),
+            *(grad_vertices.stride() if grad_vertices is not None else (0, 0, 0)), _address(grad_joints),
+            _address(grad_betas), _address(grad_pose), _address(grad_v_template), shared,
+            _address(grad_joint_template), workspace.data_ptr(),
+        )  # fmt: skip
 
 
 class PreparedLandmarks:
@@ -228,10 +247,7 @@ class PreparedLandmarks:
             inputs += [faces[contour_faces_idx.long()], contour_bary_coords]
         inputs = [t.contiguous() for t in inputs]
         addresses = [t.data_ptr() for t in inputs] + [0] * (8 - len(inputs))
-        with on_device(self.device):
-            model.pack(
-                cuda, V, K, J, L, C, *addresses, self.packed.data_ptr(), self.index.data_ptr(), where(self.device)
-            )
+        launch(model.pack, self.device, cuda, V, K, J, L, C, *addresses, self.packed.data_ptr(), self.index.data_ptr())
         self.core = model(
             cuda, K, J, L, C, neck_joint, self.parents.data_ptr(), self.joint_dirs.data_ptr(),
             self.joint_template.data_ptr(), self.packed.data_ptr(), self.index.data_ptr(),
@@ -243,11 +259,10 @@ class PreparedLandmarks:
         """landmarks and state. The arguments are checked; those of a batch element are contiguous."""
         B = betas.shape[0]
         landmarks, state = betas.new_empty((B, self.points, 3)), betas.new_empty((B, self.state_sizes[keep]))
-        with on_device(self.device):
-            self.core.forward(
-                B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot, keep, state.data_ptr(),
-                landmarks.data_ptr(), where(self.device),
-            )
+        launch(
+            self.core.forward, self.device, B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot, keep,
+            state.data_ptr(), landmarks.data_ptr(),
+        )  # fmt: skip
         return landmarks, state
 
     def backward(
@@ -263,12 +278,11 @@ class PreparedLandmarks:
         """Overwrites the last two, where they are wanted."""
         B = betas.shape[0]
         workspace = betas.new_empty(self.core.workspace_size(self.cuda, B, *self._landmark_sizes))
-        with on_device(self.device):
-            self.core.backward(
-                B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot, state.data_ptr(),
-                grad_landmarks.data_ptr(), *grad_landmarks.stride(), _address(grad_betas), _address(grad_pose),
-                workspace.data_ptr(), where(self.device),
-            )
+        launch(
+            self.core.backward, self.device, B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot,
+            state.data_ptr(), grad_landmarks.data_ptr(), *grad_landmarks.stride(), _address(grad_betas), _address(grad_pose),
+            workspace.data_ptr(),
+        )  # fmt: skip
 
 
 class PreparedHead:
@@ -280,25 +294,9 @@ class PreparedHead:
         self.mesh: PreparedLbs = prepared_lbs(tuple(tensors[:5]))
 
 
-class _NoGuard:
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_) -> None: ...
-
-
-_no_guard = _NoGuard()
-
-
-def on_device(device: torch.device):
-    """Makes the device current where it isn't."""
-    if device.type == "cpu" or device.index == torch.cuda.current_device():
-        return _no_guard
-    return torch.cuda.device(device)
-
-
 prepared_lbs = _Cache(PreparedLbs)
 prepared_landmarks = _Cache(PreparedLandmarks)
 prepared_head = _Cache(PreparedHead)
-template_joints = _Cache(_regress)
 
 
 def clear_prepared() -> None:
@@ -307,5 +305,5 @@ def clear_prepared() -> None:
     Needed only after a write that PyTorch's version counter can't see: through ``tensor.data``, or into a NumPy array that
     shares a tensor's memory. Everything else (in-place operators, ``load_state_dict``, ``Module.to``) is noticed.
     """
-    for cache in (prepared_lbs, prepared_landmarks, prepared_head, template_joints):
+    for cache in (prepared_lbs, prepared_landmarks, prepared_head):
         cache.clear()
