@@ -157,31 +157,44 @@ struct TileSkin {
     }
 };
 
-// Addresses that will be written to, fetched one at a time while something else is computed: all at once they would be more
-// misses than a core can have in flight, and it would wait for them.
-template <int capacity>
+// What will be written: the same few lines of `group` rows of vertices and of kept vertices. Fetched a line at a time while
+// something else is computed: all at once they would be more misses than a core can have in flight, and it would wait.
+template <class T, int group>
 struct Ahead {
-    const void* addresses[capacity];
-    int count = 0;
-    void add(const void* p) { addresses[count++] = p; }
+    static constexpr index_t line = 64 / sizeof(T);
+    const T *vertices, *kept;  // kept: null where they aren't
+    index_t vertices_pitch, kept_pitch, steps;
+    int row = 0;
+
+    RN_HOST_DEVICE void fetch() {
+        __builtin_prefetch(vertices, 1);
+        vertices += vertices_pitch;
+        if (kept) __builtin_prefetch(kept, 1);
+        if (kept) kept += kept_pitch;
+        if (++row < group) return;
+        row = 0;
+        vertices += line - group * vertices_pitch;
+        if (kept) kept += line - group * kept_pitch;
+    }
 };
 
-// out[t][b] = sum over k of directions[t][k] * features[b][ids[k]], for `tiles` neighbouring tiles and `group` elements.
-template <class T, int group, int tiles, int capacity>
+// out[t][b] = sum over k of directions[t][k] * features[b][ids[k]], for `tiles` neighbouring tiles and `group` elements. `later`:
+// what to bring nearer meanwhile, a line a feature; null for nothing.
+template <class T, int group, int tiles>
 RN_KERNEL void blend_tiles(index_t count, const std::int32_t* ids, const T* directions, const T* features, index_t pitch,
-                           const Ahead<capacity>& ahead, vec<T> (&out)[tiles][group][3]) {
+                           Ahead<T, group> ahead, const T* later, vec<T> (&out)[tiles][group][3]) {
     constexpr int W = lanes<T>;
     vec<T> acc[tiles][group][3] = {};
     const T* x[group];
     RN_UNROLL for (int b = 0; b < group; ++b) x[b] = features + b * pitch;
-    const T* next = features + group * pitch;
+    const index_t later_step = later ? index_t(64 / sizeof(T)) : group;
+    if (!later) later = features + group * pitch;  // the next group's features: rows too short to start a hardware stream
     // Late enough to be there still, early enough for memory to answer.
-    const index_t first_ahead = count > ahead.count + 24 ? count - ahead.count - 24 : 0;
+    const index_t first_ahead = count > ahead.steps + 24 ? count - ahead.steps - 24 : 0, last_ahead = first_ahead + ahead.steps;
     for (index_t k = 0; k < count; ++k) {
         const index_t id = ids[k];
-        const index_t slot = k - first_ahead;
-        if (slot >= 0 && slot < ahead.count) __builtin_prefetch(ahead.addresses[slot], 1);
-        if (tiles == 1) __builtin_prefetch(next + k * group);
+        if (k >= first_ahead && k < last_ahead) ahead.fetch();
+        if (tiles == 1) __builtin_prefetch(later + k * later_step);
         RN_UNROLL for (int t = 0; t < tiles; ++t) {
             const T* d = directions + (t * count + k) * 3 * W;
             vec<T> dx = load(d), dy = load(d + W), dz = load(d + 2 * W);
@@ -205,37 +218,44 @@ RN_KERNEL void blend_tiles(index_t count, const std::int32_t* ids, const T* dire
 
 template <class T, int group, int tiles>
 void forward_tiles(const LbsForward<T>& p, const LbsLayout<T>& lay, const Directions<T>& directions, index_t first_tile,
-                   index_t first_b) {
+                   index_t first_b, const T* later = nullptr) {
     constexpr int W = lanes<T>;
+    // Local: the compiler must believe that any store changes what p and lay refer to.
+    const index_t J = lay.J, V = lay.V, template_pitch = p.v_template_stride, transform_pitch = lay.transform_pitch;
+    const index_t kept_pitch = lay.blended_pitch, first_v = first_tile * W;
+    const bool keep = p.keep;
+    const T* templates = p.v_template + first_b * template_pitch + 3 * first_v;
+    const T* transforms = p.state + lay.transforms(p.B, first_b);
+    const T* weights = p.model.packed + lay.weights() + first_tile * J * W;
+    const std::int32_t* joints = p.model.index + lay.joints(first_tile);
+    T* vertices = p.vertices + (first_b * V + first_v) * 3;
+    T* kept = p.state + lay.blended(p.B, first_b) + first_tile * 3 * W;
+
     vec<T> offsets[tiles][group][3];
-    Ahead<2 * group * tiles * 3> ahead;
-    for (int b = 0; b < group; ++b) {
-        T* vertices = p.vertices + ((first_b + b) * lay.V + first_tile * W) * 3;
-        T* blended = p.state + lay.blended(p.B, first_b + b) + first_tile * 3 * W;
-        for (int i = 0; i < tiles * 3; ++i) {
-            ahead.add(vertices + i * W);
-            if (p.keep) ahead.add(blended + i * W);
-        }
-    }
+    const Ahead<T, group> ahead{vertices, keep ? kept : nullptr, 3 * V, kept_pitch,
+                                group * ceil_div(tiles * 3 * W, Ahead<T, group>::line)};
     const index_t tile_of_block = first_tile % LbsLayout<T>::tiles_per_block;
     blend_tiles<T, group, tiles>(directions.count, directions.features, directions.values + tile_of_block * directions.tile_pitch(),
-                                 p.state + lay.features(first_b), lay.feature_pitch, ahead, offsets);
+                                 p.state + lay.features(first_b), lay.feature_pitch, ahead, later, offsets);
     for (int t = 0; t < tiles; ++t) {
-        const index_t tile = first_tile + t, v0 = tile * W;
-        const std::int32_t* ids = p.model.index + lay.joints(tile);
-        const TileSkin<T> skin{ids[0], ids + 1, p.model.packed + lay.weights() + tile * lay.J * W};
+        const TileSkin<T> skin{joints[0], joints + 1, weights};
+        const index_t left = V - first_v - t * W;
         vec<T> v_template[3];
+        load_points(templates, left, v_template);
         for (int b = 0; b < group; ++b) {
-            if (b == 0 || p.v_template_stride != 0)
-                load_points(p.v_template + (first_b + b) * p.v_template_stride + 3 * v0, lay.V - v0, v_template);
+            if (b > 0 && template_pitch != 0) load_points(templates + b * template_pitch, left, v_template);
             vec<T> blended[3], posed[3];
             for (int c = 0; c < 3; ++c) blended[c] = v_template[c] + offsets[t][b][c];  // last: it is large, the sum small
-            skin.apply(p.state + lay.transforms(p.B, first_b + b), blended, posed);
-            store_points(p.vertices + ((first_b + b) * lay.V + v0) * 3, lay.V - v0, posed);
-            if (p.keep)
-                for (int c = 0; c < 3; ++c)
-                    store(p.state + lay.blended(p.B, first_b + b) + (tile * 3 + c) * W, blended[c]);
+            skin.apply(transforms + b * transform_pitch, blended, posed);
+            store_points(vertices + b * 3 * V, left, posed);
+            if (keep)
+                for (int c = 0; c < 3; ++c) store(kept + b * kept_pitch + c * W, blended[c]);
         }
+        templates += 3 * W;
+        vertices += 3 * W;
+        kept += 3 * W;
+        weights += J * W;
+        joints += 1 + J;
     }
 }
 
@@ -247,8 +267,13 @@ void forward_block(const LbsForward<T>& p, const LbsLayout<T>& lay, index_t bloc
     const index_t t0 = block * LbsLayout<T>::tiles_per_block, t1 = min_of(t0 + LbsLayout<T>::tiles_per_block, lay.tiles);
     const index_t full = b0 + (b1 - b0) / max_group * max_group;
     if (full > b0)
-        for (index_t t = t0; t < t1; ++t)
-            for (index_t b = b0; b < full; b += max_group) forward_tiles<T, max_group, 1>(p, lay, directions, t, b);
+        for (index_t t = t0; t < t1; ++t) {
+            // The first groups bring the next tile's directions into L2, where they are enough to bring all.
+            const T* later = directions.values + (t + 1 - t0) * directions.tile_pitch();
+            const T* const end = t + 1 < t1 && full - b0 >= 4 * max_group ? later + directions.tile_pitch() : later;
+            for (index_t b = b0; b < full; b += max_group, later += directions.count * index_t(64 / sizeof(T)))
+                forward_tiles<T, max_group, 1>(p, lay, directions, t, b, later < end ? later : nullptr);
+        }
     index_t b = full;
     const auto rest = [&](auto group, auto tiles) {
         if (b1 - b < group()) return;
