@@ -188,6 +188,53 @@ RN_HOST_DEVICE void each_corner(const LandmarkTables<T>& m, index_t t0, index_t 
     }
 }
 
+// The way back through TileSkin::apply, for one element. Accumulates the gradient of its transforms over tiles, lane by lane.
+template <class T>
+class SkinGradient {
+  public:
+    static index_t size(index_t J) { return 13 * J * lanes<T>; }  // one vector per joint holds its flag
+    SkinGradient(T* memory, index_t J) : sums_(memory), touched_(memory + 12 * J * lanes<T>), J_(J) {
+        fill_zero(memory, memory + size(J));
+    }
+
+    // dv = gradient of the tile's blended vertices v, where g is that of the posed ones.
+    RN_HOST_DEVICE void add(const TileSkin<T>& skin, const T* transforms, const vec<T> v[3], const vec<T> g[3], vec<T> dv[3]) {
+        constexpr int W = lanes<T>;
+        for (int c = 0; c < 3; ++c) dv[c] = vec<T>{};
+        for (std::int32_t s = 0; s < skin.count; ++s) {
+            const std::int32_t j = skin.joints[s];
+            const vec<T> w = load(skin.weights + s * W);
+            vec<T> weighted[3], turned[3], dA[12];
+            for (int c = 0; c < 3; ++c) weighted[c] = w * g[c];
+            transform_point_vjp(transforms + 12 * j, weighted, turned);
+            for (int c = 0; c < 3; ++c) dv[c] += turned[c];
+            transform_vjp(v, weighted, dA);
+            T* sums = sums_ + j * 12 * W;
+            for (int i = 0; i < 12; ++i) store(sums + i * W, load(sums + i * W) + dA[i]);
+            touched_[j] = T(1);
+        }
+    }
+
+    // out (12 J) += the gradient of the transforms so far; starts again from zero.
+    RN_HOST_DEVICE void flush(T* out) {
+        constexpr int W = lanes<T>;
+        for (index_t j = 0; j < J_; ++j) {
+            if (touched_[j] == T(0)) continue;
+            vec<T> v[12];
+            T total[round_up(12, W)];
+            for (int i = 0; i < 12; ++i) v[i] = load(sums_ + (12 * j + i) * W);
+            sums<T>(v, total);
+            for (int i = 0; i < 12; ++i) out[12 * j + i] += total[i];
+            fill_zero(sums_ + 12 * j * W, sums_ + 12 * (j + 1) * W);
+            touched_[j] = T(0);
+        }
+    }
+
+  private:
+    T *sums_, *touched_;
+    index_t J_;
+};
+
 // Scratch of one thread: a group's blended corners or their gradients, one element's posed corners, gradients of features.
 template <class T>
 struct LandmarkScratch {

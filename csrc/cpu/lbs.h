@@ -3,7 +3,9 @@
 // Vertices come in tiles of one vector (W lanes), tiles in blocks. Packed constants, in this order:
 //   directions    [block][tile][feature][xyz][lane]    forward and backward; only features that move any vertex of the block
 //   weights       [tile][slot][lane]                   skinning weights of the joints that touch the tile, most J slots
-// index: [tile][1 + J]: number of joints that touch the tile, then their ids; [block][1 + F]: the same of the features.
+// index: [tile][1 + J]: number of joints that touch the tile, then their ids; [block][1 + F]: the same of the features;
+// [block][joint_tiles_size]: number of joints that touch the block and, joint by joint, id, number of tiles, and for each of them
+// its number in the block and the place of its weights.
 // state: features [b][F], transforms [b][12 J], and if kept the blended vertices [b][tile][xyz][lane], rows padded to 64 bytes.
 //
 // Both matrix products keep a block of accumulators in registers. Forward: 3 coordinates x max_group elements, fed by 3 loads and
@@ -47,7 +49,9 @@ struct LbsLayout {
     index_t packed_size() const { return weights() + tiles * J * W; }
     index_t joints(index_t tile) const { return tile * (1 + J); }
     index_t block_features(index_t block) const { return tiles * (1 + J) + block * (1 + F); }
-    index_t index_size() const { return block_features(blocks()); }
+    index_t joint_tiles_size() const { return 1 + 2 * J * (1 + tiles_per_block); }
+    index_t joint_tiles(index_t block) const { return block_features(blocks()) + block * joint_tiles_size(); }
+    index_t index_size() const { return joint_tiles(blocks()); }
     index_t state_size(bool keep) const { return feature_pitch + transform_pitch + (keep ? blended_pitch : 0); }
     index_t features(index_t b) const { return b * feature_pitch; }
     index_t transforms(index_t B, index_t b) const { return B * feature_pitch + b * transform_pitch; }
@@ -83,6 +87,30 @@ void list_features(const LbsConstants<T>& c, index_t v0, index_t v1, std::int32_
         if (ids[k]) ids[used++] = static_cast<std::int32_t>(k);
     list[0] = used;
     for (index_t k = used; k < F; ++k) ids[k] = 0;
+}
+
+// A block's tiles by joint: the lists of joints by tile, turned round.
+template <class T>
+void list_joint_tiles(const LbsLayout<T>& lay, const std::int32_t* index, index_t t0, index_t t1, std::int32_t* list) {
+    std::int32_t* next = list + 1;
+    list[0] = 0;
+    for (index_t j = 0; j < lay.J; ++j) {
+        std::int32_t* entry = next;
+        next += 2;
+        for (index_t tile = t0; tile < t1; ++tile) {
+            const std::int32_t* ids = index + lay.joints(tile);
+            for (std::int32_t slot = 0; slot < ids[0]; ++slot) {
+                if (ids[1 + slot] != j) continue;
+                *next++ = static_cast<std::int32_t>(tile - t0);
+                *next++ = static_cast<std::int32_t>((tile - t0) * lay.J + slot);
+            }
+        }
+        entry[0] = static_cast<std::int32_t>(j);
+        entry[1] = static_cast<std::int32_t>((next - entry) / 2 - 1);
+        if (entry[1] == 0) next = entry;
+        else ++list[0];
+    }
+    for (std::int32_t* end = list + lay.joint_tiles_size(); next < end; ++next) *next = 0;
 }
 
 template <class T>
@@ -122,6 +150,7 @@ void pack_lbs(const LbsConstants<T>& c, T* packed, std::int32_t* index, [[maybe_
                 ids[1 + slot] = 0;
             }
         }
+        list_joint_tiles(lay, index, t0, t1, index + lay.joint_tiles(block));
     }
 }
 
@@ -366,85 +395,62 @@ RN_KERNEL void project_features(index_t tiles, index_t tile_pitch, const T* grad
     }
 }
 
-// The way back through TileSkin::apply, for one element. Accumulates the gradient of its transforms over tiles, lane by lane.
-template <class T>
-class SkinGradient {
-  public:
-    static index_t size(index_t J) { return 13 * J * lanes<T>; }  // one vector per joint holds its flag
-    SkinGradient(T* memory, index_t J) : sums_(memory), touched_(memory + 12 * J * lanes<T>), J_(J) {
-        fill_zero(memory, memory + size(J));
-    }
-
-    // dv = gradient of the tile's blended vertices v, where g is that of the posed ones.
-    RN_HOST_DEVICE void add(const TileSkin<T>& skin, const T* transforms, const vec<T> v[3], const vec<T> g[3], vec<T> dv[3]) {
-        constexpr int W = lanes<T>;
-        for (int c = 0; c < 3; ++c) dv[c] = vec<T>{};
-        for (std::int32_t s = 0; s < skin.count; ++s) {
-            const std::int32_t j = skin.joints[s];
-            const vec<T> w = load(skin.weights + s * W);
-            vec<T> weighted[3], turned[3], dA[12];
-            for (int c = 0; c < 3; ++c) weighted[c] = w * g[c];
-            transform_point_vjp(transforms + 12 * j, weighted, turned);
-            for (int c = 0; c < 3; ++c) dv[c] += turned[c];
-            transform_vjp(v, weighted, dA);
-            T* sums = sums_ + j * 12 * W;
-            for (int i = 0; i < 12; ++i) store(sums + i * W, load(sums + i * W) + dA[i]);
-            touched_[j] = T(1);
-        }
-    }
-
-    // out (12 J) += the gradient of the transforms so far; starts again from zero.
-    RN_HOST_DEVICE void flush(T* out) {
-        constexpr int W = lanes<T>;
-        for (index_t j = 0; j < J_; ++j) {
-            if (touched_[j] == T(0)) continue;
-            vec<T> v[12];
-            T total[round_up(12, W)];
-            for (int i = 0; i < 12; ++i) v[i] = load(sums_ + (12 * j + i) * W);
-            sums<T>(v, total);
-            for (int i = 0; i < 12; ++i) out[12 * j + i] += total[i];
-            fill_zero(sums_ + 12 * j * W, sums_ + 12 * (j + 1) * W);
-            touched_[j] = T(0);
-        }
-    }
-
-  private:
-    T *sums_, *touched_;
-    index_t J_;
-};
-
-// Tiles [t0, t1) of one element: rows = the gradient of the blended vertices, [tile][xyz][lane]; adds that of the transforms to
-// d_transforms, and where wanted the first to template_sum. Fetches what the next element will read, where there is one: pieces
-// too short and too far apart for the hardware to foresee.
+// Tiles [t0, t1), a block, of one element: rows = the gradient of the blended vertices, [tile][xyz][lane]; adds that of the
+// transforms to d_transforms, and where wanted the first to template_sum. Fetches what the next element will read, where there is
+// one: pieces too short and too far apart for the hardware to foresee. posed_rows is scratch.
+//
+// First the tiles one by one, then the joints one by one: a joint's twelve sums stay in registers over all of its tiles.
 template <class T>
 RN_KERNEL void unskin(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t t0, index_t t1, index_t b, bool next,
-                      SkinGradient<T> gradient, T* rows, T* template_sum, T* d_transforms) {
+                      T* posed_rows, T* rows, T* template_sum, T* d_transforms) {
     constexpr int W = lanes<T>;
     // Local: the compiler must believe that any store changes what p and lay refer to.
     const index_t V = lay.V, J = lay.J, *const s = p.grad_vertices_stride, stride[] = {s[0], s[1], s[2]};
     const index_t next_g = next ? stride[0] : 0, next_v = next ? lay.blended_pitch : 0;
     const T *A = p.state + lay.transforms(p.B, b), *g_rows = p.grad_vertices + b * stride[0];
-    const T *v_rows = p.state + lay.blended(p.B, b), *weights = p.model.packed + lay.weights();
-    const std::int32_t* index = p.model.index;
+    const T *v_rows = p.state + lay.blended(p.B, b) + t0 * 3 * W, *weights = p.model.packed + lay.weights() + t0 * J * W;
+    const std::int32_t *ids = p.model.index + lay.joints(t0), *list = p.model.index + lay.joint_tiles(t0 / lay.tiles_per_block);
     T* d_template = p.grad_v_template && !p.grad_v_template_shared ? p.grad_v_template + b * V * 3 : nullptr;
-    for (index_t tile = t0; tile < t1; ++tile, rows += 3 * W) {
-        const TileSkin<T> skin{index[lay.joints(tile)], index + lay.joints(tile) + 1, weights + tile * J * W};
-        vec<T> g[3], v[3], dv[3];
+    for (index_t tile = t0; tile < t1; ++tile, ids += 1 + J) {
+        const index_t row = (tile - t0) * 3 * W;
+        vec<T> g[3], dv[3] = {};
         load_gradient(g_rows, stride, tile * W, V, g);
         for (int c = 0; c < 3; ++c) {
-            v[c] = load(v_rows + (tile * 3 + c) * W);
+            store(posed_rows + row + c * W, g[c]);
             __builtin_prefetch(g_rows + next_g + (tile * W + c * (W / 3)) * stride[1]);
-            __builtin_prefetch(v_rows + next_v + (tile * 3 + c) * W);
+            __builtin_prefetch(v_rows + next_v + row + c * W);
         }
-        gradient.add(skin, A, v, g, dv);
-        for (int c = 0; c < 3; ++c) store(rows + c * W, dv[c]);
+        for (std::int32_t slot = 0; slot < ids[0]; ++slot) {
+            const vec<T> w = load(weights + ((tile - t0) * J + slot) * W);
+            const vec<T> weighted[3] = {w * g[0], w * g[1], w * g[2]};
+            vec<T> turned[3];
+            transform_point_vjp(A + 12 * ids[1 + slot], weighted, turned);
+            for (int c = 0; c < 3; ++c) dv[c] += turned[c];
+        }
+        for (int c = 0; c < 3; ++c) store(rows + row + c * W, dv[c]);
         if (d_template) store_points(d_template + 3 * tile * W, V - tile * W, dv);
         if (template_sum) {
             T* total = template_sum + tile * 3 * W;
             for (int c = 0; c < 3; ++c) store(total + c * W, load(total + c * W) + dv[c]);
         }
     }
-    gradient.flush(d_transforms);
+    std::int32_t joints = *list++;
+    for (; joints > 0; --joints) {
+        T* d_transform = d_transforms + 12 * *list++;
+        vec<T> acc[12] = {};
+        for (std::int32_t n = *list++; n > 0; --n, list += 2) {
+            const T *g = posed_rows + list[0] * 3 * W, *v = v_rows + list[0] * 3 * W;
+            const vec<T> w = load(weights + list[1] * W);
+            const vec<T> weighted[3] = {w * load(g), w * load(g + W), w * load(g + 2 * W)};
+            const vec<T> blended[3] = {load(v), load(v + W), load(v + 2 * W)};
+            vec<T> dA[12];
+            transform_vjp(blended, weighted, dA);
+            for (int i = 0; i < 12; ++i) acc[i] += dA[i];
+        }
+        T total[round_up(12, W)];
+        sums<T>(acc, total);
+        for (int i = 0; i < 12; ++i) d_transform[i] += total[i];
+    }
 }
 
 // d_features += the sums over the rows of a block of tiles, for the block's features of `B` elements. A slice of the features at a time,
@@ -488,14 +494,13 @@ void backward_chunk(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t fi
     using Layout = LbsLayout<T>;
     constexpr int W = lanes<T>;
     const index_t pitch = lay.partial_size(), features = lay.feature_vectors * W, per_block = Layout::tiles_per_block;
-    T* rows = scratch;  // [b][row of the block]
-    const SkinGradient<T> gradient(scratch + Layout::batch_block * Layout::rows_per_block, lay.J);
+    T *rows = scratch, *posed_rows = rows + Layout::batch_block * Layout::rows_per_block;  // [b][row of the block], [row]
     fill_zero(partial + b0 * pitch, partial + b1 * pitch);
     if (template_sum) fill_zero(template_sum + first * per_block * 3 * W, template_sum + min_of(last * per_block, lay.tiles) * 3 * W);
     for (index_t block = first; block < last; ++block) {
         const index_t t0 = block * per_block, t1 = min_of(t0 + per_block, lay.tiles);
         for (index_t b = b0; b < b1; ++b)
-            unskin(p, lay, t0, t1, b, b + 1 < b1, gradient, rows + (b - b0) * Layout::rows_per_block, template_sum,
+            unskin(p, lay, t0, t1, b, b + 1 < b1, posed_rows, rows + (b - b0) * Layout::rows_per_block, template_sum,
                    partial + b * pitch + features);
         project_block(Directions<T>(p.model, lay, block), b1 - b0, t1 - t0, rows, partial + b0 * pitch, pitch);
     }
@@ -519,8 +524,7 @@ void lbs_backward(const LbsBackward<T>& p, int threads) {
     [[maybe_unused]] const int n = useful_threads(threads, double(p.B) * m.V * 3 * (lay.F + 30));
 #pragma omp parallel num_threads(n)
     {
-        Scratch<T> scratch(Layout::batch_block * Layout::rows_per_block + SkinGradient<T>::size(m.J) +
-                           lay.feature_vectors * W);
+        Scratch<T> scratch((Layout::batch_block + 1) * Layout::rows_per_block + lay.feature_vectors * W);
         Scratch<double> pose_scratch(PoseScratch::size(m.J));
         const PoseScratch s(pose_scratch.data(), m.J);
 #pragma omp for schedule(dynamic)
