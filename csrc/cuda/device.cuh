@@ -24,6 +24,9 @@ __device__ __forceinline__ void store_vec(T* address, const Vec<T>& value) {
     *reinterpret_cast<Vec<T>*>(address) = value;
 }
 
+// What CUDA has no function for. A host compiler, which runs the kernels in tests/cuda_emulation, finds it there.
+#if defined(__CUDACC__)
+
 // Global to shared memory without passing through registers (sm_80 on); complete after wait_copies and a barrier.
 // Value is a scalar of 4 or 8 bytes or a Vec.
 template <class Value>
@@ -45,6 +48,8 @@ __device__ __forceinline__ void wait_copies() {
     asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }
+
+#endif
 
 // Threads that work on the same thing together.
 struct Warp {
