@@ -24,8 +24,9 @@ from ringnet_ext.ops import _library, _prepared, reference
 ROOT = Path(__file__).resolve().parents[1]
 COMPILER = os.environ.get("CXX", "g++")
 
-# No fortified long jumps: they go from stack to stack. -march=native: a * b + c is rounded once, as on a GPU. -fno-extern-tls-init: shared memory needs no constructors.
-FLAGS = ["-std=c++17", "-O2", "-U_FORTIFY_SOURCE", "-fPIC", "-march=native", "-ffp-contract=fast", "-fno-extern-tls-init", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+# -march=native: a * b + c is rounded once, as on a GPU. No fortified long jumps: they go from stack to stack. Shared memory, thread-local
+# here, needs no constructors.
+FLAGS = "-std=c++17 -O2 -fPIC -march=native -ffp-contract=fast -U_FORTIFY_SOURCE -fno-extern-tls-init -Wall -Wextra -Wno-unknown-pragmas".split()
 
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the emulation of CUDA needs Linux"),
@@ -175,8 +176,43 @@ def test_every_operator_in_any_order_of_threads(emulation, random_model, sizes, 
     check(emulation, random_model, *sizes, dtype)
 
 
+@pytest.mark.parametrize("sizes", [sizes for sizes in SIZES if sizes[0] > 32], ids=str)
+def test_large_batches_without_tensor_cores(emulation, random_model, sizes):
+    emulation.capability(86)
+    check(emulation, random_model, *sizes, torch.float32, names=["lbs", "lbs, a template per element"])
+
+
+@pytest.mark.parametrize("F", [186, 436])
+@pytest.mark.parametrize("decay", [0, 1])
+def test_tensor_cores_round_no_worse_than_float32(emulation, F, decay):
+    """Three products of shortened numbers and a sum in shares, on a pessimist's tensor core (tensor_cores.cpp), beside the kernel that
+    multiplies in float32 and torch's product in float32. One joint, at rest: the vertices are the product."""
+    g = torch.Generator().manual_seed(F)
+    B, V = 64, 128
+    betas = torch.randn(B, F, generator=g)
+    directions = 0.003 * torch.randn(V, 3, F, generator=g) * (10 / (1 + torch.arange(F))) ** decay  # centimetres in all, as FLAME's
+    rest = torch.zeros(B, 3), torch.zeros(V, 3)
+    fixed = directions, torch.zeros(0, 3 * V), torch.zeros(1, V), torch.tensor([-1]), torch.ones(V, 1)
+    exact = torch.einsum("bf,vcf->bvc", betas.double(), directions.double())
+
+    def largest_and_mean_error(vertices):
+        return torch.stack([(vertices.double() - exact).abs().max(), (vertices.double() - exact).pow(2).mean().sqrt()])
+
+    by_capability = {}
+    for capability in (80, 86):
+        emulation.capability(capability)
+        by_capability[capability] = ops.flame_lbs(betas, *rest, *fixed)[0]
+    assert not torch.equal(by_capability[80], by_capability[86])  # two kernels
+    tensor_cores, float32 = (largest_and_mean_error(x) for x in by_capability.values())
+    product = largest_and_mean_error((betas @ directions.view(-1, F).T).view(B, V, 3))
+    print(f"F={F}, decay {decay}: largest error, root of the mean square: tensor cores {tensor_cores.tolist()}, "
+          f"float32 {float32.tolist()}, torch {product.tolist()}")  # fmt: skip
+    assert (tensor_cores <= float32).all() and (tensor_cores <= product).all()
+
+
 @pytest.mark.parametrize("sizes", WALKS, ids=str)
 def test_blocks_that_walk_over_tiles(emulation, random_model, sizes):
+    emulation.capability(86)  # the backward pass is what walks; its forward pass may be the one that the emulation is quicker at
     check(emulation, random_model, *sizes, names=["lbs"])
 
 
@@ -191,7 +227,7 @@ def test_empty_batches(emulation, random_model, dtype):
 
 def test_a_fault_shows(emulation, random_model):
     """Without any one of the barriers and waits, results are wrong, depend on the order of threads, or the emulation objects."""
-    sizes = [(3, 70, 11, 5, 400), (20, 70, 20, 5, 12), (40, 70, 40, 5, 12), (2, 1030, 3, 2, 1), (34, 40, 2, 66, 12)]
+    sizes = [(3, 70, 11, 5, 400), (20, 70, 20, 5, 12), (40, 70, 40, 5, 12), (2, 1030, 3, 2, 1), (34, 40, 2, 12, 12)]
     names = ["lbs", "lbs, a template per element", "landmarks", "rodrigues", "points"]
     tried = [case for size in sizes for case in cases(random_model, *size, torch.float32, names)]
     tried += [case for walk in WALKS[1:] for case in cases(random_model, *walk, names=["lbs"])]

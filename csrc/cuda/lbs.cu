@@ -1,5 +1,5 @@
 #include "mesh_backward.cuh"
-#include "mesh_forward.cuh"
+#include "mesh_forward_tensor.cuh"
 #include "pack.cuh"
 #include "small.cuh"
 
@@ -64,13 +64,7 @@ void lbs_forward(const LbsForward<T>& p, stream_t stream) {
                              stream);
     } else {
         const MeshForward<T> mesh{model, state, p.B, V, p.v_template, p.v_template_stride, p.keep, p.vertices};
-        auto kernel = mesh_forward_kernel<T, 8>;
-        if constexpr (sizeof(T) == 4) {
-            if (plan.elements == 4) kernel = mesh_forward_kernel<T, 4>;
-            if (plan.elements == 16) kernel = mesh_forward_kernel<T, 16>;
-        }
-        const index_t elements = mesh_forward_threads / lanes * plan.elements;
-        launch("lbs_forward", kernel, model.tiles * ceil_div(p.B, elements), mesh_forward_threads, 0, stream, mesh);
+        launch_mesh_forward("lbs_forward", mesh, plan.elements, plan.elements == 16 && tensor_cores_pay(compute_capability("lbs_forward")), stream);
     }
 }
 

@@ -25,8 +25,22 @@
 using std::max;
 using std::min;
 
+inline std::uint32_t __float_as_uint(float x) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+inline float __uint_as_float(std::uint32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
 struct uint3 {
     unsigned x, y, z;
+};
+struct alignas(8) float2 {
+    float x, y;
 };
 struct dim3 {
     unsigned x, y, z;
@@ -123,7 +137,6 @@ void copy_async(Value* shared, const Value* global) {
 }
 void wait_copies(const char* file = __builtin_FILE(), int line = __builtin_LINE());
 
-std::uint32_t to_tf32(float);
 void mma_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2], const char* file = __builtin_FILE(),
               int line = __builtin_LINE());
 

@@ -4,35 +4,38 @@
 
 namespace {
 
-std::uint32_t bits_of(float x) {
-    std::uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
+float tf32(std::uint32_t bits) { return __uint_as_float(bits & 0xffffe000u); }  // the low 13 bits are not looked at
 
-float tf32(std::uint32_t bits) {  // the low 13 bits are not looked at
-    bits &= 0xffffe000u;
-    float x;
+constexpr int bias = 1023, fraction_bits = 52, most = 0x7ff;  // of a double
+int exponent_field(double x) {
+    std::uint64_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return static_cast<int>(bits >> fraction_bits & most);
+}
+double power_of_two(int exponent) {
+    const std::uint64_t bits = static_cast<std::uint64_t>(exponent + bias) << fraction_bits;
+    double x;
     std::memcpy(&x, &bits, sizeof x);
     return x;
 }
 
 float truncating_sum(const double (&addends)[9]) {
-    int largest = -2000;
-    double plain = 0;
-    for (const double x : addends) {
-        plain += x;
-        if (x != 0) largest = std::max(largest, std::isfinite(x) ? std::ilogb(x) : 2000);
+    int largest = 0;
+    for (const double x : addends) largest = std::max(largest, exponent_field(x));
+    if (largest == 0 || largest == most) {  // nothing but zeros; something that isn't a number
+        double plain = 0;
+        for (const double x : addends) plain += x;
+        return static_cast<float>(plain);
     }
-    if (largest == -2000 || largest == 2000) return static_cast<float>(plain);
-    const double scale = std::ldexp(1.0, 23 - largest);
+    const int unit = largest - bias - 23;
+    const double scale = power_of_two(-unit);
     std::int64_t sum = 0;
     for (const double x : addends) sum += static_cast<std::int64_t>(x * scale);
-    std::int64_t magnitude = sum < 0 ? -sum : sum;
-    int shift = 0;
-    while (magnitude >> shift >= std::int64_t(1) << 24) ++shift;
-    magnitude = magnitude >> shift << shift;
-    return static_cast<float>(std::ldexp(static_cast<double>(sum < 0 ? -magnitude : magnitude), largest - 23));
+    std::uint64_t magnitude = static_cast<std::uint64_t>(sum < 0 ? -sum : sum);
+    const int excess = magnitude >> 24 ? 40 - __builtin_clzll(magnitude) : 0;
+    magnitude = magnitude >> excess << excess;
+    const double result = static_cast<double>(magnitude) * power_of_two(unit);
+    return static_cast<float>(sum < 0 ? -result : result);
 }
 
 struct Fragments {
@@ -42,8 +45,6 @@ struct Fragments {
 }  // namespace
 
 namespace ringnet::cuda {
-
-std::uint32_t to_tf32(float x) { return std::isfinite(x) ? (bits_of(x) + 0x1000u) & 0xffffe000u : bits_of(x); }  // ties away from zero
 
 void mma_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2], const char* file, int line) {
     Fragments mine;
