@@ -6,7 +6,7 @@
 
 ``check`` is small enough for compute-sanitizer. ``time`` prints microseconds per call on the device, without the host's share, at FLAME's
 sizes (V = 5023, K = 150, J = 5) and beside them the shortest time that arithmetic and memory traffic allow; where there is nvcc also the
-large-batch forward kernel by itself, multiplying in float32 and on tensor cores in turns (forward_products.cu).
+large-batch mesh kernels by themselves, multiplying in float32 and on tensor cores in turns (mesh_products.cu).
 """
 
 import argparse
@@ -134,21 +134,23 @@ def graph_time(call) -> float:
     return median(times)
 
 
-def forward_products() -> list[dict]:
-    """The forward kernel with either product, by batch size; compiled for the GPU at hand."""
+def mesh_products() -> list[dict]:
+    """The large-batch mesh kernels with either product, by direction and batch size; compiled for the GPU at hand."""
     if not shutil.which("nvcc"):
-        print("the forward kernel's two products: not timed, no nvcc")
+        print("the mesh kernels' two products: not timed, no nvcc")
         return []
     major, minor = torch.cuda.get_device_capability()
-    source = Path(__file__).with_name("forward_products.cu")
+    source = Path(__file__).with_name("mesh_products.cu")
     with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder) / "forward_products"
+        program = Path(folder) / "mesh_products"
         subprocess.run(["nvcc", "-std=c++17", "-O3", f"-arch=sm_{major}{minor}", "-o", program, source], check=True)
         output = subprocess.run([program], check=True, capture_output=True, text=True).stdout
     rows = [json.loads(line) for line in output.splitlines()]
-    print("the forward kernel alone, microseconds: B, in float32, on tensor cores, chosen")
+    print("the mesh kernels alone, microseconds: direction, B, in float32, on tensor cores, largest difference, chosen")
     for row in rows:
-        print(f"{row['B']:6d} {row['float32_us']:10.1f} {row.get('tensor_cores_us', float('nan')):10.1f}   {row['chosen']}")
+        missing = float("nan")
+        print(f"{row['direction']:>8} {row['B']:6d} {row['float32_us']:10.1f} {row.get('tensor_cores_us', missing):10.1f} "
+              f"{row.get('largest_difference', missing):10.1e}   {row['chosen']}")  # fmt: skip
     return rows
 
 
@@ -196,10 +198,10 @@ def time(path: Path | None) -> None:
         rows.append(row)
         print(f"{B:18d} {row['forward']:10.1f} ({bound:6.1f}) {row['both']:16.1f} ({both:7.1f}) "
               f"{row['landmarks']:16.1f} {row['landmarks_both']:10.1f}")  # fmt: skip
-    products = forward_products()
+    products = mesh_products()
     if path:
         result = dict(device=properties.name, torch=torch.__version__, copy_bytes_per_us=bandwidth, float32_flop_per_us=flops, rows=rows,
-                      forward_products=products)  # fmt: skip
+                      mesh_products=products)  # fmt: skip
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(result, indent=1))
         temporary.replace(path)

@@ -1,29 +1,21 @@
-// The mesh for large batches with the product on tensor cores, to float32 accuracy (3xTF32, sm_80 on). Tensor cores multiply numbers of 11 bits:
-// x = high + low, two such numbers, and x y = low high + high low + high high, without the smallest product. And they cut off what they add up:
-// so every 16 features are a sum of their own, which a float32 addition adds to the others.
+// The mesh for large batches with the product on tensor cores.
 #pragma once
 
 #include "mesh_forward.cuh"
+#include "tensor_cores.cuh"
 
 namespace ringnet::cuda {
 
-// x = high + low. high is rounded to the nearest, so low has the least to hold; tensor cores don't look at the 13 bits below their 11.
-__device__ __forceinline__ void split(float x, std::uint32_t& high, std::uint32_t& low) {
-    high = (__float_as_uint(x) + 0x1000u) & 0xffffe000u;
-    low = __float_as_uint(x - __uint_as_float(high));
-}
-
-// A block's 64 elements x 32 vertices are four warps of 32 elements x 16 vertices, all coordinates each. In an mma of 16 elements, 8 columns and 8
-// features a lane gives features `quarter` and `quarter` + 4 and column `group`, and receives columns 2 quarter and 2 quarter + 1. Which
-// feature and which vertex these are is ours to choose: such that a lane reads four features at once, reads two vertices at once,
-// and ends with four vertices in a row.
+// A block's 64 elements x 32 vertices are four warps of 32 elements x 16 vertices, all coordinates each. Which vertex a column is, is ours to
+// choose too: such that a lane reads two vertices at once and ends with four in a row.
 constexpr int tensor_forward_elements = 64;
 
 template <class T>  // float
 __global__ void __launch_bounds__(mesh_forward_threads, 3) mesh_forward_tensor_kernel(MeshForward<T> p) {
     constexpr int W = Vec<T>::size, elements = tensor_forward_elements, depth = feature_multiple, columns = tile_columns;
     constexpr int sums_row = columns + 16;  // padded: a warp's stores of rows spread over the banks
-    constexpr int m_tiles = 2, halves = 2, steps = depth / 8, parts = elements / 4;
+    constexpr int m_tiles = 2, halves = 2, parts = elements / 4;
+    static_assert(depth == mma_terms);
     // Directions and features, double-buffered; after the product its result.
     __shared__ __align__(16) T memory[elements * sums_row];
     T* directions = memory;                           // (2, 16, 96)
@@ -53,7 +45,7 @@ __global__ void __launch_bounds__(mesh_forward_threads, 3) mesh_forward_tensor_k
         }
     };
 
-    const int first_row = warp / 2 * 16 * m_tiles, first_vertex = warp % 2 * 16;  // of the warp, in the block
+    const int first_row = warp / 2 * mma_rows * m_tiles, first_vertex = warp % 2 * 16;  // of the warp, in the block
     T acc[m_tiles][3][halves][4] = {};  // of a tile of 16 elements, coordinate, half: vertices 2 column + half
 
     const int chunks = static_cast<int>(m.Fp / depth);
@@ -63,59 +55,41 @@ __global__ void __launch_bounds__(mesh_forward_threads, 3) mesh_forward_tensor_k
         __syncthreads();  // this chunk is here, and nobody reads the other buffer any more
         if (chunk + 1 < chunks) copy(chunk + 1, (chunk + 1) % 2);
 
-        // Of a step of 8 features, its features `quarter` and `quarter` + 4 are 4 quarter + 2 step and the one after.
         const T* x = features + chunk % 2 * elements * depth + (first_row + group) * depth + 4 * quarter;
-        std::uint32_t a_high[m_tiles][steps][4], a_low[m_tiles][steps][4];
+        MmaRows rows[m_tiles];
 #pragma unroll
-        for (int tile16 = 0; tile16 < m_tiles; ++tile16)
+        for (int i = 0; i < m_tiles; ++i)
 #pragma unroll
-            for (int below = 0; below < 2; ++below) {  // rows 8 further down
-                const Vec<T> four = load_vec(x + (16 * tile16 + 8 * below) * depth);
-#pragma unroll
-                for (int n = 0; n < 2 * steps; ++n)
-                    split(four.v[n], a_high[tile16][n / 2][n % 2 * 2 + below], a_low[tile16][n / 2][n % 2 * 2 + below]);
-            }
+            for (int below = 0; below < 2; ++below) rows[i].set(below, load_vec(x + (mma_rows * i + 8 * below) * depth));
         const T* d = directions + chunk % 2 * depth * columns + 4 * quarter * columns + ((first_vertex + 2 * group) ^ 8 * quarter);
 #pragma unroll
         for (int c = 0; c < 3; ++c) {
-            T pair[2 * steps][halves];
+            T terms[halves][4];
 #pragma unroll
-            for (int n = 0; n < 2 * steps; ++n) {
+            for (int n = 0; n < 4; ++n) {
                 const float2 two = *reinterpret_cast<const float2*>(d + n * columns + c * lanes);
-                pair[n][0] = two.x, pair[n][1] = two.y;
+                terms[0][n] = two.x, terms[1][n] = two.y;
             }
 #pragma unroll
             for (int half = 0; half < halves; ++half) {
-                std::uint32_t b_high[steps][2], b_low[steps][2];
+                MmaColumn column;
+                column.set(terms[half]);
 #pragma unroll
-                for (int n = 0; n < 2 * steps; ++n) split(pair[n][half], b_high[n / 2][n % 2], b_low[n / 2][n % 2]);
-#pragma unroll
-                for (int tile16 = 0; tile16 < m_tiles; ++tile16) {
-                    T sum[4] = {};
-#pragma unroll
-                    for (int step = 0; step < steps; ++step) {  // the small ones first: they lose least among themselves
-                        mma_tf32(sum, a_low[tile16][step], b_high[step]);
-                        mma_tf32(sum, a_high[tile16][step], b_low[step]);
-                    }
-#pragma unroll
-                    for (int step = 0; step < steps; ++step) mma_tf32(sum, a_high[tile16][step], b_high[step]);
-#pragma unroll
-                    for (int n = 0; n < 4; ++n) acc[tile16][c][half][n] += sum[n];
-                }
+                for (int i = 0; i < m_tiles; ++i) add_product(acc[i][c][half], rows[i], column);
             }
         }
     }
     __syncthreads();
 
 #pragma unroll
-    for (int tile16 = 0; tile16 < m_tiles; ++tile16)
+    for (int i = 0; i < m_tiles; ++i)
 #pragma unroll
         for (int below = 0; below < 2; ++below)
 #pragma unroll
             for (int c = 0; c < 3; ++c) {
-                const auto& of = acc[tile16][c];
+                const auto& of = acc[i][c];
                 const Vec<T> four{{of[0][2 * below], of[1][2 * below], of[0][2 * below + 1], of[1][2 * below + 1]}};
-                store_vec(memory + (first_row + 16 * tile16 + 8 * below + group) * sums_row + c * lanes + first_vertex + 4 * quarter, four);
+                store_vec(memory + (first_row + mma_rows * i + 8 * below + group) * sums_row + c * lanes + first_vertex + 4 * quarter, four);
             }
     __syncthreads();
     T* sums = memory + warp * parts * sums_row;

@@ -75,6 +75,18 @@ cudaError_t allow_shared_bytes(const void* kernel, int bytes);
 cudaError_t run(const cudaLaunchConfig_t&, const void* kernel, const std::function<void()>& thread);
 }  // namespace emulation
 
+struct cudaFuncAttributes {
+    int ptxVersion;
+};
+template <class... Parameters>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)(Parameters...)) {  // code for this device
+    int major = 0, minor = 0;
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0);
+    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0);
+    attributes->ptxVersion = 10 * major + minor;
+    return cudaSuccess;
+}
+
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 template <class... Parameters>
 cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute, int value) {

@@ -4,38 +4,35 @@
 
 namespace {
 
+typedef float Floats __attribute__((vector_size(16)));  // a lane's four elements
+typedef std::int32_t Ints __attribute__((vector_size(16)));
+
 float tf32(std::uint32_t bits) { return __uint_as_float(bits & 0xffffe000u); }  // the low 13 bits are not looked at
 
-constexpr int bias = 1023, fraction_bits = 52, most = 0x7ff;  // of a double
-int exponent_field(double x) {
-    std::uint64_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    return static_cast<int>(bits >> fraction_bits & most);
-}
-double power_of_two(int exponent) {
-    const std::uint64_t bits = static_cast<std::uint64_t>(exponent + bias) << fraction_bits;
-    double x;
-    std::memcpy(&x, &bits, sizeof x);
-    return x;
-}
+constexpr int fraction_bits = 23, bias = 127, most = 0xff;  // of a float
+Ints exponent_fields(Floats x) { return reinterpret_cast<Ints>(x) >> fraction_bits & most; }
+Floats powers_of_two(Ints exponents) { return reinterpret_cast<Floats>((exponents + bias) << fraction_bits); }
 
-float truncating_sum(const double (&addends)[9]) {
-    int largest = 0;
-    for (const double x : addends) largest = std::max(largest, exponent_field(x));
-    if (largest == 0 || largest == most) {  // nothing but zeros; something that isn't a number
-        double plain = 0;
-        for (const double x : addends) plain += x;
-        return static_cast<float>(plain);
+Floats truncating_sums(const Floats (&addends)[9]) {
+    Ints largest = {};
+    for (const Floats x : addends) {
+        const Ints e = exponent_fields(x);
+        largest = e > largest ? e : largest;
     }
-    const int unit = largest - bias - 23;
-    const double scale = power_of_two(-unit);
-    std::int64_t sum = 0;
-    for (const double x : addends) sum += static_cast<std::int64_t>(x * scale);
-    std::uint64_t magnitude = static_cast<std::uint64_t>(sum < 0 ? -sum : sum);
-    const int excess = magnitude >> 24 ? 40 - __builtin_clzll(magnitude) : 0;
+    const Ints unit = largest - bias - fraction_bits;
+    Ints sum = {};
+    for (const Floats x : addends) sum += __builtin_convertvector(x * powers_of_two(-unit), Ints);
+    Ints magnitude = sum < 0 ? -sum : sum, excess = {};
+    for (int bit = 24; bit < 28; ++bit) excess -= magnitude >= 1 << bit;  // true is -1
     magnitude = magnitude >> excess << excess;
-    const double result = static_cast<double>(magnitude) * power_of_two(unit);
-    return static_cast<float>(sum < 0 ? -result : result);
+    const Floats result = __builtin_convertvector(magnitude, Floats) * powers_of_two(unit);
+    Floats sums = sum < 0 ? -result : result;
+    for (int i = 0; i < 4; ++i) {
+        if (largest[i] > 2 * fraction_bits && largest[i] < most) continue;
+        sums[i] = 0;  // nothing that 2^-100 wouldn't hide, or something that isn't a number
+        for (const Floats x : addends) sums[i] += x[i];
+    }
+    return sums;
 }
 
 struct Fragments {
@@ -51,17 +48,18 @@ void mma_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&
     std::copy(a, a + 4, mine.a);
     std::copy(b, b + 2, mine.b);
     const void* warp = emulation::exchange(0xffffffffu, &mine, sizeof mine, {file, line});
-    const int lane = static_cast<int>(threadIdx.x % 32);
-    for (int i = 0; i < 4; ++i) {
-        const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-        double addends[9] = {d[i]};
-        for (int k = 0; k < 8; ++k) {
-            const auto& of_a = emulation::lane_value<Fragments>(warp, row % 8 * 4 + k % 4);
-            const auto& of_b = emulation::lane_value<Fragments>(warp, column * 4 + k % 4);
-            addends[1 + k] = static_cast<double>(tf32(of_a.a[row / 8 + k / 4 * 2])) * tf32(of_b.b[k / 4]);
-        }
-        d[i] = truncating_sum(addends);
+    const int lane = static_cast<int>(threadIdx.x % 32), row = lane / 4, column = lane % 4 * 2;  // and the row 8 below, the column beside
+    Floats addends[9] = {{d[0], d[1], d[2], d[3]}};
+    for (int k = 0; k < 8; ++k) {
+        const auto& rows = emulation::lane_value<Fragments>(warp, row * 4 + k % 4);
+        const auto& left = emulation::lane_value<Fragments>(warp, column * 4 + k % 4);
+        const auto& right = emulation::lane_value<Fragments>(warp, column * 4 + 4 + k % 4);
+        const float upper = tf32(rows.a[k / 4 * 2]), lower = tf32(rows.a[k / 4 * 2 + 1]);
+        const float of_left = tf32(left.b[k / 4]), of_right = tf32(right.b[k / 4]);
+        addends[1 + k] = Floats{upper, upper, lower, lower} * Floats{of_left, of_right, of_left, of_right};  // 22 bits: exact
     }
+    const Floats sums = truncating_sums(addends);
+    for (int i = 0; i < 4; ++i) d[i] = sums[i];
 }
 
 }  // namespace ringnet::cuda
