@@ -145,6 +145,12 @@ def error(got: list[torch.Tensor], want: list[torch.Tensor]) -> float:
 # features and joints from none to more than one block takes; landmarks that share vertices, and more of them than fit at once.
 SIZES = [(B, 70, 11, 5, 12) for B in (1, 9, 17, 33, 65)] + [(3, 70, 11, 5, 400), (2, 1030, 3, 2, 1), (1, 32, 20, 5, 10)]
 SIZES += [(8, 64, 0, 1, 0), (12, 33, 0, 2, 3), (20, 31, 3, 9, 4), (40, 97, 0, 1, 12), (5, 40, 2, 66, 12), (34, 40, 2, 24, 12), (66, 1, 40, 3, 12)]
+
+
+def sizes_id(sizes: tuple) -> str:
+    return "B{}-V{}-K{}-J{}-L{}".format(*sizes)
+
+
 # Blocks that walk over several tiles of vertices: with one slice of the features, two, none.
 WALKS = [(1030, 520, 10, 2, 0, torch.float32), (545, 500, 70, 2, 0, torch.float64), (545, 500, 0, 1, 0, torch.float64)]
 
@@ -171,12 +177,12 @@ def check(emulation, random_model, *sizes, names=None, orders=(1, 2)) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("sizes", SIZES, ids=sizes_id)
 def test_every_operator_in_any_order_of_threads(emulation, random_model, sizes, dtype):
     check(emulation, random_model, *sizes, dtype)
 
 
-@pytest.mark.parametrize("sizes", [sizes for sizes in SIZES if sizes[0] > 32], ids=str)
+@pytest.mark.parametrize("sizes", [sizes for sizes in SIZES if sizes[0] > 32], ids=sizes_id)
 def test_large_batches_without_tensor_cores(emulation, random_model, sizes):
     emulation.capability(86)
     check(emulation, random_model, *sizes, torch.float32, names=["lbs", "lbs, a template per element"])
@@ -214,7 +220,7 @@ def test_tensor_cores_round_no_worse_than_float32(emulation, F, decay):
         assert (tensor_cores <= allowed * float32).all() and (tensor_cores <= allowed * torchs).all(), what
 
 
-@pytest.mark.parametrize("sizes", WALKS, ids=str)
+@pytest.mark.parametrize("sizes", WALKS, ids=sizes_id)
 def test_blocks_that_walk_over_tiles(emulation, random_model, sizes):
     emulation.capability(86)  # on tensor cores, whose emulation is slow: in test_a_fault_shows
     check(emulation, random_model, *sizes, names=["lbs"], orders=[1])
