@@ -31,7 +31,7 @@ memory comes on top, as `csrc/cuda/layout.h` computes it from the sizes: for V =
 | kernel | dynamic shared memory, bytes per block |
 |---|---|
 | small_forward, 4 elements (1 element) | 32,064 (8,016) |
-| mesh_backward, 8 (4) elements per thread | 64,000 (51,200) |
+| mesh_backward in float32, 8 (4) elements per thread; on tensor cores | 64,000 (51,200); 60,928 |
 | pose_forward | 2,880 |
 | pose_backward, 4 parts (1 part) | 4,896 (1,944) |
 """

@@ -5,12 +5,16 @@
     python benchmarks/gpu_kernels.py time --json FILE
 
 ``check`` is small enough for compute-sanitizer. ``time`` prints microseconds per call on the device, without the host's share, at FLAME's
-sizes (V = 5023, K = 150, J = 5) and beside them the shortest time that arithmetic and memory traffic allow.
+sizes (V = 5023, K = 150, J = 5) and beside them the shortest time that arithmetic and memory traffic allow; where there is nvcc also the
+large-batch mesh kernels by themselves, multiplying in float32 and on tensor cores in turns (mesh_products.cu).
 """
 
 import argparse
 import json
+import shutil
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from statistics import median
 
@@ -62,8 +66,9 @@ def gradients(function, inputs, seed):
 
 def check(device: str) -> bool:
     ok = True
-    # Batches on both sides of every change of tiling (csrc/cuda/layout.h); tiles that are full, partial and many.
-    sizes = [(B, 100, 11, 5) for B in (1, 3, 9, 17, 40, 130)] + [(2, 64, 0, 1), (20, 33, 3, 9), (70, 700, 30, 5)]
+    # Batches on both sides of every change of tiling (csrc/cuda/layout.h); tiles that are full, partial and many; the last so large that a
+    # block of the backward pass walks over several tiles.
+    sizes = [(B, 100, 11, 5) for B in (1, 3, 9, 17, 40, 130)] + [(2, 64, 0, 1), (20, 33, 3, 9), (70, 700, 30, 5), (600, 900, 10, 5)]
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
         for B, V, K, J in sizes:
             model, exact = random_model(V, K, J, dtype, device), random_model(V, K, J, dtype, "cpu")
@@ -129,6 +134,26 @@ def graph_time(call) -> float:
     return median(times)
 
 
+def mesh_products() -> list[dict]:
+    """The large-batch mesh kernels with either product, by direction and batch size; compiled for the GPU at hand."""
+    if not shutil.which("nvcc"):
+        print("the mesh kernels' two products: not timed, no nvcc")
+        return []
+    major, minor = torch.cuda.get_device_capability()
+    source = Path(__file__).with_name("mesh_products.cu")
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "mesh_products"
+        subprocess.run(["nvcc", "-std=c++17", "-O3", f"-arch=sm_{major}{minor}", "-o", program, source], check=True)
+        output = subprocess.run([program], check=True, capture_output=True, text=True).stdout
+    rows = [json.loads(line) for line in output.splitlines()]
+    print("the mesh kernels alone, microseconds: direction, B, in float32, on tensor cores, largest difference, chosen")
+    for row in rows:
+        missing = float("nan")
+        print(f"{row['direction']:>8} {row['B']:6d} {row['float32_us']:10.1f} {row.get('tensor_cores_us', missing):10.1f} "
+              f"{row.get('largest_difference', missing):10.1e}   {row['chosen']}")  # fmt: skip
+    return rows
+
+
 def time(path: Path | None) -> None:
     V, K, J, F = 5023, 150, 5, 186
     properties = torch.cuda.get_device_properties(0)
@@ -173,8 +198,10 @@ def time(path: Path | None) -> None:
         rows.append(row)
         print(f"{B:18d} {row['forward']:10.1f} ({bound:6.1f}) {row['both']:16.1f} ({both:7.1f}) "
               f"{row['landmarks']:16.1f} {row['landmarks_both']:10.1f}")  # fmt: skip
+    products = mesh_products()
     if path:
-        result = dict(device=properties.name, torch=torch.__version__, copy_bytes_per_us=bandwidth, float32_flop_per_us=flops, rows=rows)
+        result = dict(device=properties.name, torch=torch.__version__, copy_bytes_per_us=bandwidth, float32_flop_per_us=flops, rows=rows,
+                      mesh_products=products)  # fmt: skip
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(result, indent=1))
         temporary.replace(path)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The operators' tests on a core built with AddressSanitizer and UndefinedBehaviorSanitizer, at every instruction set that
-# this processor has. Fails on any finding. Needs gcc, its sanitizer libraries, and an environment that has the test packages
+# this processor has, and on the CUDA kernels as tests/cuda_emulation runs them. Fails on any finding. Needs gcc, its sanitizer libraries, and an environment that has the test packages
 # (README's test command). PYTHON=... chooses the interpreter.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -60,3 +60,12 @@ for level in baseline avx2 avx512; do
     fi
     echo "sanitizers: $level clean, $((SECONDS - began)) s"
 done
+
+# The CUDA kernels on the host: every address that they use. A fiber's switch costs much here, so a few sizes only: of each tiling one.
+began=$SECONDS
+if ! CXXFLAGS="$flags -fno-omit-frame-pointer -g1" run "$python" -m pytest -q -x -s -rfE -p no:cacheprovider \
+    tests/test_cuda_emulation.py -k "every_operator and dtype0 and (B3- or B12- or B20- or B33-)"; then
+    echo "sanitizers: FAILED in the emulation of CUDA" >&2
+    exit 1
+fi
+echo "sanitizers: the CUDA kernels on the host clean, $((SECONDS - began)) s"

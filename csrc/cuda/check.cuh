@@ -17,6 +17,15 @@ inline void check(cudaError_t error, const char* what) {
     throw std::runtime_error(std::string(what) + ": " + cudaGetErrorName(error) + ", " + cudaGetErrorString(error));
 }
 
+// Of the current device, 10 * major + minor. Two look-ups in what the runtime knows: no synchronisation, right in a captured graph.
+inline int compute_capability(const char* name) {
+    int device = 0, major = 0, minor = 0;
+    check(cudaGetDevice(&device), name);
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), name);
+    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), name);
+    return 10 * major + minor;
+}
+
 // Launches a kernel with a one-dimensional grid on the given stream. Nothing is launched where blocks == 0.
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), index_t blocks, int threads, std::size_t shared_bytes,

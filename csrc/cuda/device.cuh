@@ -24,6 +24,22 @@ __device__ __forceinline__ void store_vec(T* address, const Vec<T>& value) {
     *reinterpret_cast<Vec<T>*>(address) = value;
 }
 
+// What CUDA has no function for. A host compiler, which runs the kernels in tests/cuda_emulation, finds these there.
+#if defined(__CUDACC__)
+
+// d += a b of a warp, on tensor cores (sm_80 on): a 16 x 8 row by row and b 8 x 8 column by column, of 11-bit numbers whose bits below are not
+// looked at; d 16 x 8. The PTX manual has which lane holds what.
+__device__ __forceinline__ void mma_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    (void)d, (void)a, (void)b;
+    __trap();  // never launched there
+#endif
+}
+
 // Global to shared memory without passing through registers (sm_80 on); complete after wait_copies and a barrier.
 // Value is a scalar of 4 or 8 bytes or a Vec.
 template <class Value>
@@ -45,6 +61,8 @@ __device__ __forceinline__ void wait_copies() {
     asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }
+
+#endif
 
 // Threads that work on the same thing together.
 struct Warp {

@@ -124,6 +124,13 @@ ForwardPlan mesh_forward_plan(index_t B, index_t K, index_t J) {
     return {false, false, sizeof(T) == 8 ? 8 : B <= 16 ? 4 : B <= 32 ? 8 : 16};
 }
 
+// Whether blocks of 64 elements multiply on tensor cores, forward and backward, which takes three products there for one in float32. Counted,
+// not measured (docs/cuda_kernels.md): 2.7 times the rate of float32 at sm_80, about twice at sm_90; sm_100 if its rate is no less than
+// sm_80's. At sm_86, 89 and 120 three products take longer than one in float32; sm_75 has none. Buffers don't depend on it.
+constexpr bool tensor_cores_pay(int compute_capability) {
+    return compute_capability == 80 || compute_capability == 90 || compute_capability == 100;
+}
+
 template <class T>
 ForwardPlan landmarks_forward_plan(index_t B, index_t K, index_t J) {
     return small_forward_plan<T>(B, K, J, B <= 64);

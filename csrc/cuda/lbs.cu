@@ -1,5 +1,5 @@
 #include "mesh_backward.cuh"
-#include "mesh_forward.cuh"
+#include "mesh_forward_tensor.cuh"
 #include "pack.cuh"
 #include "small.cuh"
 
@@ -19,6 +19,15 @@ struct MeshSource {
 template <class T>
 TileModel<T> tile_model_of(const LbsModel<T>& model) {
     return tile_model(mesh_tiles(model.V), model.K, model.J, model.packed, model.index);
+}
+
+// Whether the products of large batches run on tensor cores: layout.h's rule for the device at hand, where the code is for sm_80 or above.
+// Code for older devices, translated for this one, lacks the instruction.
+bool tensor_cores(const char* name) {
+    if (!tensor_cores_pay(compute_capability(name))) return false;
+    cudaFuncAttributes code;
+    check(cudaFuncGetAttributes(&code, mesh_forward_tensor_kernel<float>), name);
+    return code.ptxVersion >= 80;
 }
 
 }  // namespace
@@ -64,13 +73,7 @@ void lbs_forward(const LbsForward<T>& p, stream_t stream) {
                              stream);
     } else {
         const MeshForward<T> mesh{model, state, p.B, V, p.v_template, p.v_template_stride, p.keep, p.vertices};
-        auto kernel = mesh_forward_kernel<T, 8>;
-        if constexpr (sizeof(T) == 4) {
-            if (plan.elements == 4) kernel = mesh_forward_kernel<T, 4>;
-            if (plan.elements == 16) kernel = mesh_forward_kernel<T, 16>;
-        }
-        const index_t elements = mesh_forward_threads / lanes * plan.elements;
-        launch("lbs_forward", kernel, model.tiles * ceil_div(p.B, elements), mesh_forward_threads, 0, stream, mesh);
+        launch_mesh_forward("lbs_forward", mesh, plan.elements, plan.elements == 16 && tensor_cores("lbs_forward"), stream);
     }
 }
 
@@ -93,17 +96,11 @@ void lbs_backward(const LbsBackward<T>& p, stream_t stream) {
         const Mesh<T> mesh{V, nullptr, 0, nullptr, p.grad_vertices, {stride[0], stride[1], stride[2]}, p.grad_v_template, sum_rest};
         launch_small_backward("lbs_backward", SmallBackward<T, Mesh<T>>{mesh, model, state, workspace, p.B}, plan, stream);
     } else if (p.grad_vertices) {
-        constexpr int NF = backward_features<T>;
-        const index_t slices = model.Fp > 0 ? ceil_div(model.Fp, lanes * NF) : 1;
+        const index_t slices = model.Fp > 0 ? ceil_div(model.Fp, lanes * backward_features<T>) : 1;
         const MeshBackward<T> mesh{model,  state,           workspace, p.B, V, plan.chunks, plan.tiles_per_chunk, slices, p.grad_vertices,
                                    {stride[0], stride[1], stride[2]}, p.grad_v_template, sum_rest};
-        auto kernel = mesh_backward_kernel<T, 4, NF>;
-        index_t bytes = mesh_backward_bytes<T, 4>();
-        if constexpr (sizeof(T) == 4) {
-            if (plan.elements == 8) kernel = mesh_backward_kernel<T, 8, NF>, bytes = mesh_backward_bytes<T, 8>();
-        }
-        launch("lbs_backward", kernel, slices * plan.chunks * plan.groups, mesh_backward_threads, static_cast<std::size_t>(bytes), stream,
-               mesh);
+        launch_mesh_backward("lbs_backward", mesh, plan.elements, plan.elements == 8 && tensor_cores("lbs_backward"),
+                             slices * plan.chunks * plan.groups, stream);
     }
     if (p.grad_vertices && sum_rest)
         launch("lbs_backward", sum_rest_kernel<T>, ceil_div(3 * V, 256), 256, 0, stream, static_cast<const T*>(workspace.rest), plan.groups,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "skin.cuh"
+#include "tensor_cores.cuh"
 
 namespace ringnet::cuda {
 
@@ -22,22 +23,89 @@ struct MeshBackward {
 
 constexpr int backward_depth = 16;  // columns of a tile that pass through shared memory at a time
 
-template <class T, int NB>
+// The product of a block's 8 NB rows of un-skinned gradient with a slice of directions, a kernel's choice:
+// in float32. A warp's rows are those of its own NB batch elements; a lane holds NF features, 32 apart, of each of them.
+template <class T, int NB_>
+struct Float32Product {
+    static constexpr int NB = NB_, NF = backward_features<T>, W = Vec<T>::size;
+    static constexpr int row = backward_depth + W, gradient_row = tile_columns + W;  // padded: lanes' rows fall into different banks
+    T acc[NB][NF] = {};
+
+    // Until what may still be read of the gradient's rows has been.
+    static __device__ void wait_for_readers() { __syncwarp(); }
+    __device__ __forceinline__ void add_columns(const T* directions, const T* gradient, int warp, int lane) {
+        const T* d = directions + lane * row;
+        const T* g = gradient + warp * NB * gradient_row;
+#pragma unroll 1
+        for (int n = 0; n < backward_depth; n += W) {
+            Vec<T> dn[NF];
+#pragma unroll
+            for (int f = 0; f < NF; ++f) dn[f] = load_vec(d + f * lanes * row + n);
+#pragma unroll
+            for (int i = 0; i < NB; ++i) {
+                const Vec<T> gn = load_vec(g + i * gradient_row + n);
+#pragma unroll
+                for (int f = 0; f < NF; ++f)
+#pragma unroll
+                    for (int c = 0; c < W; ++c) acc[i][f] += gn.v[c] * dn[f].v[c];
+            }
+        }
+    }
+    template <class Store>  // (element of the block, feature of the slice, value)
+    __device__ __forceinline__ void each(int warp, int lane, Store store) const {
+#pragma unroll
+        for (int i = 0; i < NB; ++i)
+#pragma unroll
+            for (int f = 0; f < NF; ++f) store(warp * NB + i, f * lanes + lane, acc[i][f]);
+    }
+};
+
+// On tensor cores. Pairs of warps share 16 elements; each has half of the slice's features.
+struct TensorProduct {
+    static constexpr int NB = 8, NF = backward_features<float>, tiles = lanes * NF / 2 / mma_columns;
+    static constexpr int row = backward_depth, gradient_row = tile_columns + 16;  // rows of a warp's reads fall into different banks
+    static_assert(backward_depth == mma_terms);
+    float acc[tiles][4] = {};
+
+    static __device__ void wait_for_readers() { __syncthreads(); }
+    __device__ __forceinline__ void add_columns(const float* directions, const float* gradient, int warp, int lane) {
+        const float* g = gradient + (warp / 2 * mma_rows + lane / 4) * gradient_row + lane % 4 * 4;
+        const float* d = directions + warp % 2 * tiles * mma_columns * row + lane * 4;  // row lane / 4, columns from 4 (lane % 4) on
+        MmaRows rows;
+        rows.set(0, load_vec(g));
+        rows.set(1, load_vec(g + 8 * gradient_row));
+#pragma unroll
+        for (int n = 0; n < tiles; ++n) {
+            MmaColumn column;
+            column.set(load_vec(d + n * mma_columns * row).v);
+            add_product(acc[n], rows, column);
+        }
+    }
+    template <class Store>
+    __device__ __forceinline__ void each(int warp, int lane, Store store) const {
+#pragma unroll
+        for (int n = 0; n < tiles; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                store(warp / 2 * mma_rows + lane / 4 + i / 2 * 8, (warp % 2 * tiles + n) * mma_columns + lane % 4 * 2 + i % 2, acc[n][i]);
+    }
+};
+
+template <class T, class Product>
 constexpr index_t mesh_backward_bytes() {
-    constexpr index_t warps = mesh_backward_threads / lanes, W = 16 / sizeof(T);
-    return static_cast<index_t>(sizeof(T)) * (2 * lanes * backward_features<T> * (backward_depth + W)  // directions, double-buffered
-                                              + warps * NB * (tile_columns + W)                          // un-skinned gradient
+    constexpr index_t warps = mesh_backward_threads / lanes;
+    return static_cast<index_t>(sizeof(T)) * (2 * lanes * Product::NF * Product::row               // directions, double-buffered
+                                              + warps * Product::NB * Product::gradient_row        // un-skinned gradient
                                               + warps * transform_staging);
 }
 
-// A warp works on its own NB batch elements throughout, so that only the directions are shared between warps. In the product a
-// lane holds NF features, 32 apart, of each of them. Slices split the features between blocks; slice 0 also does what is not about features.
-template <class T, int NB, int NF>
+// A warp un-skins the gradient of its own NB batch elements. Slices split the features between blocks; slice 0 also does what is not about
+// features.
+template <class T, class Product>
 __global__ void __launch_bounds__(mesh_backward_threads, 2) mesh_backward_kernel(MeshBackward<T> p) {
-    constexpr int W = Vec<T>::size, warps = mesh_backward_threads / lanes;
-    constexpr int slice_features = lanes * NF, row = backward_depth + W;  // padded: lanes' rows fall into different banks
-    constexpr int gradient_row = tile_columns + W, steps = tile_columns / backward_depth;
-    constexpr int buffer_size = slice_features * row;
+    constexpr int W = Vec<T>::size, warps = mesh_backward_threads / lanes, NB = Product::NB;
+    constexpr int slice_features = lanes * Product::NF, row = Product::row, gradient_row = Product::gradient_row;
+    constexpr int steps = tile_columns / backward_depth, buffer_size = slice_features * row;
 
     const TileModel<T>& m = p.model;
     const int t = static_cast<int>(threadIdx.x), warp = t / lanes, lane = t % lanes;
@@ -47,9 +115,10 @@ __global__ void __launch_bounds__(mesh_backward_threads, 2) mesh_backward_kernel
     const int first_feature = static_cast<int>(slice) * slice_features;
     const index_t J = m.J;
 
-    T* directions = shared_memory<T>();                             // (2, slice_features, row)
-    T* gradient = directions + 2 * buffer_size + warp * NB * gradient_row;  // this warp's (NB, gradient_row)
-    T* all_staging = directions + 2 * buffer_size + warps * NB * gradient_row;
+    T* directions = shared_memory<T>();                   // (2, slice_features, row)
+    T* all_gradient = directions + 2 * buffer_size;        // (warps, NB, gradient_row)
+    T* gradient = all_gradient + warp * NB * gradient_row;  // this warp's
+    T* all_staging = all_gradient + warps * NB * gradient_row;
     T* staging = all_staging + warp * transform_staging;
 
     // Step s of the block's walk: 16 columns of a tile, six steps to a tile.
@@ -65,25 +134,21 @@ __global__ void __launch_bounds__(mesh_backward_threads, 2) mesh_backward_kernel
         }
     };
 
-    T* d_transforms = p.workspace.transforms + (chunk * p.B + b0) * 12 * J;
+    const auto d_transforms = [&](int i) { return p.workspace.transforms + (chunk * p.B + b0 + i) * 12 * J; };
     if (slice == 0)
         for (int i = 0; i < NB; ++i)
             if (b0 + i < p.B)
-                for (index_t n = lane; n < 12 * J; n += lanes) d_transforms[i * 12 * J + n] = T(0);
+                for (index_t n = lane; n < 12 * J; n += lanes) d_transforms(i)[n] = T(0);
 
-    T acc[NB][NF];
-#pragma unroll
-    for (int i = 0; i < NB; ++i)
-#pragma unroll
-        for (int f = 0; f < NF; ++f) acc[i][f] = T(0);
-
+    Product product;
+    int s = 0;
     if (m.Fp > 0) copy(0);
     for (index_t tile = first_tile; tile < end_tile; ++tile) {
         const T* weights = m.tile_weights(tile);
         const std::int32_t* joints = m.tile_joints(tile);
         const index_t v = tile * tile_vertices + lane;
         T sum[3] = {T(0), T(0), T(0)};
-        __syncwarp();  // the last tile's gradient is no longer read
+        Product::wait_for_readers();  // of the last tile's gradient
 #pragma unroll 1
         for (int i = 0; i < NB; ++i) {
             const index_t b = b0 + i;
@@ -97,7 +162,7 @@ __global__ void __launch_bounds__(mesh_backward_threads, 2) mesh_backward_kernel
                 if (slice == 0) {
                     const T* kept = p.state.blended + (b * m.tiles + tile) * tile_columns + lane;
                     const T point[3] = {kept[0], kept[lanes], kept[2 * lanes]};
-                    add_transform_gradients(weights, joints, g, point, lane, staging, d_transforms + i * 12 * J);
+                    add_transform_gradients(weights, joints, g, point, lane, staging, d_transforms(i));
                     if (p.grad_v_template && !p.sum_grad_v_template) store_vertices(p.grad_v_template, p.V, b, tile, lane, d, staging);
                 }
             }
@@ -119,40 +184,34 @@ __global__ void __launch_bounds__(mesh_backward_threads, 2) mesh_backward_kernel
         }
         if (m.Fp == 0) continue;
 #pragma unroll 1
-        for (int step = 0; step < steps; ++step) {
-            const int s = static_cast<int>(tile - first_tile) * steps + step;
+        for (int step = 0; step < steps; ++step, ++s) {
             wait_copies();
             __syncthreads();  // this step's columns and the un-skinned gradient are here, and nobody reads the other buffer any more
             if (step + 1 < steps || tile + 1 < end_tile) copy(s + 1);
-            const T* d = directions + s % 2 * buffer_size + lane * row;
-            const T* g = gradient + step * backward_depth;
-#pragma unroll 1
-            for (int n = 0; n < backward_depth; n += W) {
-                Vec<T> dn[NF];
-#pragma unroll
-                for (int f = 0; f < NF; ++f) dn[f] = load_vec(d + f * lanes * row + n);
-#pragma unroll
-                for (int i = 0; i < NB; ++i) {
-                    const Vec<T> gn = load_vec(g + i * gradient_row + n);
-#pragma unroll
-                    for (int f = 0; f < NF; ++f)
-#pragma unroll
-                        for (int c = 0; c < W; ++c) acc[i][f] += gn.v[c] * dn[f].v[c];
-                }
-            }
+            product.add_columns(directions + s % 2 * buffer_size, all_gradient + step * backward_depth, warp, lane);
         }
     }
 
-#pragma unroll
-    for (int i = 0; i < NB; ++i) {
-        if (b0 + i >= p.B) break;
-        T* out = p.workspace.features + (chunk * p.B + b0 + i) * m.Fp;
-#pragma unroll
-        for (int f = 0; f < NF; ++f) {
-            const int k = first_feature + f * lanes + lane;
-            if (k < m.F) out[k] = acc[i][f];
-        }
+    product.each(warp, lane, [&](int element, int feature, T value) {
+        const index_t b = group * warps * NB + element;
+        const int k = first_feature + feature;
+        if (b < p.B && k < m.F) p.workspace.features[(chunk * p.B + b) * m.Fp + k] = value;
+    });
+}
+
+// elements: 8 or 4; 8 on tensor cores.
+template <class T>
+void launch_mesh_backward(const char* name, const MeshBackward<T>& p, int elements, bool tensor_cores, index_t blocks, stream_t stream) {
+    const auto run = [&](auto product) {
+        using Product = decltype(product);
+        launch(name, mesh_backward_kernel<T, Product>, blocks, mesh_backward_threads,
+               static_cast<std::size_t>(mesh_backward_bytes<T, Product>()), stream, p);
+    };
+    if constexpr (sizeof(T) == 4) {
+        if (elements == 8 && tensor_cores) return run(TensorProduct());
+        if (elements == 8) return run(Float32Product<T, 8>());
     }
+    run(Float32Product<T, 4>());
 }
 
 // grad_v_template (V, 3) from the groups' sums (groups, tiles, 3, 32), in order.

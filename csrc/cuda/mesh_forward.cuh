@@ -1,5 +1,5 @@
-// The mesh for large batches: a block computes 4 NB batch elements x 32 vertices x 3 coordinates as a matrix product of features and
-// directions, adds the template and skins while the vertices are in registers.
+// The mesh for large batches: a block computes a group of batch elements x 32 vertices x 3 coordinates as a matrix product of features and
+// directions, adds the template and skins. Two kernels differ in how they multiply.
 #pragma once
 
 #include "skin.cuh"
@@ -18,6 +18,34 @@ struct MeshForward {
     bool keep;
     T* vertices;
 };
+
+// What follows the product: the template, the blended vertex kept, skinning. For the NB elements from `first` on, by one warp; blended(i, c)
+// is coordinate c of the lane's vertex of element first + i, staged(i) 96 values of shared memory of this warp, which may be where
+// element i's sums were.
+template <int NB, class T, class Blended, class Staged>
+__device__ __forceinline__ void finish_elements(const MeshForward<T>& p, index_t tile, index_t first, int lane, Blended blended, Staged staged) {
+    const TileModel<T>& m = p.model;
+    const T* weights = m.tile_weights(tile);
+    const std::int32_t* joints = m.tile_joints(tile);
+    const index_t v = tile * tile_vertices + lane;
+#pragma unroll
+    for (int i = 0; i < NB; ++i) {
+        const index_t b = first + i;
+        if (b >= p.B) break;
+        const T* rest = p.v_template + b * p.v_template_stride + 3 * v;
+        T point[3], out[3], M[12];
+#pragma unroll
+        for (int c = 0; c < 3; ++c) point[c] = blended(i, c) + (v < p.V ? rest[c] : T(0));
+        if (p.keep) {
+            T* kept = p.state.blended + (b * m.tiles + tile) * tile_columns + lane;
+#pragma unroll
+            for (int c = 0; c < 3; ++c) kept[c * lanes] = point[c];
+        }
+        blend_transforms(weights, joints, p.state.transforms + b * transform_pitch(m.J), lane, M);
+        transform_point(M, point, out);
+        store_vertices(p.vertices, p.V, b, tile, lane, out, staged(i));
+    }
+}
 
 // A lane holds x, y and z of one vertex for NB batch elements; a warp holds 32 vertices; four warps, four times NB elements. 16
 // features at a time come through shared memory, double-buffered.
@@ -79,26 +107,7 @@ __global__ void __launch_bounds__(mesh_forward_threads, sizeof(T) == 4 ? 4 : 2) 
     __syncthreads();
 
     T* staged = directions[0] + warp * tile_columns;
-    const T* weights = m.tile_weights(tile);
-    const std::int32_t* joints = m.tile_joints(tile);
-    const index_t v = tile * tile_vertices + lane;
-#pragma unroll
-    for (int i = 0; i < NB; ++i) {
-        const index_t b = b0 + warp * NB + i;
-        if (b >= p.B) break;
-        const T* rest = p.v_template + b * p.v_template_stride + 3 * v;
-        T point[3], out[3], M[12];
-#pragma unroll
-        for (int c = 0; c < 3; ++c) point[c] = acc[i][c] + (v < p.V ? rest[c] : T(0));
-        if (p.keep) {
-            T* kept = p.state.blended + (b * m.tiles + tile) * tile_columns + lane;
-#pragma unroll
-            for (int c = 0; c < 3; ++c) kept[c * lanes] = point[c];
-        }
-        blend_transforms(weights, joints, p.state.transforms + b * transform_pitch(m.J), lane, M);
-        transform_point(M, point, out);
-        store_vertices(p.vertices, p.V, b, tile, lane, out, staged);
-    }
+    finish_elements<NB>(p, tile, b0 + warp * NB, lane, [&](int i, int c) { return acc[i][c]; }, [&](int) { return staged; });
 }
 
 }  // namespace ringnet::cuda

@@ -65,8 +65,7 @@ struct Landmarks {
     __device__ T rest(const TileModel<T>& m, index_t, index_t tile, int column) const { return m.rest[tile * tile_columns + column]; }
     __device__ void store(const TileModel<T>& m, index_t b, index_t slot, index_t tile, int lane, const T value[3], T* staged) const {
         const T weight = m.bary[tile * tile_vertices + lane];
-        __syncwarp();
-        for (int c = 0; c < 3; ++c) staged[3 * lane + c] = weight * value[c];
+        for (int c = 0; c < 3; ++c) staged[3 * lane + c] = weight * value[c];  // nobody has read there since the block's last barrier
         __syncwarp();
         index_t first, count;
         range(slot, first, count);
