@@ -16,7 +16,7 @@ from limits import Work, rotations, skinned_points
 from ringnet_ext import FLAME, builtin_head, ops
 from ringnet_ext.ops import reference
 
-OPS = ("rodrigues", "lbs", "landmarks", "layer", "fixed")
+OPS = ("rodrigues", "lbs", "dense", "landmarks", "layer", "fixed")
 
 
 class Unavailable(Exception):
@@ -40,8 +40,20 @@ def head(K: int):
 
 
 @functools.cache
-def layer(K: int, device: torch.device, dtype: torch.dtype = torch.float32) -> FLAME:
-    model = head(K)
+def dense_head(K: int):
+    """The same head without a zero in its directions: a model of which our kernels can't leave anything out."""
+    model, random = head(K), np.random.default_rng(1)
+
+    def filled(directions):
+        return np.where(directions == 0, random.uniform(1e-7, 2e-7, directions.shape), directions)
+
+    names = ("shapedirs", "expressiondirs", "posedirs")
+    return dataclasses.replace(model, **{name: filled(getattr(model, name)) for name in names})
+
+
+@functools.cache
+def layer(K: int, dense: bool, device: torch.device, dtype: torch.dtype = torch.float32) -> FLAME:
+    model = dense_head(K) if dense else head(K)
     return FLAME(
         model, shape_params=model.shapedirs.shape[2], expression_params=model.expressiondirs.shape[2], dtype=dtype
     ).to(device)
@@ -59,7 +71,7 @@ class Problem:
 
     @property
     def flame(self) -> FLAME:
-        return layer(self.K, self.device, self.dtype)
+        return layer(self.K, self.op == "dense", self.device, self.dtype)
 
     @property
     def body(self) -> tuple[Tensor, ...]:
@@ -87,11 +99,12 @@ class Problem:
     def work(self, backward: bool) -> Work:
         if self.op == "rodrigues":
             return rotations(5 * self.B, backward)
-        weights = float((self.flame.lbs_weights > 0).sum(1).float().mean())
-        V, L = len(self.flame.v_template), 68
-        points, outputs = {"lbs": (V, V), "landmarks": (3 * L, L)}.get(self.op, (V, V + L))
-        K = 0 if self.op == "fixed" else self.K
-        return skinned_points(points, weights, K, 5, self.B, backward, outputs)
+        flame = self.flame
+        V, L, K = len(flame.v_template), 68, 0 if self.op == "fixed" else self.K
+        weights = float((flame.lbs_weights != 0).sum(1).float().mean())
+        moved = (flame.shapedirs[..., :K] != 0).any(1).sum() + (flame.posedirs.view(-1, V, 3) != 0).any(2).sum()
+        points, outputs = {"lbs": (V, V), "dense": (V, V), "landmarks": (3 * L, L)}.get(self.op, (V, V + L))
+        return skinned_points(points, float(moved) / V, weights, K, 5, self.B, backward, outputs)
 
 
 # A contender makes of a problem a function of its inputs that returns a tuple of results: (5 B, 3, 3) matrices,
@@ -104,7 +117,7 @@ def ours(p: Problem) -> Solution:
     body, embedding, flame = p.body, p.embedding, p.flame
     if p.op == "rodrigues":
         return lambda r: (ops.batch_rodrigues(r),)
-    if p.op == "lbs":
+    if p.op in ("lbs", "dense"):
         return lambda betas, pose: (ops.flame_lbs(betas, pose, *body)[0],)
     if p.op == "landmarks":
         return lambda betas, pose: (ops.flame_landmarks(betas, pose, *body, *embedding),)
@@ -168,6 +181,7 @@ def _composed(p: Problem, body, rodrigues, lbs, points, vertices2landmarks) -> S
     return {
         "rodrigues": lambda r: (rodrigues(r),),
         "lbs": lambda betas, pose: (lbs(betas, pose, *body)[0],),
+        "dense": lambda betas, pose: (lbs(betas, pose, *body)[0],),
         "landmarks": lambda betas, pose: whole(betas, pose)[1:],
         "layer": whole,
         "fixed": lambda pose: whole(identity.expand(len(pose), -1), pose),

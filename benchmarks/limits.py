@@ -24,19 +24,20 @@ class Work:
         return Work(self.flops + other.flops, self.read + other.read, self.written + other.written)
 
 
-def skinned_points(points: int, weights: float, K: int, J: int, B: int, backward: bool, outputs: int) -> Work:
-    """Work of blending and skinning `points` vertices with `weights` nonzero skinning weights on average, batched.
+def skinned_points(
+    points: int, features: float, weights: float, K: int, J: int, B: int, backward: bool, outputs: int
+) -> Work:
+    """Work of blending and skinning `points` vertices, batched: on average `features` directions and `weights` skinning
+    weights of a vertex aren't zero.
 
-    A multiply-add is two operations. Counted: blending 2 * 3 * F a vertex (F = K + 9 (J - 1) features), mixing
-    transforms 24 a weight, applying them 18; backward as much for the features, 24 + 24 a weight for the transforms and
-    their gradient, 15 + 9 for the vertex. Read once per direction: directions, template, weights, inputs, gradients of
+    A multiply-add is two operations. Counted: blending 2 * 3 * features a vertex, mixing transforms 24 a weight, applying
+    them 18; backward as much for the features, 24 + 24 a weight for the transforms and their gradient, 15 + 9 for the vertex. Read once per direction: directions, template, weights, inputs, gradients of
     the `outputs` points; written: the results.
     """
-    F = K + 9 * (J - 1)
-    inputs, constants = B * (K + 3 * J), points * (3 * F + 3 + weights)
-    work = Work(B * points * (6 * F + 24 * weights + 18), 4 * (constants + inputs), 4 * B * 3 * outputs)
+    inputs, constants = B * (K + 3 * J), points * (3 * features + 3 + weights)
+    work = Work(B * points * (6 * features + 24 * weights + 18), 4 * (constants + inputs), 4 * B * 3 * outputs)
     if backward:
-        flops = B * points * (6 * F + 48 * weights + 24)
+        flops = B * points * (6 * features + 48 * weights + 24)
         work += Work(flops, 4 * (constants + inputs + B * 3 * outputs), 4 * inputs)
     return work
 

@@ -12,8 +12,8 @@ OURS, KERNEL, FULL, BOUND = "ringnet_ext", "kernel alone", "full layer", "bound"
 PEERS = ("reference", "torch.compile", "smplx", "body-models", "body-models Warp")
 FORWARD, BOTH = "forward", "forward + backward"
 TITLES = {
-    "rodrigues": "Rodrigues, 5 B rotations", "lbs": "lbs", "landmarks": "landmarks", "layer": "whole FLAME layer",
-    "fixed": "whole FLAME layer, fixed identity",
+    "rodrigues": "Rodrigues, 5 B rotations", "lbs": "lbs", "dense": "lbs, no direction zero", "landmarks": "landmarks",
+    "layer": "whole FLAME layer", "fixed": "whole FLAME layer, fixed identity",
 }  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def summary(results: Results) -> str:
     header = ["K = 150", "direction", "batch", "ours", "of the bound", *PEERS]
     rows = []
     for op, wanted in (
-        ("lbs", None), ("landmarks", (1, 192)), ("layer", (1, 64)), ("fixed", (1, 64)), ("rodrigues", (64,)),
+        ("lbs", None), ("dense", (1, 64)), ("landmarks", (1, 192)), ("layer", (1, 64)), ("fixed", (1, 64)), ("rodrigues", (64,)),
     ):  # fmt: skip
         for direction in (FORWARD, BOTH):
             for B, found in results.select(op, 150, direction):

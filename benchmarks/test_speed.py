@@ -48,6 +48,8 @@ def pytest_generate_tests(metafunc):
         sizes = [(K, B) for K in ([150, 400] if wide else [150]) for B in batches]
         if op == "fixed":
             sizes = [(150, B) for B in batches if B <= 64]
+        if op == "dense":
+            sizes = [(150, B) for B in batches if B in (1, 64, 1024)]
         if op == "landmarks" and not option("--quick"):
             sizes.append((150, 192))  # a training step's worth
         for K, B in sizes:

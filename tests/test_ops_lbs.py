@@ -505,6 +505,16 @@ def test_raw_operators_check_too(random_model):
             backward(*grads, *head, *states, True, [True] * 2)
 
 
+@pytest.mark.parametrize("library", [ops, reference], ids=["ops", "reference"])
+def test_an_empty_batch_of_matrices(library, random_model):
+    model = random_model(J=3)
+    betas, matrices = leaves(model.inputs(1)[0][:0], torch.zeros(0, 3, 3, 3, dtype=torch.float64))
+    vertices, joints = library.flame_lbs(betas, matrices, *model.constants, pose2rot=False)
+    assert vertices.shape == (0, 101, 3) and joints.shape == (0, 3, 3)
+    gradients = torch.autograd.grad(vertices.sum() + joints.sum(), (betas, matrices))
+    assert [g.shape for g in gradients] == [betas.shape, matrices.shape]
+
+
 class _Log(torch.utils._python_dispatch.TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.seen = getattr(self, "seen", []) + [str(func)]

@@ -119,7 +119,7 @@ class _FlameLbs(torch.autograd.Function):
 def _same_batch(betas: Tensor, pose: Tensor, pose2rot: bool) -> tuple[Tensor, Tensor]:
     """Pose as rows, and a batch of one expanded to the other's."""
     if pose.ndim != 2:
-        pose = pose.reshape(pose.shape[0], -1) if pose.ndim > 2 else pose
+        pose = pose.flatten(1) if pose.ndim > 2 else pose
     if betas.ndim == 2 and pose.ndim == 2 and betas.shape[0] != pose.shape[0]:
         if betas.shape[0] == 1:
             betas = betas.expand(pose.shape[0], -1)
