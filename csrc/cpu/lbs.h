@@ -58,11 +58,12 @@ struct LbsLayout {
     index_t blended(index_t B, index_t b) const { return B * (feature_pitch + transform_pitch) + b * blended_pitch; }
 
     // Backward: the vertices are cut in chunks of whole blocks, whose partial sums are added in order. How many depends
-    // on sizes alone, so that the sums do too: about 32 pieces of work, counting blocks of the batch.
+    // on sizes alone, so that the sums do too: enough for about 32 pieces of work, counting blocks of the batch, but at most 16,
+    // since each leaves a row of sums an element to be written and read again (32 took a tenth longer from B = 1 to 64).
     index_t blocks() const { return ceil_div(tiles, tiles_per_block); }
     index_t chunk_blocks(index_t B) const {
-        const index_t chunks = ceil_div(32, ceil_div(B + (B == 0), batch_block));
-        return ceil_div(blocks(), chunks);
+        const index_t wanted = min_of(16, ceil_div(32, ceil_div(B + (B == 0), batch_block)));
+        return ceil_div(blocks(), wanted);
     }
     index_t chunks(index_t B) const { return ceil_div(blocks(), chunk_blocks(B)); }
     index_t partial_size() const { return round_up(feature_vectors * W + 12 * J, 16); }
