@@ -1,7 +1,7 @@
 """The operators as the dispatcher sees them: schemas, kernels for real tensors, shapes for a compiler's fake ones.
 
 Their functions here (``lbs_forward``, ...) go through the dispatcher where it has something to do and straight to the kernel
-where it hasn't: at batch 1 the detour is a tenth of a call.
+where it hasn't: at batch 1 the detour is a twentieth of a call.
 
 Forward and backward are operators of their own, opaque and without autograd; the functions of :mod:`ringnet_ext.ops` join
 them. ``state`` is private to the core: scratch, and with ``keep`` what the backward call needs. A gradient that is not
