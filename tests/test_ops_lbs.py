@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ringnet_ext import ops
-from ringnet_ext.ops import _prepared, reference
+from ringnet_ext.ops import _library, _prepared, reference
 
 # V and B around the kernels' tiles and groups; the smallest sizes; no betas; one joint; SMPL-X's number of joints.
 SIZES = [
@@ -530,6 +530,7 @@ def test_whoever_watches_the_dispatcher_sees_the_operators(random_model):
         vertices, joints = ops.flame_lbs(betas, pose, *model.constants)
         return (vertices, *torch.autograd.grad(vertices.sum() + joints.sum(), (betas, pose)))
 
+    assert _library._unobserved((betas, pose, *model.constants))
     expected = step()
     with _Log() as log:
         watched = step()
