@@ -369,18 +369,17 @@ void landmarks_backward_group(const LandmarksBackward<T>& p, const LandmarkTable
 template <class T, class Call>
 void over_groups(const LandmarkTables<T>& m, index_t B, int threads, const Call& call) {
     const index_t full = B / max_group, work = full + B % max_group;
-    [[maybe_unused]] const int n =
-        useful_threads(threads, double(B) * m.lay.chosen_tiles() * lanes<T> * 3 * (m.lay.F + 12));
+    const int n = useful_threads(threads, double(B) * m.lay.chosen_tiles() * lanes<T> * 3 * (m.lay.F + 12));
+    Shares shares(work, n);
 #pragma omp parallel num_threads(n)
     {
         LandmarkScratch<T> scratch(m.lay);
-#pragma omp for schedule(dynamic)
-        for (index_t w = 0; w < work; ++w) {
-            if (w < full)
-                call(std::integral_constant<int, max_group>{}, w * max_group, scratch);
+        shares.run([&](index_t piece) {
+            if (piece < full)
+                call(std::integral_constant<int, max_group>{}, piece * max_group, scratch);
             else
-                call(std::integral_constant<int, 1>{}, full * max_group + (w - full), scratch);
-        }
+                call(std::integral_constant<int, 1>{}, full * max_group + (piece - full), scratch);
+        });
     }
 }
 

@@ -70,8 +70,9 @@ RN_KERNEL void blend_tiles(index_t count, const std::int32_t* ids, const T* dire
     const index_t first_ahead = count > ahead.steps + 24 ? count - ahead.steps - 24 : 0, last_ahead = first_ahead + ahead.steps;
     for (index_t k = 0; k < count; ++k) {
         const index_t id = ids[k];
-        if (k >= first_ahead && k < last_ahead) ahead.fetch();
-        if (tiles == 1) __builtin_prefetch(later + k * later_step);
+        // Not for one element, which is bound by the loads that it has.
+        if (group > 1 && k >= first_ahead && k < last_ahead) ahead.fetch();
+        if (group > 1 && tiles == 1) __builtin_prefetch(later + k * later_step);
         RN_UNROLL for (int t = 0; t < tiles; ++t) {
             const T* d = directions + (t * count + k) * 3 * W;
             vec<T> dx = load(d), dy = load(d + W), dz = load(d + 2 * W);
@@ -161,7 +162,7 @@ void forward_block(const LbsForward<T>& p, const LbsLayout<T>& lay, index_t bloc
     };
     if constexpr (max_group == 8) rest(std::integral_constant<int, 4>{}, std::integral_constant<int, 2>{});
     rest(std::integral_constant<int, 2>{}, std::integral_constant<int, 2>{});
-    rest(std::integral_constant<int, 1>{}, std::integral_constant<int, 4>{});
+    rest(std::integral_constant<int, 1>{}, std::integral_constant<int, max_group == 8 ? 5 : 4>{});
 }
 
 template <class T>
@@ -175,7 +176,8 @@ void lbs_forward(const LbsForward<T>& p, int threads) {
     const LbsModel<T>& m = p.model;
     const LbsLayout<T> lay(m.V, m.K, m.J);
     const index_t batch_block = LbsLayout<T>::batch_block, work = lay.blocks() * ceil_div(p.B, batch_block);
-    [[maybe_unused]] const int n = useful_threads(threads, double(p.B) * m.V * 3 * (lay.F + 12));
+    const int n = useful_threads(threads, double(p.B) * m.V * 3 * (lay.F + 12));
+    Shares shares(work, n);
 #pragma omp parallel num_threads(n)
     {
         Scratch<double> scratch(PoseScratch::size(m.J));
@@ -191,11 +193,10 @@ void lbs_forward(const LbsForward<T>& p, int threads) {
             fill_zero(transforms + 12 * m.J, transforms + lay.transform_pitch);
             if (p.keep) fill_zero(p.state + lay.blended(p.B, b) + lay.tiles * 3 * LbsLayout<T>::W, p.state + lay.blended(p.B, b + 1));
         }
-#pragma omp for schedule(dynamic)
-        for (index_t w = 0; w < work; ++w) {
-            const index_t b0 = w / lay.blocks() * batch_block;
-            forward_block(p, lay, w % lay.blocks(), b0, min_of(b0 + batch_block, p.B));
-        }
+        shares.run([&](index_t piece) {
+            const index_t b0 = piece / lay.blocks() * batch_block;
+            forward_block(p, lay, piece % lay.blocks(), b0, min_of(b0 + batch_block, p.B));
+        });
     }
 }
 
@@ -369,19 +370,20 @@ void lbs_backward(const LbsBackward<T>& p, int threads) {
     const index_t chunks = p.grad_vertices ? lay.chunks(p.B) : 0, chunk_blocks = lay.chunk_blocks(p.B);
     const index_t batch_blocks = ceil_div(p.B, Layout::batch_block), partial_pitch = lay.partial_size();
     T* template_sums = p.workspace + lay.chunks(p.B) * p.B * partial_pitch;
-    [[maybe_unused]] const int n = useful_threads(threads, double(p.B) * m.V * 3 * (lay.F + 30));
+    const int n = useful_threads(threads, double(p.B) * m.V * 3 * (lay.F + 30));
+    Shares shares(chunks * batch_blocks, n);
 #pragma omp parallel num_threads(n)
     {
         Scratch<T> scratch((Layout::batch_block + 1) * Layout::rows_per_block + lay.feature_vectors * W);
         Scratch<double> pose_scratch(PoseScratch::size(m.J));
         const PoseScratch s(pose_scratch.data(), m.J);
-#pragma omp for schedule(dynamic)
-        for (index_t w = 0; w < chunks * batch_blocks; ++w) {
-            const index_t chunk = w % chunks, block = w / chunks, b0 = block * Layout::batch_block;
+        shares.run([&](index_t piece) {
+            const index_t chunk = piece % chunks, block = piece / chunks, b0 = block * Layout::batch_block;
             backward_chunk(p, lay, chunk * chunk_blocks, min_of((chunk + 1) * chunk_blocks, lay.blocks()), b0,
                            min_of(b0 + Layout::batch_block, p.B), p.workspace + chunk * p.B * partial_pitch,
                            sum_template ? template_sums + block * lay.tiles * 3 * W : nullptr, scratch.data());
-        }
+        });
+#pragma omp barrier
 #pragma omp for schedule(static)
         for (index_t b = 0; b < p.B; ++b) {
             T* d_features = scratch.data();

@@ -18,9 +18,10 @@ namespace {
 template <class T>
 struct LbsLayout {
     static constexpr int W = lanes<T>;
-    // Backward: a group's rows of a block of tiles and, twice, three features' directions fit L1; a slice of the features
-    // fits L2. A run is what a small batch takes at once: few enough tiles for the hardware to foresee all reads.
-    static constexpr index_t tiles_per_block = 640 / RN_VECTOR_BYTES;
+    // Backward: a group's rows of a block of tiles and, twice, three features' directions fit L1, the rows an odd number of lines
+    // apart, or they would meet in the same sets; a slice of the features fits L2. A run is what a small batch takes at once: few
+    // enough tiles for the hardware to foresee all reads.
+    static constexpr index_t tiles_per_block = 704 / RN_VECTOR_BYTES;
     static constexpr index_t rows_per_block = tiles_per_block * 3 * W;
     static constexpr index_t features_per_slice = 48;
     static constexpr index_t tiles_per_run = 192 / RN_VECTOR_BYTES;

@@ -29,6 +29,36 @@ class Scratch {
     void* memory_;
 };
 
+// Pieces of work [0, n), shared out among threads. Each begins with its own share, the same at every call and much the same
+// forward and backward, for what it wrote or read there the last time may still be in its cache; then it helps the others.
+class Shares {
+  public:
+    Shares(index_t n, int threads) : threads_(threads), memory_(threads) {
+        for (index_t t = 0; t < threads; ++t) memory_.data()[t] = {n * t / threads, n * (t + 1) / threads};
+    }
+
+    // On every thread of the team: runs work(piece) until none is left. Returns before the others have finished theirs.
+    template <class Work>
+    void run(const Work& work) {
+#if defined(_OPENMP)
+        const int own = omp_get_thread_num();
+#else
+        const int own = 0;
+#endif
+        for (int i = 0; i < threads_; ++i) {
+            Share& share = memory_.data()[(own + i) % threads_];
+            for (index_t piece; (piece = __atomic_fetch_add(&share.next, 1, __ATOMIC_RELAXED)) < share.end;) work(piece);
+        }
+    }
+
+  private:
+    struct alignas(64) Share {
+        index_t next, end;
+    };
+    int threads_;
+    Scratch<Share> memory_;
+};
+
 // Threads worth starting for so many multiply-adds: starting one costs about a microsecond.
 inline int useful_threads(int threads, double multiply_adds) {
     const double worth = 1 + multiply_adds / 30000;
