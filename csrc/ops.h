@@ -18,6 +18,8 @@
 //                 backward call; with keep = false it is the forward's scratch only (smaller: nothing is kept). An output of
 //                 the operator as torch sees it, so every element is written, padding too, the same run to run.
 //   workspace(T): scratch of a backward call.
+//   Where a size is 0, the pointer may be null. On the CPU that is so of all that nobody reads after the call: it takes its own
+//   memory, for less than a tensor costs.
 //
 // What is kept for the backward pass (keep = true)
 //   The features, the transforms (J, 12) and the blended vertices before skinning. Everything else of the pose is cheap and is

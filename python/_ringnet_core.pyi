@@ -3,11 +3,34 @@
 ``where`` is the number of threads on the CPU, the stream's handle on a CUDA device. Sizes and strides are in elements.
 """
 
+from collections.abc import Callable
+
+from torch import Tensor
+
 __version__: str
 cuda_architectures: str
 openmp: bool
 
 def simd_level() -> str: ...
+
+class Marks:
+    """What tensors (or None) were when something was made of them: which, where, and how often written to. Holds them weakly."""
+
+    constant: bool
+    """Whether they are all of PyTorch's own types, and autograd follows none."""
+
+    def __init__(self, tensors: tuple[Tensor | None, ...], on_death: Callable[[object], object], /) -> None: ...
+    def unchanged(self, tensors: tuple[Tensor | None, ...], /) -> bool:
+        """Whether these are the same tensors, and nothing has happened to them."""
+
+def batch_size(betas: Tensor, K: int, pose: Tensor, P: int, like: Tensor, /) -> int:
+    """B of betas (B, K) and pose (B, P) that a kernel can take as they are, and of the type and device of ``like``; otherwise -1."""
+
+def shaped_like(tensors: tuple[Tensor | None, ...], shapes: tuple[tuple[int, ...], ...], like: Tensor, /) -> bool:
+    """Whether a kernel can take the tensors that are there, of these shapes, and of the type and device of ``like``."""
+
+def use_exchange(wanted: bool, /) -> None:
+    """Whether tensors are read through DLPack's C exchange interface, where PyTorch has it, or through their attributes."""
 
 class LbsModelF32:
     def __init__(

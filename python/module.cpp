@@ -1,5 +1,5 @@
-// _ringnet_core: where Python meets the core. Knows no torch: tensors come as addresses, and the caller (ringnet_ext.ops) has
-// checked what they point to and keeps them alive. `where` is the last argument of every call that computes: the number of
+// _ringnet_core: where Python meets the core, which knows no torch: to it, tensors come as addresses, and the caller
+// (ringnet_ext.ops) has checked what they point to, some of it by means of tensors.h, and keeps them alive. `where` is the last argument of every call that computes: the number of
 // threads on the CPU, the stream's handle on a CUDA device.
 #include <pybind11/pybind11.h>
 
@@ -8,6 +8,7 @@
 #include <string>
 
 #include "ops.h"
+#include "tensors.h"
 
 namespace py = pybind11;
 using namespace ringnet;
@@ -203,6 +204,13 @@ PYBIND11_MODULE(_ringnet_core, m) {
         false;
 #endif
     m.def("simd_level", &cpu::simd_level);
+    py::class_<Marks>(m, "Marks")
+        .def(py::init<const py::tuple&, const py::object&>())
+        .def("unchanged", &Marks::unchanged)
+        .def_property_readonly("constant", &Marks::constant);
+    m.def("batch_size", &batch_size);
+    m.def("shaped_like", &shaped_like);
+    m.def("use_exchange", [](bool wanted) { Torch::get().use_exchange(wanted); });
     BoundLbs<float>::bind(m, "LbsModelF32");
     BoundLbs<double>::bind(m, "LbsModelF64");
     BoundLandmarks<float>::bind(m, "LandmarkModelF32");

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ringnet_ext import ops
-from ringnet_ext.ops import _library, _prepared, reference
+from ringnet_ext.ops import _prepared, reference
 
 # V and B around the kernels' tiles and groups; the smallest sizes; no betas; one joint; SMPL-X's number of joints.
 SIZES = [
@@ -332,7 +332,19 @@ def call_head(model, betas, pose):
     return torch.cat(ops.flame_head(betas, pose, *model.constants, *model.embedding), dim=1)
 
 
-each = pytest.mark.parametrize("call", [call_lbs, call_landmarks, call_head])
+def again(call):
+    """The call of a model that is prepared: the usual one, which goes the direct way to its kernel."""
+
+    def second(model, *arguments):
+        call(model, *(t.to(model.v_template) for t in model.inputs(2)))
+        return call(model, *arguments)
+
+    second.__name__ = f"{call.__name__}_again"
+    return second
+
+
+CALLS = (call_lbs, call_landmarks, call_head)
+each = pytest.mark.parametrize("call", [*CALLS, *map(again, CALLS)], ids=lambda call: call.__name__)
 
 
 @each
@@ -428,6 +440,8 @@ def test_autocast_runs_in_full_precision(device, random_model):
     "change, error",
     [
         (lambda a: a.update(betas=a["betas"][:, :-1]), r"betas: expected shape \(any, 7\), got \(2, 6\)"),
+        (lambda a: a.update(betas=a["betas"].tolist()), "betas: expected a tensor, got list"),
+        (lambda a: a.update(pose=None), "pose: expected a tensor, got NoneType"),
         (lambda a: a.update(betas=a["betas"].float()), "betas: expected float64, got float32"),
         (lambda a: a.update(pose=a["pose"][:, :-1]), r"pose: expected shape \(2, 15\), got \(2, 14\)"),
         (lambda a: a.update(pose=a["pose"].repeat(2, 1)), r"pose: expected shape \(2, 15\), got \(4, 15\)"),
@@ -446,13 +460,16 @@ def test_autocast_runs_in_full_precision(device, random_model):
         (lambda a: a.update(parents=torch.tensor([0, 0, 1, 1, 1])), "parents: expected -1 for the root"),
     ],
 )
+@pytest.mark.parametrize("prepared", [False, True], ids=["first", "again"])
 @pytest.mark.parametrize("op", ["flame_lbs", "flame_landmarks", "flame_head"])
-def test_bad_arguments(op, change, error, random_model):
+def test_bad_arguments(op, prepared, change, error, random_model):
     model = random_model()
     betas, pose = model.inputs(2)
     arguments = dict(betas=betas, pose=pose, **vars(model), pose2rot=True)
     if op == "flame_lbs":
         arguments = {k: v for k, v in arguments.items() if "face" not in k and "bary" not in k}
+    if prepared:
+        getattr(ops, op)(**arguments)
     change(arguments)
     with pytest.raises((ValueError, TypeError), match=error):
         getattr(ops, op)(**arguments)
@@ -515,43 +532,6 @@ def test_an_empty_batch_of_matrices(library, random_model):
     assert [g.shape for g in gradients] == [betas.shape, matrices.shape]
 
 
-class _Log(torch.utils._python_dispatch.TorchDispatchMode):
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.seen = getattr(self, "seen", []) + [str(func)]
-        return func(*args, **(kwargs or {}))
-
-
-def test_whoever_watches_the_dispatcher_sees_the_operators(random_model):
-    """A call goes straight to its kernel only where nobody could tell."""
-    model = random_model()
-    betas, pose = leaves(*model.inputs(2))
-
-    def step():
-        vertices, joints = ops.flame_lbs(betas, pose, *model.constants)
-        return (vertices, *torch.autograd.grad(vertices.sum() + joints.sum(), (betas, pose)))
-
-    assert _library._unobserved((betas, pose, *model.constants))
-    expected = step()
-    with _Log() as log:
-        watched = step()
-    assert {"ringnet_ext.lbs_forward.default", "ringnet_ext.lbs_backward.default"} <= set(log.seen)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        step()
-    assert {"ringnet_ext::lbs_forward", "ringnet_ext::lbs_backward"} <= {event.key for event in profile.key_averages()}
-    assert all(torch.equal(a, b) for a, b in zip(expected, watched))
-
-
-def test_tensors_that_are_not_as_their_memory_has_them(random_model):
-    model = random_model()
-    betas, pose = model.inputs(2)
-    negated = torch._neg_view(betas)
-    assert negated.is_neg()
-    assert torch.equal(ops.flame_lbs(negated, pose, *model.constants)[0], ops.flame_lbs(-betas, pose, *model.constants)[0])
-    constants = list(model.constants)
-    constants[1] = torch._neg_view(-model.shapedirs)
-    assert torch.equal(ops.flame_lbs(betas, pose, *constants)[0], ops.flame_lbs(betas, pose, *model.constants)[0])
-
-
 # --- prepared models ---
 
 
@@ -610,19 +590,21 @@ def test_prepared_models_are_reused_and_released(random_model):
         call(model, betas, pose)
     prepared = [
         _prepared.prepared_lbs(model.fixed),
+        _prepared.prepared_mesh(model.constants),
         _prepared.prepared_landmarks((*model.constants, *model.embedding), 1),
         _prepared.prepared_head((*model.constants, *model.embedding), 1),
     ]
-    assert _prepared.prepared_lbs(model.fixed) is prepared[0] is prepared[2].mesh
-    assert prepared[1] is prepared[2].landmarks
+    lbs, mesh, landmarks, head = prepared
+    assert _prepared.prepared_lbs(model.fixed) is lbs is mesh.lbs
+    assert mesh is head.mesh and landmarks is head.landmarks
     alive = [weakref.ref(value) for value in prepared]
-    caches = (_prepared.prepared_lbs, _prepared.prepared_landmarks, _prepared.prepared_head)
+    caches = (_prepared.prepared_lbs, _prepared.prepared_mesh, _prepared.prepared_landmarks, _prepared.prepared_head)
     counts = [len(cache) for cache in caches]
-    del prepared
+    del prepared, lbs, mesh, landmarks, head
     storage = weakref.ref(model.shapedirs.untyped_storage())
     del model
     gc.collect()
-    assert [ref() for ref in alive] == [None] * 3 and storage() is None
+    assert [ref() for ref in alive] == [None] * 4 and storage() is None
     assert [len(cache) for cache in caches] == [count - 1 for count in counts]
 
 

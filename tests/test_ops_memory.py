@@ -1,5 +1,9 @@
 """No operator reads what nobody wrote: results don't change when fresh memory is full of NaN."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -27,3 +31,33 @@ def test_fresh_memory_is_written_before_it_is_read(fresh_memory_is_nan, batch, d
         assert torch.isfinite(loss)
         for name, gradient in zip(given, gradients, strict=True):
             assert torch.isfinite(gradient).all(), name
+
+
+OWN = """
+import torch
+from ringnet_ext.flame import FLAME, builtin_head
+torch.set_num_threads(2)
+digest = []
+for dtype in (torch.float32, torch.float64):
+    flame = FLAME(builtin_head(), shape_params=7, expression_params=4, dtype=dtype)
+    for batch in (1, 3, 9, 33):
+        torch.manual_seed(batch)
+        betas, pose = torch.randn(batch, 11, dtype=dtype), torch.randn(batch, 15, dtype=dtype).mul_(0.3).requires_grad_()
+        for values in ((flame.landmarks(betas[:, :7], betas[:, 7:], pose[:, :3]),), flame(betas[:, :7], betas[:, 7:], pose[:, :3])):
+            loss = sum((value * torch.randn_like(value)).sum() for value in values)
+            digest += [loss.item(), torch.autograd.grad(loss, pose)[0].sum().item()]
+            with torch.no_grad():
+                digest += [flame.landmarks(betas[:, :7]).sum().item(), flame(betas[:, :7]).vertices.sum().item()]
+print(digest)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc's malloc")
+def test_memory_of_the_kernels_own_is_written_before_it_is_read():
+    """The same results when what malloc hands out is full of zeros, as it tends to be, and of 3e38."""
+
+    def run(**environment):
+        command = [sys.executable, "-c", OWN]
+        return subprocess.run(command, env=os.environ | environment, check=True, capture_output=True, text=True).stdout
+
+    assert run(MALLOC_PERTURB_="128") == run()

@@ -8,6 +8,7 @@
 #endif
 
 #include "kernels.h"
+#include "threads.h"
 
 namespace ringnet::cpu {
 namespace {
@@ -65,11 +66,9 @@ const char* simd_level() { return kernels().name; }
 template <class T> index_t lbs_packed_size(index_t V, index_t K, index_t J) { return of<T>().lbs_packed_size(V, K, J); }
 template <class T> index_t lbs_index_size(index_t V, index_t K, index_t J) { return of<T>().lbs_index_size(V, K, J); }
 template <class T> index_t lbs_state_size(index_t V, index_t K, index_t J, bool keep) {
-    return of<T>().lbs_state_size(V, K, J, keep);
+    return keep ? of<T>().lbs_state_size(V, K, J, true) : 0;
 }
-template <class T> index_t lbs_workspace_size(index_t B, index_t V, index_t K, index_t J, bool grad_v_template_shared) {
-    return of<T>().lbs_workspace_size(B, V, K, J, grad_v_template_shared);
-}
+template <class T> index_t lbs_workspace_size(index_t, index_t, index_t, index_t, bool) { return 0; }
 template <class T> index_t landmarks_packed_size(index_t K, index_t J, index_t L, index_t C) {
     return of<T>().landmarks_packed_size(K, J, L, C);
 }
@@ -77,7 +76,7 @@ template <class T> index_t landmarks_index_size(index_t K, index_t J, index_t L,
     return of<T>().landmarks_index_size(K, J, L, C);
 }
 template <class T> index_t landmarks_state_size(index_t K, index_t J, index_t L, index_t C, bool keep) {
-    return of<T>().landmarks_state_size(K, J, L, C, keep);
+    return keep ? of<T>().landmarks_state_size(K, J, L, C, true) : 0;
 }
 template <class T> index_t landmarks_workspace_size(index_t, index_t, index_t, index_t, index_t) { return 0; }
 
@@ -87,14 +86,46 @@ template <class T> void pack_lbs(const LbsConstants<T>& c, T* packed, std::int32
 template <class T> void pack_landmarks(const LandmarkConstants<T>& c, T* packed, std::int32_t* index, int threads) {
     of<T>().pack_landmarks(c, packed, index, threads);
 }
-template <class T> void lbs_forward(const LbsForward<T>& p, int threads) {
-    prefer_huge_pages(p.vertices, p.B * 3 * p.model.V);
-    prefer_huge_pages(p.state, p.B * lbs_state_size<T>(p.model.V, p.model.K, p.model.J, p.keep));
-    of<T>().lbs_forward(p, threads);
+
+// The kernel's call with a state or a workspace of its own, where the caller has none to give.
+template <class T, class Call>
+void with_scratch(void (*kernel)(const Call&, int), const Call& call, T* Call::*buffer, index_t size, int threads) {
+    Scratch<T> scratch(size);
+    Call own = call;
+    own.*buffer = scratch.data();
+    kernel(own, threads);
 }
-template <class T> void lbs_backward(const LbsBackward<T>& p, int threads) { of<T>().lbs_backward(p, threads); }
-template <class T> void landmarks_forward(const LandmarksForward<T>& p, int threads) { of<T>().landmarks_forward(p, threads); }
-template <class T> void landmarks_backward(const LandmarksBackward<T>& p, int threads) { of<T>().landmarks_backward(p, threads); }
+
+template <class T> void lbs_forward(const LbsForward<T>& p, int threads) {
+    const KernelsOf<T>& k = of<T>();
+    const LbsModel<T>& m = p.model;
+    const index_t size = p.B * k.lbs_state_size(m.V, m.K, m.J, p.keep);
+    prefer_huge_pages(p.vertices, p.B * 3 * m.V);
+    if (p.keep) {
+        prefer_huge_pages(p.state, size);
+        k.lbs_forward(p, threads);
+    } else {
+        with_scratch(k.lbs_forward, p, &LbsForward<T>::state, size, threads);
+    }
+}
+template <class T> void lbs_backward(const LbsBackward<T>& p, int threads) {
+    const KernelsOf<T>& k = of<T>();
+    const LbsModel<T>& m = p.model;
+    const index_t size = k.lbs_workspace_size(p.B, m.V, m.K, m.J, p.grad_v_template && p.grad_v_template_shared);
+    with_scratch(k.lbs_backward, p, &LbsBackward<T>::workspace, size, threads);
+}
+template <class T> void landmarks_forward(const LandmarksForward<T>& p, int threads) {
+    const KernelsOf<T>& k = of<T>();
+    const LandmarkModel<T>& m = p.model;
+    const index_t size = p.B * k.landmarks_state_size(m.K, m.J, m.L, m.C, p.keep);
+    if (p.keep)
+        k.landmarks_forward(p, threads);
+    else
+        with_scratch(k.landmarks_forward, p, &LandmarksForward<T>::state, size, threads);
+}
+template <class T> void landmarks_backward(const LandmarksBackward<T>& p, int threads) {
+    of<T>().landmarks_backward(p, threads);
+}
 
 #define RN_INSTANTIATE(T)                                                                   \
     template index_t lbs_packed_size<T>(index_t, index_t, index_t);                         \

@@ -15,21 +15,20 @@ The same functions as readable formulas are in :mod:`ringnet_ext.ops.reference`.
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from . import _checks as checks
-from . import _library as _operators
+from . import _autograd as autograd
+from . import _direct as direct
+from . import _library as operators
 from . import reference
 from ._prepared import clear_prepared
 
 __all__ = ["batch_rodrigues", "clear_prepared", "flame_head", "flame_landmarks", "flame_lbs", "vertices2landmarks"]
 
 
-def _differentiated(*tensors: Tensor | None) -> bool:
-    """Whether autograd is to see this call. In forward mode it must, to raise instead of losing tangents."""
-    if forward_ad._current_level >= 0:
-        return True
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+def _require_tensors(**arguments: object) -> None:
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
 
 
 def _full_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -37,49 +36,6 @@ def _full_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
     if not torch.is_autocast_enabled(tensors[0].device.type):
         return tensors
     return tuple(t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors)
-
-
-class _OnlyOnce(torch.autograd.Function):
-    """Identity on a gradient, made where a second derivative might be taken of it: raises when one is."""
-
-    @staticmethod
-    def forward(ctx, name, gradient, *depends_on):
-        ctx.name = name
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx, *_):
-        raise NotImplementedError(
-            f"{ctx.name} has no second derivative; ringnet_ext.ops.reference.{ctx.name} can be differentiated any number of times"
-        )
-
-
-def _first_derivatives(name: str, gradients: tuple, wanted: tuple, depends_on: tuple) -> tuple:
-    """The gradients that were wanted, guarded against being differentiated again where grad mode is on (create_graph)."""
-    gradients = tuple(g if w else None for g, w in zip(gradients, wanted))
-    if not torch.is_grad_enabled():
-        return gradients
-    return tuple(None if g is None else _OnlyOnce.apply(name, g, *depends_on) for g in gradients)
-
-
-def _without_graph(operator, *arguments):
-    if not torch.is_grad_enabled():  # the rule in a backward pass, where entering no_grad would be for nothing
-        return operator(*arguments)
-    with torch.no_grad():
-        return operator(*arguments)
-
-
-class _BatchRodrigues(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, rot_vecs):
-        ctx.save_for_backward(rot_vecs)
-        return _operators.rodrigues_forward(rot_vecs)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (rot_vecs,) = ctx.saved_tensors
-        result = _without_graph(_operators.rodrigues_backward, grad, rot_vecs)
-        return _first_derivatives("batch_rodrigues", (result,), (True,), (grad, rot_vecs))[0]
 
 
 def batch_rodrigues(rot_vecs: Tensor, epsilon: float = 1e-8) -> Tensor:
@@ -92,28 +48,11 @@ def batch_rodrigues(rot_vecs: Tensor, epsilon: float = 1e-8) -> Tensor:
     Returns:
         (N, 3, 3).
     """
+    _require_tensors(rot_vecs=rot_vecs)
     (rot_vecs,) = _full_precision(rot_vecs)
-    return _BatchRodrigues.apply(rot_vecs) if _differentiated(rot_vecs) else _operators.rodrigues_forward(rot_vecs)
-
-
-class _FlameLbs(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, *arguments):
-        vertices, joints, state = _operators.lbs_forward(*arguments, True)
-        *tensors, ctx.pose2rot = arguments
-        ctx.save_for_backward(*tensors, state)
-        ctx.set_materialize_grads(False)
-        return vertices, joints
-
-    @staticmethod
-    def backward(ctx, grad_vertices, grad_joints):
-        *tensors, state = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:3]
-        gradients = _without_graph(
-            _operators.lbs_backward, grad_vertices, grad_joints, *tensors, state, ctx.pose2rot, wanted
-        )
-        depends_on = (grad_vertices, grad_joints, *tensors[:3])
-        return *_first_derivatives("flame_lbs", gradients, wanted, depends_on), *[None] * 6
+    if autograd.differentiated(rot_vecs):
+        return autograd.BatchRodrigues.apply(rot_vecs)
+    return operators.rodrigues_forward(rot_vecs)
 
 
 def _same_batch(betas: Tensor, pose: Tensor, pose2rot: bool) -> tuple[Tensor, Tensor]:
@@ -160,6 +99,14 @@ def flame_lbs(
     Raises:
         ValueError, TypeError: an argument's shape, device, values or dtype; names it.
     """
+    constants = (v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights)
+    outputs = direct.call(direct.LBS, betas, pose, constants, (), pose2rot)
+    if outputs is not None:
+        return outputs
+    _require_tensors(
+        betas=betas, pose=pose, v_template=v_template, shapedirs=shapedirs, posedirs=posedirs, J_regressor=J_regressor,
+        parents=parents, lbs_weights=lbs_weights,
+    )  # fmt: skip
     betas, pose, v_template = _full_precision(betas, pose, v_template)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (shapedirs, posedirs, J_regressor, lbs_weights)):
         with torch.autocast(betas.device.type, enabled=False):
@@ -168,23 +115,9 @@ def flame_lbs(
             )
     betas, pose = _same_batch(betas, pose, pose2rot)
     arguments = (betas, pose, v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights, pose2rot)
-    if _differentiated(betas, pose, v_template):
-        return _FlameLbs.apply(*arguments)
-    return _operators.lbs_forward(*arguments, False)[:2]
-
-
-class _Vertices2Landmarks(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, vertices, *points):
-        ctx.save_for_backward(*points)
-        ctx.num_vertices = vertices.shape[1]
-        return _operators.vertices2landmarks_forward(vertices, *points)
-
-    @staticmethod
-    def backward(ctx, grad):
-        points = ctx.saved_tensors
-        result = _without_graph(_operators.vertices2landmarks_backward, grad, *points, ctx.num_vertices)
-        return *_first_derivatives("vertices2landmarks", (result,), (True,), (grad,)), None, None, None
+    if autograd.differentiated(betas, pose, v_template):
+        return autograd.FlameLbs.apply(*arguments)
+    return operators.lbs_forward(*arguments, False)[:2]
 
 
 def vertices2landmarks(vertices: Tensor, faces: Tensor, lmk_faces_idx: Tensor, lmk_bary_coords: Tensor) -> Tensor:
@@ -202,6 +135,7 @@ def vertices2landmarks(vertices: Tensor, faces: Tensor, lmk_faces_idx: Tensor, l
     Returns:
         (B, L, 3).
     """
+    _require_tensors(vertices=vertices, faces=faces, lmk_faces_idx=lmk_faces_idx, lmk_bary_coords=lmk_bary_coords)
     vertices, lmk_bary_coords = _full_precision(vertices, lmk_bary_coords)
     if torch.is_grad_enabled() and lmk_bary_coords.requires_grad:
         return reference.vertices2landmarks(vertices, faces, lmk_faces_idx, lmk_bary_coords)
@@ -209,27 +143,9 @@ def vertices2landmarks(vertices: Tensor, faces: Tensor, lmk_faces_idx: Tensor, l
         lmk_faces_idx = lmk_faces_idx.expand(vertices.shape[0], -1)
     if lmk_bary_coords.ndim == 2:
         lmk_bary_coords = lmk_bary_coords.expand(vertices.shape[0], -1, -1)
-    if _differentiated(vertices, lmk_bary_coords):
-        return _Vertices2Landmarks.apply(vertices, faces, lmk_faces_idx, lmk_bary_coords)
-    return _operators.vertices2landmarks_forward(vertices, faces, lmk_faces_idx, lmk_bary_coords)
-
-
-class _FlameLandmarks(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, *arguments):
-        landmarks, state = _operators.landmarks_forward(*arguments, True)
-        *tensors, ctx.neck_joint, ctx.pose2rot = arguments
-        ctx.save_for_backward(*tensors, state)
-        return landmarks
-
-    @staticmethod
-    def backward(ctx, grad):
-        *tensors, state = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:2]
-        gradients = _without_graph(
-            _operators.landmarks_backward, grad, *tensors, ctx.neck_joint, state, ctx.pose2rot, wanted
-        )
-        return *_first_derivatives("flame_landmarks", gradients, wanted, (grad, *tensors[:2])), *[None] * 13
+    if autograd.differentiated(vertices, lmk_bary_coords):
+        return autograd.Vertices2Landmarks.apply(vertices, faces, lmk_faces_idx, lmk_bary_coords)
+    return operators.vertices2landmarks_forward(vertices, faces, lmk_faces_idx, lmk_bary_coords)
 
 
 def flame_landmarks(
@@ -273,36 +189,25 @@ def flame_landmarks(
     Raises:
         ValueError, TypeError: an argument's shape, device, values or dtype; names it.
     """
-    betas, pose, v_template = _full_precision(betas, pose, v_template)
     model = (v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights)
     embedding = (faces, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords)
+    outputs = direct.call(direct.LANDMARKS, betas, pose, model + embedding, (neck_joint,), pose2rot)
+    if outputs is not None:
+        return outputs[0]
+    _require_tensors(
+        betas=betas, pose=pose, v_template=v_template, shapedirs=shapedirs, posedirs=posedirs, J_regressor=J_regressor,
+        parents=parents, lbs_weights=lbs_weights, faces=faces, lmk_faces_idx=lmk_faces_idx, lmk_bary_coords=lmk_bary_coords,
+    )  # fmt: skip
+    betas, pose, v_template = _full_precision(betas, pose, v_template)
+    model = (v_template, *model[1:])
     constants = (shapedirs, posedirs, J_regressor, lbs_weights, lmk_bary_coords, contour_bary_coords)
-    if v_template.ndim == 3 or v_template.requires_grad or _differentiated(*constants):
+    if v_template.ndim == 3 or v_template.requires_grad or autograd.differentiated(*constants):
         return flame_head(betas, pose, *model, *embedding, neck_joint, pose2rot)[2]
     betas, pose = _same_batch(betas, pose, pose2rot)
     arguments = (betas, pose, *model, *embedding, neck_joint, pose2rot)
-    if _differentiated(betas, pose):
-        return _FlameLandmarks.apply(*arguments)
-    return _operators.landmarks_forward(*arguments, False)[0]
-
-
-class _FlameHead(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, *arguments):
-        vertices, joints, landmarks, *states = _operators.head_forward(*arguments, True)
-        *tensors, ctx.neck_joint, ctx.pose2rot = arguments
-        ctx.save_for_backward(*tensors, *states)
-        ctx.set_materialize_grads(False)
-        return vertices, joints, landmarks
-
-    @staticmethod
-    def backward(ctx, *grads):
-        *tensors, landmark_state, state = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:2]
-        gradients = _without_graph(
-            _operators.head_backward, *grads, *tensors, ctx.neck_joint, landmark_state, state, ctx.pose2rot, wanted
-        )
-        return *_first_derivatives("flame_head", gradients, wanted, (*grads, *tensors[:2])), *[None] * 13
+    if autograd.differentiated(betas, pose):
+        return autograd.FlameLandmarks.apply(*arguments)
+    return operators.landmarks_forward(*arguments, False)[0]
 
 
 def flame_head(
@@ -329,9 +234,17 @@ def flame_head(
     Returns:
         vertices (B, V, 3), joints (B, J, 3) and landmarks (B, C + L, 3), metres.
     """
-    betas, pose, v_template = _full_precision(betas, pose, v_template)
     model = (v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights)
     embedding = (faces, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords)
+    outputs = direct.call(direct.HEAD, betas, pose, model + embedding, (neck_joint,), pose2rot)
+    if outputs is not None:
+        return outputs
+    _require_tensors(
+        betas=betas, pose=pose, v_template=v_template, shapedirs=shapedirs, posedirs=posedirs, J_regressor=J_regressor,
+        parents=parents, lbs_weights=lbs_weights, faces=faces, lmk_faces_idx=lmk_faces_idx, lmk_bary_coords=lmk_bary_coords,
+    )  # fmt: skip
+    betas, pose, v_template = _full_precision(betas, pose, v_template)
+    model = (v_template, *model[1:])
     constants = (shapedirs, posedirs, J_regressor, lbs_weights, lmk_bary_coords, contour_bary_coords)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in constants):
         with torch.autocast(betas.device.type, enabled=False):
@@ -344,6 +257,6 @@ def flame_head(
         )
         return vertices, joints, vertices2landmarks(vertices, faces, index, bary)
     arguments = (betas, pose, *model, *embedding, neck_joint, pose2rot)
-    if _differentiated(betas, pose):
-        return _FlameHead.apply(*arguments)
-    return _operators.head_forward(*arguments, False)[:3]
+    if autograd.differentiated(betas, pose):
+        return autograd.FlameHead.apply(*arguments)
+    return operators.head_forward(*arguments, False)[:3]

@@ -1,8 +1,5 @@
 """The operators as the dispatcher sees them: schemas, kernels for real tensors, shapes for a compiler's fake ones.
 
-Their functions here (``lbs_forward``, ...) go through the dispatcher where it has something to do and straight to the kernel
-where it hasn't: at batch 1 the detour is a twentieth of a call.
-
 Forward and backward are operators of their own, opaque and without autograd; the functions of :mod:`ringnet_ext.ops` join
 them. ``state`` is private to the core: scratch, and with ``keep`` what the backward call needs. A gradient that is not
 wanted comes back as an empty tensor.
@@ -14,8 +11,8 @@ from torch import Tensor
 
 from . import _checks as checks
 from ._prepared import (
-    _LANDMARKS, _LBS, PreparedHead, PreparedLandmarks, PreparedLbs, launch, prepared_head, prepared_landmarks, prepared_lbs,
-    require_device, rows_of_points,
+    _LANDMARKS, _LBS, PreparedHead, PreparedLandmarks, PreparedLbs, gradient_like, launch, place, prepared_head,
+    prepared_landmarks, prepared_lbs, prepared_mesh, require_device, rows_of_points,
 )
 
 _MODEL = "Tensor shapedirs, Tensor posedirs, Tensor J_regressor, Tensor parents, Tensor lbs_weights"
@@ -29,40 +26,8 @@ _POINTS = "Tensor faces, Tensor lmk_faces_idx, Tensor lmk_bary_coords"
 _library = torch.library.Library("ringnet_ext", "DEF")
 
 
-try:
-    from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
-    from torch._C._autograd import _profiler_enabled
-    from torch._C._functorch import peek_interpreter_stack
-except ImportError:  # not the public interface: a PyTorch without them gets the dispatcher every time
-    _len_torch_dispatch_stack = lambda: 1  # noqa: E731
-
-_PLAIN = frozenset((Tensor, torch.nn.Parameter))
-_strided = torch.strided
-
-
-def _unobserved(arguments) -> bool:
-    """Whether the dispatcher would do nothing but find the kernel: no compiler, transform, mode, tracer or profiler wants to see
-    the call, and all tensors are real, dense and as their memory has them."""
-    if (
-        torch.compiler.is_compiling()
-        or _len_torch_dispatch_stack()
-        or _len_torch_function_stack()
-        or peek_interpreter_stack() is not None
-        or _get_tracing_state() is not None
-        or _profiler_enabled()
-    ):
-        return False
-    for value in arguments:
-        if type(value) in _PLAIN:
-            if value.layout is not _strided or value.is_neg():
-                return False
-        elif isinstance(value, Tensor):
-            return False
-    return True
-
-
 def _operator(schema: str, fake):
-    """Defines an operator and registers the decorated function, its kernel, for the CPU and CUDA. Returns how to call it."""
+    """Defines an operator and registers the decorated function, its kernel, for the CPU and CUDA. Returns the operator."""
     name = schema.split("(")[0]
 
     def register(kernel):
@@ -72,12 +37,7 @@ def _operator(schema: str, fake):
         for key in ("SparseCPU", "SparseCUDA"):
             _library.impl(name, _refuse_sparse(name), key)
         torch.library.register_fake(f"ringnet_ext::{name}", fake, lib=_library)
-        dispatched = getattr(torch.ops.ringnet_ext, name).default
-
-        def call(*arguments):
-            return kernel(*arguments) if _unobserved(arguments) else dispatched(*arguments)
-
-        return call
+        return getattr(torch.ops.ringnet_ext, name).default
 
     return register
 
@@ -146,16 +106,34 @@ def _lbs_forward_fake(
 def lbs_forward(betas, pose, v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights, pose2rot, keep):
     model: PreparedLbs = prepared_lbs((shapedirs, posedirs, J_regressor, parents, lbs_weights))
     checks.lbs_call(betas, pose, v_template, model.like, *model.sizes, pose2rot)
-    joint_template = model.joint_template(v_template)
-    return model.forward(_rows(betas), _rows(pose), rows_of_points(v_template), joint_template, pose2rot, keep)
+    joint_template = _joint_template(model, v_template, (shapedirs, posedirs, J_regressor, parents, lbs_weights))
+    v_template = rows_of_points(v_template)
+    template = *place(v_template), *place(joint_template)
+    vertices, joints, state = model.forward(_rows(betas), _rows(pose), template, pose2rot, keep)
+    return vertices, joints, _state(state, betas)
 
 
-def _lbs_gradients(grad_vertices, grad_joints, betas, pose, v_template, state, sizes, wanted):
-    B, V, J, state_size = sizes
-    checks.gradient("grad_vertices", grad_vertices, (B, V, 3), betas)
-    checks.gradient("grad_joints", grad_joints, (B, J, 3), betas)
-    checks.gradient("state", state, (B, state_size), betas)
-    return tuple(betas.new_empty(t.shape if w else (0,)) for t, w in zip((betas, pose, v_template), wanted))
+def _joint_template(model: PreparedLbs, v_template, constants):
+    # What requires grad is being optimised, and may be written in ways that leave no trace: never kept.
+    if v_template.ndim == 3 or v_template.requires_grad:
+        return model.joint_template(v_template)
+    return prepared_mesh((v_template, *constants)).joint_template
+
+
+def _check_lbs_backward(grad_vertices, grad_joints, state, B, V, J, state_size, like):
+    checks.gradient("grad_vertices", grad_vertices, (B, V, 3), like)
+    checks.gradient("grad_joints", grad_joints, (B, J, 3), like)
+    checks.gradient("state", state, (B, state_size), like)
+
+
+def _returned(gradients, like):
+    """As an operator returns them: an empty tensor for what wasn't wanted."""
+    return tuple(like.new_empty(0) if g is None else g for g in gradients)
+
+
+def _state(state, betas):
+    """As an operator returns it: a tensor even where the core needs none."""
+    return betas.new_empty((betas.shape[0], 0)) if state is None else state
 
 
 def _lbs_backward_fake(
@@ -165,7 +143,8 @@ def _lbs_backward_fake(
     V, K, J = checks.lbs_constants(shapedirs, posedirs, J_regressor, parents, lbs_weights)
     B = checks.lbs_call(betas, pose, v_template, shapedirs, V, K, J, pose2rot)
     size = _LBS[betas.dtype].state_size(require_device(shapedirs, "shapedirs"), int(V), int(K), int(J), True)
-    return _lbs_gradients(grad_vertices, grad_joints, betas, pose, v_template, state, (B, V, J, size), wanted)
+    _check_lbs_backward(grad_vertices, grad_joints, state, B, V, J, size, betas)
+    return _returned([gradient_like(t, w) for t, w in zip((betas, pose, v_template), wanted)], betas)
 
 
 @_operator(
@@ -180,12 +159,13 @@ def lbs_backward(
     model: PreparedLbs = prepared_lbs((shapedirs, posedirs, J_regressor, parents, lbs_weights))
     V, K, J = model.sizes
     B = checks.lbs_call(betas, pose, v_template, model.like, V, K, J, pose2rot)
-    sizes = (B, V, J, model.state_sizes[True])
-    outputs = _lbs_gradients(grad_vertices, grad_joints, betas, pose, v_template, state, sizes, wanted)
-    grad_betas, grad_pose, grad_v_template = (g if w else None for g, w in zip(outputs, wanted))
+    _check_lbs_backward(grad_vertices, grad_joints, state, B, V, J, model.state_sizes[True], betas)
+    gradients = [gradient_like(t, w) for t, w in zip((betas, pose, v_template), wanted)]
+    grad_betas, grad_pose, grad_v_template = gradients
     grad_joint_template = None if grad_v_template is None else betas.new_empty((B, J, 3))
+    joint_template = _joint_template(model, v_template, (shapedirs, posedirs, J_regressor, parents, lbs_weights))
     model.backward(
-        grad_vertices, grad_joints, _rows(betas), _rows(pose), model.joint_template(v_template),
+        grad_vertices, grad_joints, _rows(betas), _rows(pose), place(joint_template),
         state.contiguous(), pose2rot, grad_betas, grad_pose, grad_v_template, grad_joint_template,
     )
     if grad_v_template is not None:  # through the rest joints
@@ -194,7 +174,7 @@ def lbs_backward(
                 grad_v_template.addmm_(J_regressor.T, grad_joint_template.sum(0))
             else:
                 grad_v_template.baddbmm_(J_regressor.T.expand(B, V, J), grad_joint_template)
-    return outputs
+    return _returned(gradients, betas)
 
 
 # --- flame_landmarks ---
@@ -232,14 +212,13 @@ def landmarks_forward(
         neck_joint,
     )  # fmt: skip
     checks.lbs_call(betas, pose, v_template, model.like, *model.sizes, pose2rot)
-    return model.forward(_rows(betas), _rows(pose), pose2rot, keep)
+    (landmarks,), (state,) = model.forward(_rows(betas), _rows(pose), pose2rot, keep)
+    return landmarks, _state(state, betas)
 
 
-def _landmarks_gradients(grad_landmarks, betas, pose, state, sizes, wanted):
-    B, points, state_size = sizes
-    checks.gradient("grad_landmarks", grad_landmarks, (B, points, 3), betas)
-    checks.gradient("state", state, (B, state_size), betas)
-    return tuple(betas.new_empty(t.shape if w else (0,)) for t, w in zip((betas, pose), wanted))
+def _check_landmarks_backward(grad_landmarks, state, B, points, state_size, like):
+    checks.gradient("grad_landmarks", grad_landmarks, (B, points, 3), like)
+    checks.gradient("state", state, (B, state_size), like)
 
 
 def _landmarks_backward_fake(
@@ -254,7 +233,8 @@ def _landmarks_backward_fake(
     B = checks.lbs_call(betas, pose, v_template, shapedirs, V, K, J, pose2rot)
     cuda = require_device(shapedirs, "shapedirs")
     size = _LANDMARKS[betas.dtype].state_size(cuda, int(K), int(J), int(L), int(C), True)
-    return _landmarks_gradients(grad_landmarks, betas, pose, state, (B, C + L, size), wanted)
+    _check_landmarks_backward(grad_landmarks, state, B, C + L, size, betas)
+    return _returned((gradient_like(betas, wanted[0]), gradient_like(pose, wanted[1])), betas)
 
 
 @_operator(
@@ -272,12 +252,9 @@ def landmarks_backward(
         neck_joint,
     )  # fmt: skip
     B = checks.lbs_call(betas, pose, v_template, model.like, *model.sizes, pose2rot)
-    outputs = _landmarks_gradients(grad_landmarks, betas, pose, state, (B, model.points, model.state_sizes[True]), wanted)
-    grad_betas, grad_pose = (g if w else None for g, w in zip(outputs, wanted))
-    model.backward(
-        grad_landmarks, _rows(betas), _rows(pose), state.contiguous(), pose2rot, grad_betas, grad_pose
-    )
-    return outputs
+    _check_landmarks_backward(grad_landmarks, state, B, model.points, model.state_sizes[True], betas)
+    states = (state.contiguous(),)
+    return _returned(model.backward((grad_landmarks,), _rows(betas), _rows(pose), states, pose2rot, wanted), betas)
 
 
 # --- flame_head ---
@@ -297,11 +274,9 @@ def head_forward(betas, pose, *arguments):
     """vertices, joints, landmarks, and the states of landmarks and mesh."""
     *constants, neck_joint, pose2rot, keep = arguments
     head: PreparedHead = prepared_head(tuple(constants), neck_joint)
-    mesh, landmarks, v_template = head.mesh, head.landmarks, constants[0]
-    checks.lbs_call(betas, pose, v_template, mesh.like, *mesh.sizes, pose2rot)
-    betas, pose, v_template = _rows(betas), _rows(pose), rows_of_points(v_template)
-    vertices, joints, state = mesh.forward(betas, pose, v_template, landmarks.joint_template, pose2rot, keep)
-    return vertices, joints, *landmarks.forward(betas, pose, pose2rot, keep), state
+    checks.lbs_call(betas, pose, constants[0], head.like, *head.mesh.lbs.sizes, pose2rot)
+    outputs, states = head.forward(_rows(betas), _rows(pose), pose2rot, keep)
+    return *outputs, *(_state(state, betas) for state in states)
 
 
 def _head_backward_fake(grad_vertices, grad_joints, grad_landmarks, *arguments):
@@ -319,25 +294,13 @@ def _head_backward_fake(grad_vertices, grad_joints, grad_landmarks, *arguments):
 def head_backward(grad_vertices, grad_joints, grad_landmarks, betas, pose, *arguments):
     *constants, neck_joint, landmark_state, state, pose2rot, wanted = arguments
     head: PreparedHead = prepared_head(tuple(constants), neck_joint)
-    mesh, landmarks = head.mesh, head.landmarks
-    V, K, J = mesh.sizes
-    B = checks.lbs_call(betas, pose, constants[0], mesh.like, V, K, J, pose2rot)
-    betas, pose = _rows(betas), _rows(pose)
-    outputs = None
-    if grad_vertices is not None or grad_joints is not None or grad_landmarks is None:
-        sizes = (B, V, J, mesh.state_sizes[True])
-        outputs = _lbs_gradients(grad_vertices, grad_joints, betas, pose, betas, state, sizes, wanted)
-        gradients = (g if w else None for g, w in zip(outputs, wanted))
-        mesh.backward(
-            grad_vertices, grad_joints, betas, pose, landmarks.joint_template, state.contiguous(), pose2rot, *gradients
-        )
-    if grad_landmarks is not None:
-        sizes = (B, landmarks.points, landmarks.state_sizes[True])
-        added = _landmarks_gradients(grad_landmarks, betas, pose, landmark_state, sizes, wanted)
-        gradients = (g if w else None for g, w in zip(added, wanted))
-        landmarks.backward(grad_landmarks, betas, pose, landmark_state.contiguous(), pose2rot, *gradients)
-        outputs = added if outputs is None else tuple(a.add_(b) for a, b in zip(outputs, added))
-    return outputs
+    V, K, J = head.mesh.lbs.sizes
+    B = checks.lbs_call(betas, pose, constants[0], head.like, V, K, J, pose2rot)
+    _check_lbs_backward(grad_vertices, grad_joints, state, B, V, J, head.mesh.lbs.state_sizes[True], betas)
+    points, landmark_state_size = head.landmarks.points, head.landmarks.state_sizes[True]
+    _check_landmarks_backward(grad_landmarks, landmark_state, B, points, landmark_state_size, betas)
+    states, gradients = (landmark_state.contiguous(), state.contiguous()), (grad_vertices, grad_joints, grad_landmarks)
+    return _returned(head.backward(gradients, _rows(betas), _rows(pose), states, pose2rot, wanted), betas)
 
 
 # --- vertices2landmarks ---

@@ -1,6 +1,5 @@
 """Models prepared for the core: packed once, reused while nothing about their tensors has changed, gone when they go."""
 
-import functools
 import threading
 import weakref
 from collections.abc import Callable
@@ -13,18 +12,19 @@ from . import _checks as checks
 
 _LBS = {torch.float32: core.LbsModelF32, torch.float64: core.LbsModelF64}
 _LANDMARKS = {torch.float32: core.LandmarkModelF32, torch.float64: core.LandmarkModelF64}
+_CPU = torch.device("cpu")
 
 
 def where(device: torch.device) -> int:
     """The core's last argument: the number of threads on the CPU, the current stream's handle on a CUDA device."""
-    if device.type == "cpu":
+    if device == _CPU:
         return torch.get_num_threads()
     return torch.cuda.current_stream(device).cuda_stream
 
 
 def launch(entry: Callable, device: torch.device, *arguments) -> None:
     """Calls an entry point of the core where its tensors live, that device being the current one."""
-    if device.type == "cpu":
+    if device == _CPU:
         entry(*arguments, torch.get_num_threads())
     elif device.index == torch.cuda.current_device():
         entry(*arguments, where(device))
@@ -45,35 +45,21 @@ def require_device(tensor: Tensor, argument: str) -> bool:
     return kind == "cuda"
 
 
-def _signature(t: Tensor) -> tuple:
-    """What changes when a tensor's values, place or layout do."""
-    return t._version, t.data_ptr(), t.shape, t.stride(), t.dtype
+class Prepared:
+    """A model, and the marks of the tensors that it was made of, which are held weakly.
 
-
-class _Entry:
-    """A value, the tensors that it was made of, held weakly, and their signatures then.
-
-    Holds the tensors' storages, so that no other data can appear at their addresses while the entry lives: it is dropped
-    when one of the tensors dies.
+    Holds their storages, so that no other data can appear at their addresses while it lives: it is dropped when one of the
+    tensors dies.
     """
 
-    __slots__ = ("marks", "storages", "value")
+    __slots__ = ("marks", "model", "storages")
 
     def __init__(self, tensors: tuple[Tensor | None, ...], on_death: Callable[[object], None]):
-        self.marks = [None if t is None else (weakref.ref(t, on_death), _signature(t)) for t in tensors]
+        self.marks = core.Marks(tensors, on_death)
         self.storages = [t.untyped_storage() for t in tensors if t is not None]
 
-    def matches(self, tensors: tuple[Tensor | None, ...]) -> bool:
-        for t, mark in zip(tensors, self.marks):
-            # _signature(t), without the calls: this is on the way of every operator.
-            if mark is not None and (
-                mark[0]() is not t or mark[1] != (t._version, t.data_ptr(), t.shape, t.stride(), t.dtype)
-            ):
-                return False
-        return True
 
-
-class _Cache:
+class Cache:
     """build(*tensors, *settings), kept while the tensors live and don't change.
 
     Inference tensors have no version counter: what is built from them is not kept. Writes that go around the counter, through
@@ -82,14 +68,19 @@ class _Cache:
 
     def __init__(self, build: Callable):
         self._build = build
-        self._entries: dict[tuple, _Entry] = {}
+        self._entries: dict[tuple, Prepared] = {}
         self._lock = threading.RLock()
 
+    def find(self, tensors: tuple[Tensor | None, ...], *settings) -> Prepared | None:
+        """What is there already and still true."""
+        entry = self._entries.get((*map(id, tensors), *settings))
+        return entry if entry is not None and entry.marks.unchanged(tensors) else None
+
     def __call__(self, tensors: tuple[Tensor | None, ...], *settings):
+        entry = self.find(tensors, *settings)
+        if entry is not None:
+            return entry.model
         key = (*map(id, tensors), *settings)
-        entry = self._entries.get(key)
-        if entry is not None and entry.matches(tensors):
-            return entry.value
         with self._lock, torch.no_grad():
             self._entries.pop(key, None)
             if any(t is not None and t.is_inference() for t in tensors):
@@ -99,10 +90,10 @@ class _Cache:
                 self._entries.pop(key, None)
 
             # Marked before they are read: a write in between makes the entry miss, never go stale.
-            entry = _Entry(tensors, on_death)
-            entry.value = self._build(*tensors, *settings)
+            entry = Prepared(tensors, on_death)
+            entry.model = self._build(*tensors, *settings)
             self._entries[key] = entry
-            return entry.value
+            return entry.model
 
     def clear(self) -> None:
         self._entries.clear()
@@ -121,13 +112,19 @@ def _address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
 
-def _batch_stride(points: Tensor) -> int:
-    return points.stride(0) if points.ndim == 3 else 0
+def place(points: Tensor) -> tuple[int, int]:
+    """Address and batch stride of points (N, 3) or (B, N, 3)."""
+    return points.data_ptr(), points.stride(0) if points.ndim == 3 else 0
 
 
 def rows_of_points(t: Tensor) -> Tensor:
     """(..., V, 3), contiguous inside a batch element."""
     return t if t.stride()[-2:] == (3, 1) else t.contiguous()
+
+
+def gradient_like(t: Tensor, wanted: bool) -> Tensor | None:
+    """Room for a gradient that is wanted."""
+    return t.new_empty(t.shape) if wanted else None
 
 
 class PreparedLbs:
@@ -153,27 +150,28 @@ class PreparedLbs:
         self.state_sizes = tuple(model.state_size(cuda, V, K, J, keep) for keep in (False, True))
         # Detached: the model ends with the tensors it was made of, so it must not keep them alive.
         self._regressor = J_regressor.detach()
-        self._template_joints = _Cache(functools.partial(_regress, self._regressor))
 
     def joint_template(self, v_template: Tensor) -> Tensor:
         """The template's joints, (J, 3) or (B, J, 3)."""
         if v_template.ndim == 2:
-            # What requires grad is being optimised, and may be written in ways that leave no trace: never kept.
-            return _regress(self._regressor, v_template) if v_template.requires_grad else self._template_joints((v_template,))
+            return _regress(self._regressor, v_template)
         with torch.autocast(self.device.type, enabled=False):
             return torch.matmul(self._regressor, v_template).contiguous()
 
     def forward(
-        self, betas: Tensor, pose: Tensor, v_template: Tensor, joint_template: Tensor, pose2rot: bool, keep: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """vertices, joints and state. The arguments are checked; those of a batch element are contiguous."""
+        self, betas: Tensor, pose: Tensor, template: tuple[int, int, int, int], pose2rot: bool, keep: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """vertices, joints, and state, None where it has no size.
+
+        The arguments are checked; those of a batch element are contiguous. template: the places of v_template and its joints.
+        """
         (V, _, J), B = self.sizes, betas.shape[0]
         vertices, joints = betas.new_empty((B, V, 3)), betas.new_empty((B, J, 3))
-        state = betas.new_empty((B, self.state_sizes[keep]))
+        size = self.state_sizes[keep]
+        state = betas.new_empty((B, size)) if size else None
         launch(
             self.core.forward, self.device, B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot,
-            v_template.data_ptr(), _batch_stride(v_template), joint_template.data_ptr(), _batch_stride(joint_template), keep,
-            state.data_ptr(), vertices.data_ptr(), joints.data_ptr(),
+            *template, keep, _address(state), vertices.data_ptr(), joints.data_ptr(),
         )  # fmt: skip
         return vertices, joints, state
 
@@ -183,7 +181,7 @@ class PreparedLbs:
         grad_joints: Tensor | None,
         betas: Tensor,
         pose: Tensor,
-        joint_template: Tensor,
+        joint_template: tuple[int, int],
         state: Tensor,
         pose2rot: bool,
         grad_betas: Tensor | None,
@@ -195,14 +193,45 @@ class PreparedLbs:
         B, shared = betas.shape[0], grad_v_template is not None and grad_v_template.ndim == 2
         if grad_joints is not None:
             grad_joints = grad_joints.contiguous()
-        workspace = betas.new_empty(self.core.workspace_size(self.cuda, B, *self.sizes, shared))
+        size = self.core.workspace_size(self.cuda, B, *self.sizes, shared)
+        workspace = betas.new_empty(size) if size else None
         launch(
             self.core.backward, self.device, B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot,
-            joint_template.data_ptr(), _batch_stride(joint_template), state.data_ptr(), _address(grad_vertices),
+            *joint_template, state.data_ptr(), _address(grad_vertices),
             *(grad_vertices.stride() if grad_vertices is not None else (0, 0, 0)), _address(grad_joints),
             _address(grad_betas), _address(grad_pose), _address(grad_v_template), shared,
-            _address(grad_joint_template), workspace.data_ptr(),
+            _address(grad_joint_template), _address(workspace),
         )  # fmt: skip
+
+
+class PreparedMesh:
+    """A model with a template that all batch elements share."""
+
+    def __init__(self, v_template: Tensor, *constants: Tensor):
+        self.lbs: PreparedLbs = prepared_lbs(constants)
+        V, self.K, self.J = self.lbs.sizes
+        self.like = self.lbs.like
+        checks.require_tensor("v_template", v_template, (V, 3), self.like)
+        self.v_template = rows_of_points(v_template.detach())
+        self.joint_template = self.lbs.joint_template(v_template)
+        self._template = *place(self.v_template), *place(self.joint_template)
+
+    def shapes(self, B: int) -> tuple[tuple[int, int, int], ...]:
+        """Of vertices and joints."""
+        return (B, self.lbs.sizes[0], 3), (B, self.J, 3)
+
+    def forward(self, betas: Tensor, pose: Tensor, pose2rot: bool, keep: bool) -> tuple[tuple, tuple]:
+        """(vertices, joints) and what backward needs. The arguments are checked; those of a batch element are contiguous."""
+        vertices, joints, state = self.lbs.forward(betas, pose, self._template, pose2rot, keep)
+        return (vertices, joints), (state,)
+
+    def backward(
+        self, gradients: tuple, betas: Tensor, pose: Tensor, states: tuple, pose2rot: bool, wanted: tuple
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The gradients of betas and pose."""
+        grad_betas, grad_pose = gradient_like(betas, wanted[0]), gradient_like(pose, wanted[1])
+        self.lbs.backward(*gradients, betas, pose, self._template[2:], *states, pose2rot, grad_betas, grad_pose)
+        return grad_betas, grad_pose
 
 
 class PreparedLandmarks:
@@ -253,36 +282,39 @@ class PreparedLandmarks:
             self.joint_template.data_ptr(), self.packed.data_ptr(), self.index.data_ptr(),
         )
         self.state_sizes = tuple(model.state_size(cuda, K, J, L, C, keep) for keep in (False, True))
-        self._landmark_sizes = (K, J, L, C)
+        self.K, self.J, self._landmark_sizes = K, J, (K, J, L, C)
 
-    def forward(self, betas: Tensor, pose: Tensor, pose2rot: bool, keep: bool) -> tuple[Tensor, Tensor]:
-        """landmarks and state. The arguments are checked; those of a batch element are contiguous."""
+    def shapes(self, B: int) -> tuple[tuple[int, int, int], ...]:
+        """Of the landmarks."""
+        return ((B, self.points, 3),)
+
+    def forward(self, betas: Tensor, pose: Tensor, pose2rot: bool, keep: bool) -> tuple[tuple, tuple]:
+        """(landmarks,) and what backward needs. The arguments are checked; those of a batch element are contiguous."""
         B = betas.shape[0]
-        landmarks, state = betas.new_empty((B, self.points, 3)), betas.new_empty((B, self.state_sizes[keep]))
+        landmarks = betas.new_empty((B, self.points, 3))
+        state = betas.new_empty((B, self.state_sizes[keep])) if self.state_sizes[keep] else None
         launch(
             self.core.forward, self.device, B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot, keep,
-            state.data_ptr(), landmarks.data_ptr(),
+            _address(state), landmarks.data_ptr(),
         )  # fmt: skip
-        return landmarks, state
+        return (landmarks,), (state,)
 
     def backward(
-        self,
-        grad_landmarks: Tensor,
-        betas: Tensor,
-        pose: Tensor,
-        state: Tensor,
-        pose2rot: bool,
-        grad_betas: Tensor | None,
-        grad_pose: Tensor | None,
-    ) -> None:
-        """Overwrites the last two, where they are wanted."""
-        B = betas.shape[0]
-        workspace = betas.new_empty(self.core.workspace_size(self.cuda, B, *self._landmark_sizes))
+        self, gradients: tuple, betas: Tensor, pose: Tensor, states: tuple, pose2rot: bool, wanted: tuple
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The gradients of betas and pose."""
+        B, (grad_landmarks,), (state,) = betas.shape[0], gradients, states
+        if grad_landmarks is None:
+            return None, None
+        grad_betas, grad_pose = gradient_like(betas, wanted[0]), gradient_like(pose, wanted[1])
+        size = self.core.workspace_size(self.cuda, B, *self._landmark_sizes)
+        workspace = betas.new_empty(size) if size else None
         launch(
             self.core.backward, self.device, B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot,
             state.data_ptr(), grad_landmarks.data_ptr(), *grad_landmarks.stride(), _address(grad_betas), _address(grad_pose),
-            workspace.data_ptr(),
+            _address(workspace),
         )  # fmt: skip
+        return grad_betas, grad_pose
 
 
 class PreparedHead:
@@ -291,12 +323,38 @@ class PreparedHead:
     def __init__(self, v_template: Tensor, *constants):
         *tensors, neck_joint = constants
         self.landmarks: PreparedLandmarks = prepared_landmarks((v_template, *tensors), neck_joint)
-        self.mesh: PreparedLbs = prepared_lbs(tuple(tensors[:5]))
+        self.mesh: PreparedMesh = prepared_mesh((v_template, *tensors[:5]))
+        self.K, self.J, self.like = self.mesh.K, self.mesh.J, self.mesh.like
+
+    def shapes(self, B: int) -> tuple[tuple[int, int, int], ...]:
+        """Of vertices, joints and landmarks."""
+        return self.mesh.shapes(B) + self.landmarks.shapes(B)
+
+    def forward(self, betas: Tensor, pose: Tensor, pose2rot: bool, keep: bool) -> tuple[tuple, tuple]:
+        """(vertices, joints, landmarks) and what backward needs: the states of landmarks and mesh."""
+        points, states = self.mesh.forward(betas, pose, pose2rot, keep)
+        landmarks, landmark_states = self.landmarks.forward(betas, pose, pose2rot, keep)
+        return points + landmarks, landmark_states + states
+
+    def backward(
+        self, gradients: tuple, betas: Tensor, pose: Tensor, states: tuple, pose2rot: bool, wanted: tuple
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The gradients of betas and pose."""
+        grad_vertices, grad_joints, grad_landmarks = gradients
+        result = added = None
+        if grad_vertices is not None or grad_joints is not None or grad_landmarks is None:
+            result = self.mesh.backward((grad_vertices, grad_joints), betas, pose, states[1:], pose2rot, wanted)
+        if grad_landmarks is not None:
+            added = self.landmarks.backward((grad_landmarks,), betas, pose, states[:1], pose2rot, wanted)
+        if result is None or added is None:
+            return added if result is None else result
+        return tuple(None if a is None else a.add_(b) for a, b in zip(result, added))
 
 
-prepared_lbs = _Cache(PreparedLbs)
-prepared_landmarks = _Cache(PreparedLandmarks)
-prepared_head = _Cache(PreparedHead)
+prepared_lbs = Cache(PreparedLbs)
+prepared_mesh = Cache(PreparedMesh)
+prepared_landmarks = Cache(PreparedLandmarks)
+prepared_head = Cache(PreparedHead)
 
 
 def clear_prepared() -> None:
@@ -305,5 +363,5 @@ def clear_prepared() -> None:
     Needed only after a write that PyTorch's version counter can't see: through ``tensor.data``, or into a NumPy array that
     shares a tensor's memory. Everything else (in-place operators, ``load_state_dict``, ``Module.to``) is noticed.
     """
-    for cache in (prepared_lbs, prepared_landmarks, prepared_head):
+    for cache in (prepared_lbs, prepared_mesh, prepared_landmarks, prepared_head):
         cache.clear()

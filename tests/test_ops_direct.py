@@ -1,0 +1,241 @@
+"""The direct way to the kernels: taken by the usual call, by no other, and never to be told from the long way by its results."""
+
+import _ringnet_core as core
+import pytest
+import torch
+
+from ringnet_ext import ops
+from ringnet_ext.ops import _library, reference
+
+
+def lbs(model, betas, pose):
+    return torch.cat(ops.flame_lbs(betas, pose, *model.constants), dim=1)
+
+
+def landmarks(model, betas, pose):
+    return ops.flame_landmarks(betas, pose, *model.constants, *model.embedding)
+
+
+def head(model, betas, pose):
+    return torch.cat(ops.flame_head(betas, pose, *model.constants, *model.embedding), dim=1)
+
+
+def expected(call, model, betas, pose):
+    vertices, joints, points = reference.flame_head(betas, pose, *model.constants, *model.embedding)
+    return {lbs: torch.cat((vertices, joints), dim=1), landmarks: points, head: torch.cat((vertices, joints, points), dim=1)}[call]
+
+
+each = pytest.mark.parametrize("call", [lbs, landmarks, head])
+
+
+@pytest.fixture
+def long_way(monkeypatch):
+    """How often a kernel was called by the dispatcher: all of them check their arguments there."""
+    calls = []
+    check = _library.checks.lbs_call
+    monkeypatch.setattr(_library.checks, "lbs_call", lambda *a: calls.append(a) or check(*a))
+    return calls
+
+
+@pytest.fixture(params=[True, False], ids=["exchange", "attributes"])
+def tensors_read(request):
+    """Both ways to read a tensor; PyTorch before 2.10 has only the second."""
+    core.use_exchange(request.param)
+    yield
+    core.use_exchange(True)
+
+
+def inputs(model, B=3):
+    return [t.requires_grad_() for t in model.inputs(B)]
+
+
+def step(call, model, args, weight=None):
+    out = call(model, *args)
+    weight = torch.linspace(-1, 1, out.numel()).to(out).view_as(out) if weight is None else weight
+    return (out, *torch.autograd.grad(out, args, weight))
+
+
+class Log(torch.utils._python_dispatch.TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen = getattr(self, "seen", []) + [str(func)]
+        return func(*args, **(kwargs or {}))
+
+
+@each
+def test_the_usual_call_goes_the_direct_way(call, random_model, long_way, tensors_read):
+    model = random_model()
+    args = inputs(model)
+    first = step(call, model, args)
+    assert long_way
+    long_way.clear()
+    second = step(call, model, args)
+    with torch.no_grad():
+        third = call(model, *args)
+    step(call, model, [torch.nn.Parameter(t) for t in args])
+    assert not long_way
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True)) and torch.equal(first[0], third)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 3, 3), (3, 45)])
+def test_matrices_go_the_direct_way(shape, random_model, long_way):
+    model = random_model()
+    betas, pose = model.inputs(3)
+    matrices = reference.batch_rodrigues(pose.reshape(-1, 3)).reshape(shape).requires_grad_()
+    results = []
+    for _ in range(2):
+        long_way.clear()
+        vertices, _ = ops.flame_lbs(betas, matrices, *model.constants, pose2rot=False)
+        results.append((vertices, *torch.autograd.grad(vertices.sin().sum(), matrices)))
+    assert not long_way
+    assert results[1][1].shape == shape
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+@each
+def test_whoever_watches_sees_the_operators(call, random_model):
+    model = random_model()
+    args = inputs(model)
+    step(call, model, args)
+    plain = step(call, model, args)
+    name = {lbs: "lbs", landmarks: "landmarks", head: "head"}[call]
+    with Log() as log:
+        watched = step(call, model, args)
+    assert {f"ringnet_ext.{name}_forward.default", f"ringnet_ext.{name}_backward.default"} <= set(log.seen)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        step(call, model, args)
+    seen = {event.key for event in profile.key_averages()}
+    assert {f"ringnet_ext::{name}_forward", f"ringnet_ext::{name}_backward"} <= seen
+    out = call(model, *args)
+    with Log() as log:  # from here on
+        later = torch.autograd.grad(out, args, torch.linspace(-1, 1, out.numel()).to(out).view_as(out))
+    assert f"ringnet_ext.{name}_backward.default" in log.seen
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(plain, watched, (out, *later), strict=True))
+
+
+@each
+def test_gradients_of_every_kind(call, random_model):
+    model = random_model()
+    args = inputs(model)
+    call(model, *args)
+    out = call(model, *args)
+    weight = torch.randn_like(out)
+    want = torch.autograd.grad(expected(call, model, *args), args, weight)
+
+    class Own(torch.Tensor):
+        pass
+
+    strided = torch.stack([weight, weight], -1)[..., 1]
+    for given in (weight, strided, torch._neg_view(-weight), weight.as_subclass(Own)):
+        for a, b in zip(torch.autograd.grad(out, args, given, retain_graph=True), want, strict=True):
+            torch.testing.assert_close(a, b)
+    batch = torch.autograd.grad(out, args, torch.stack([weight, -weight]), retain_graph=True, is_grads_batched=True)
+    for a, b in zip(batch, want, strict=True):
+        torch.testing.assert_close(a, torch.stack([b, -b]))
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(out, args, weight[:-1])
+
+
+@each
+def test_inputs_of_every_kind(call, random_model):
+    """What isn't as its memory has it: negated, a subclass, in another type."""
+    model = random_model()
+    betas, pose = model.inputs(3)
+    want = call(model, betas, pose)
+
+    class Own(torch.Tensor):
+        pass
+
+    assert torch.equal(call(model, torch._neg_view(-betas), pose), want)
+    assert torch.equal(call(model, betas, torch._neg_view(-pose)), want)
+    assert torch.equal(call(model, betas.as_subclass(Own), pose).as_subclass(torch.Tensor), want)
+    with pytest.raises(TypeError, match="betas: expected float64, got float32"):
+        call(model, betas.float(), pose)
+    model.shapedirs = torch._neg_view(-model.shapedirs)
+    for _ in range(2):
+        assert torch.equal(call(model, betas, pose), want)
+
+
+@each
+@pytest.mark.parametrize("constant", ["v_template", "shapedirs", "posedirs", "J_regressor", "lbs_weights"])
+def test_a_constant_that_comes_to_require_grad(call, constant, random_model):
+    model = random_model()
+    args = [*inputs(model), getattr(model, constant)]
+    for _ in range(2):
+        call(model, *args[:2])
+    args[2].requires_grad_()
+    out, want = call(model, *args[:2]), expected(call, model, *args[:2])
+    weight = torch.randn_like(out)
+    for a, b in zip(torch.autograd.grad(out, args, weight), torch.autograd.grad(want, args, weight), strict=True):
+        torch.testing.assert_close(a, b)
+    with torch.no_grad():
+        args[2].mul_(1.5)
+        torch.testing.assert_close(call(model, *args[:2]), expected(call, model, *args[:2]))
+    args[2].requires_grad_(False)
+    torch.testing.assert_close(call(model, *args[:2]), expected(call, model, *args[:2]))
+
+
+@each
+def test_whatever_happens_to_a_constant_is_seen(call, random_model, tensors_read):
+    model = random_model()
+    args = model.inputs(2)
+
+    def check():
+        for _ in range(2):
+            torch.testing.assert_close(call(model, *args), expected(call, model, *args))
+
+    check()
+    model.shapedirs.mul_(2)
+    check()
+    model.lbs_weights.data = model.lbs_weights.data.flip(0)
+    check()
+    model.faces.set_(model.faces.flip(0).clone())
+    check()
+    # The same memory read otherwise: no write, no new address, no other shape.
+    weights = model.lbs_weights = torch.rand(101, 101, dtype=torch.float64)[:, :5].clone().as_strided((101, 5), (5, 1))
+    check()
+    weights.data = weights.data.as_strided((101, 5), (1, 101))
+    check()
+    for wrong in (None, weights.numpy()):
+        model.lbs_weights = wrong
+        with pytest.raises(TypeError, match="lbs_weights: expected a tensor, got "):
+            call(model, *args)
+
+
+@each
+def test_the_graph_outlives_the_model(call, random_model):
+    model = random_model()
+    args = inputs(model)
+    want = step(call, model, args)[1:]
+    out = call(model, *args)
+    weight = torch.linspace(-1, 1, out.numel()).to(out).view_as(out)
+    del model
+    ops.clear_prepared()
+    for a, b in zip(torch.autograd.grad(out, args, weight, retain_graph=True), want, strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(torch.autograd.grad(out, args[0], weight)[0], want[0])
+
+
+def test_saved_tensors_hooks_see_what_is_kept(random_model):
+    """Activation checkpointing and offloading are made of them."""
+    model = random_model()
+    args = inputs(model)
+    want = step(lbs, model, args)
+    packed = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t.shape) or t.clone(), lambda t: t):
+        out = lbs(model, *args)
+    assert len(packed) >= 3
+    weight = torch.linspace(-1, 1, out.numel()).to(out).view_as(out)
+    assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(out, args, weight), want[1:], strict=True))
+    again = torch.utils.checkpoint.checkpoint(lambda *a: lbs(model, *a), *args, use_reentrant=False)
+    assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(again, args, weight), want[1:], strict=True))
+
+
+def test_one_gradient_of_two_outputs(random_model):
+    model = random_model()
+    args = inputs(model)
+    for _ in range(2):
+        vertices, joints = ops.flame_lbs(*args, *model.constants)
+        got = torch.autograd.grad(joints.sin().sum(), args)
+        want = torch.autograd.grad(reference.flame_lbs(*args, *model.constants)[1].sin().sum(), args)
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b)
