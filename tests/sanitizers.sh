@@ -18,7 +18,8 @@ fi
 
 began=$SECONDS
 CXXFLAGS="$flags -fno-omit-frame-pointer -g1" LDFLAGS="$flags" "$python" -m pip install --quiet --no-deps \
-    --target "$work/site" -C build-dir="$work/build" -C cmake.build-type=None -C cmake.define.RINGNET_CUDA=OFF .
+    --target "$work/site" --config-settings=build-dir="$work/build" --config-settings=cmake.build-type=None \
+    --config-settings=cmake.define.RINGNET_CUDA=OFF .
 echo "sanitizers: built in $((SECONDS - began)) s"
 
 # Only the core from there: the package is the checkout's. Python itself leaks by design. libstdc++ is named because
