@@ -13,6 +13,14 @@ openmp: bool
 
 def simd_level() -> str: ...
 
+class Buffer:
+    """Memory of so many bytes, with Python's buffer protocol. What the last one leaves is kept for the next one of its size."""
+
+    def __init__(self, bytes: int, /) -> None: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+    @staticmethod
+    def release_spare() -> None: ...
+
 class Marks:
     """What tensors (or None) were when something was made of them: which, where, and how often written to. Holds them weakly."""
 

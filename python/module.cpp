@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "buffers.h"
 #include "ops.h"
 #include "tensors.h"
 
@@ -204,6 +205,10 @@ PYBIND11_MODULE(_ringnet_core, m) {
         false;
 #endif
     m.def("simd_level", &cpu::simd_level);
+    py::class_<Buffer>(m, "Buffer", py::buffer_protocol())
+        .def(py::init<std::size_t>())
+        .def_buffer([](const Buffer& buffer) { return buffer.info(); })
+        .def_static("release_spare", &Buffer::release_spare);
     py::class_<Marks>(m, "Marks")
         .def(py::init<const py::tuple&, const py::object&>())
         .def("unchanged", &Marks::unchanged)

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from ringnet_ext import ops
 from ringnet_ext.flame import FLAME, builtin_head
 
 
@@ -35,6 +36,7 @@ def test_fresh_memory_is_written_before_it_is_read(fresh_memory_is_nan, batch, d
 
 OWN = """
 import torch
+from ringnet_ext import ops
 from ringnet_ext.flame import FLAME, builtin_head
 torch.set_num_threads(2)
 digest = []
@@ -61,3 +63,35 @@ def test_memory_of_the_kernels_own_is_written_before_it_is_read():
         return subprocess.run(command, env=os.environ | environment, check=True, capture_output=True, text=True).stdout
 
     assert run(MALLOC_PERTURB_="128") == run()
+
+
+def test_big_states_use_the_same_memory_again(random_model):
+    """From 32 MiB on; never while a graph still needs it."""
+    model = random_model(V=1003, K=3).to(dtype=torch.float64)
+    inputs = [t.requires_grad_() for t in model.inputs(1500)]
+    states = []
+
+    def forward():
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: states.append(t.data_ptr()) or t, lambda t: t):
+            vertices, _ = ops.flame_lbs(*inputs, *model.constants)
+        assert vertices.nbytes > 32 << 20
+        return vertices
+
+    def gradients(vertices, sign):
+        return torch.autograd.grad(vertices.mul(sign).cos().sum(), inputs)
+
+    forward()
+    ops.clear_prepared()
+    used = []
+    for _ in range(3):
+        first = forward()
+        used.append(states[-1])
+        one = gradients(first, 1)
+        del first
+    assert used[0] == used[1] == used[2]
+    first, second = forward(), forward()
+    assert states[-1] != used[0]
+    for vertices, sign in ((first, 1), (second, -1)):
+        for a, b in zip(gradients(vertices, sign), one, strict=True):
+            assert torch.equal(a, b)
+    ops.clear_prepared()

@@ -49,13 +49,18 @@ template <>
 const KernelsOf<double>& of<double>() { return kernels().f64; }
 
 // A big output is fresh memory more often than not, and the kernel hands it out a page at a time: in 4 kB pages that takes
-// longer than filling it. From 32 MiB on, malloc gives every buffer a mapping of its own, so nothing else is affected.
+// longer than filling it. Hence huge pages, where there are any, and otherwise all of them at once, by all threads. From 32 MiB
+// on, malloc gives every buffer a mapping of its own, so nothing else is affected.
 template <class T>
-void prefer_huge_pages([[maybe_unused]] T* p, [[maybe_unused]] index_t n) {
+void get_pages([[maybe_unused]] T* p, [[maybe_unused]] index_t n, [[maybe_unused]] int threads) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-    const std::uintptr_t page = std::uintptr_t(2) << 20, first = reinterpret_cast<std::uintptr_t>(p);
-    const std::uintptr_t begin = (first + page - 1) / page * page, end = (first + n * sizeof(T)) / page * page;
-    if (n * index_t(sizeof(T)) > index_t(32) << 20) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+    constexpr int populate_write = 23;  // MADV_POPULATE_WRITE: from Linux 5.14 on, before that refused
+    const index_t huge = index_t(2) << 20, first = reinterpret_cast<index_t>(p);
+    const index_t begin = round_up(first, huge), end = (first + n * index_t(sizeof(T))) / huge * huge, pages = (end - begin) / huge;
+    if (n * index_t(sizeof(T)) <= index_t(32) << 20) return;
+    (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (index_t i = 0; i < pages; ++i) (void)madvise(reinterpret_cast<void*>(begin + i * huge), huge, populate_write);
 #endif
 }
 
@@ -100,9 +105,9 @@ template <class T> void lbs_forward(const LbsForward<T>& p, int threads) {
     const KernelsOf<T>& k = of<T>();
     const LbsModel<T>& m = p.model;
     const index_t size = p.B * k.lbs_state_size(m.V, m.K, m.J, p.keep);
-    prefer_huge_pages(p.vertices, p.B * 3 * m.V);
+    get_pages(p.vertices, p.B * 3 * m.V, threads);
     if (p.keep) {
-        prefer_huge_pages(p.state, size);
+        get_pages(p.state, size, threads);
         k.lbs_forward(p, threads);
     } else {
         with_scratch(k.lbs_forward, p, &LbsForward<T>::state, size, threads);

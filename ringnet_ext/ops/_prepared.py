@@ -122,6 +122,20 @@ def rows_of_points(t: Tensor) -> Tensor:
     return t if t.stride()[-2:] == (3, 1) else t.contiguous()
 
 
+# From here on, malloc has the system make every buffer anew (on Linux: its largest mmap threshold).
+_BIG = 32 << 20
+
+
+def _state(like: Tensor, B: int, size: int) -> Tensor | None:
+    """Room for a state; None where it has no size. A big one's memory is used again."""
+    if size == 0:
+        return None
+    bytes = B * size * like.element_size()
+    if bytes < _BIG or like.device != _CPU:
+        return like.new_empty((B, size))
+    return torch.frombuffer(core.Buffer(bytes), dtype=like.dtype).view(B, size)
+
+
 def gradient_like(t: Tensor, wanted: bool) -> Tensor | None:
     """Room for a gradient that is wanted."""
     return t.new_empty(t.shape) if wanted else None
@@ -167,8 +181,7 @@ class PreparedLbs:
         """
         (V, _, J), B = self.sizes, betas.shape[0]
         vertices, joints = betas.new_empty((B, V, 3)), betas.new_empty((B, J, 3))
-        size = self.state_sizes[keep]
-        state = betas.new_empty((B, size)) if size else None
+        state = _state(betas, B, self.state_sizes[keep])
         launch(
             self.core.forward, self.device, B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot,
             *template, keep, _address(state), vertices.data_ptr(), joints.data_ptr(),
@@ -292,7 +305,7 @@ class PreparedLandmarks:
         """(landmarks,) and what backward needs. The arguments are checked; those of a batch element are contiguous."""
         B = betas.shape[0]
         landmarks = betas.new_empty((B, self.points, 3))
-        state = betas.new_empty((B, self.state_sizes[keep])) if self.state_sizes[keep] else None
+        state = _state(betas, B, self.state_sizes[keep])
         launch(
             self.core.forward, self.device, B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot, keep,
             _address(state), landmarks.data_ptr(),
@@ -358,10 +371,11 @@ prepared_head = Cache(PreparedHead)
 
 
 def clear_prepared() -> None:
-    """Forget every prepared model.
+    """Forget every prepared model, and give back the memory that is kept for the next big batch (from about 500 heads on).
 
     Needed only after a write that PyTorch's version counter can't see: through ``tensor.data``, or into a NumPy array that
     shares a tensor's memory. Everything else (in-place operators, ``load_state_dict``, ``Module.to``) is noticed.
     """
     for cache in (prepared_lbs, prepared_mesh, prepared_landmarks, prepared_head):
         cache.clear()
+    core.Buffer.release_spare()
