@@ -15,6 +15,12 @@ def cuda_works() -> bool:
     return torch.cuda.is_available() and bool(_ringnet_core.cuda_architectures)
 
 
+@pytest.fixture(autouse=True)
+def seed():
+    """Random numbers that don't depend on which tests ran before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request) -> torch.device:
     """Each device in turn. CUDA is skipped where there is none, and fails instead where RINGNET_REQUIRE_CUDA=1."""
