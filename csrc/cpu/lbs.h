@@ -200,21 +200,16 @@ void lbs_forward(const LbsForward<T>& p, int threads) {
     }
 }
 
-// W points of grad_vertices from v on, any strides; zero beyond the last vertex.
+// W points from v on, any strides, as [xyz][lane]; zero beyond the last one. Out of line: its sixteen addresses would cost the
+// usual gradient, which lies as vertices do, more than it takes to read.
 template <class T>
-RN_HOST_DEVICE void load_gradient(const T* g, const index_t stride[3], index_t v, index_t V, vec<T> xyz[3]) {
+RN_KERNEL void gather_points(const T* g, const index_t stride[3], index_t v, index_t V, T* planar) {
     constexpr int W = lanes<T>;
-    if (stride[1] == 3 && stride[2] == 1) {
-        load_points(g + 3 * v, V - v, xyz);
-        return;
-    }
-    T planar[3][W];
     for (int c = 0; c < 3; ++c)
-        for (int l = 0; l < W; ++l) planar[c][l] = v + l < V ? g[(v + l) * stride[1] + c * stride[2]] : T(0);
-    for (int c = 0; c < 3; ++c) xyz[c] = load(planar[c]);
+        for (int l = 0; l < W; ++l) planar[c * W + l] = v + l < V ? g[(v + l) * stride[1] + c * stride[2]] : T(0);
 }
 
-// out[b][ids[k]] += sum over `tiles` tiles of gradient[b] . directions[k], for `group` elements and `features` features.
+// out[ids[k]][b] += sum over `tiles` tiles of gradient[b] . directions[k], for `group` elements and `features` features.
 template <class T, int group, int features>
 RN_KERNEL void project_features(index_t tiles, index_t tile_pitch, const T* gradient, index_t gradient_pitch,
                                 const T* directions, const std::int32_t* ids, T* out, index_t out_pitch) {
@@ -233,15 +228,13 @@ RN_KERNEL void project_features(index_t tiles, index_t tile_pitch, const T* grad
             RN_UNROLL for (int b = 0; b < group; ++b) {
                 vec<T> g = load(gradient + b * gradient_pitch + c * W);
                 RN_KEEP(g);
-                RN_UNROLL for (int k = 0; k < features; ++k) acc[b * features + k] += d[k] * g;
+                RN_UNROLL for (int k = 0; k < features; ++k) acc[k * group + b] += d[k] * g;
             }
         }
     }
     T total[round_up(group * features, W)];
     sums<T>(acc, total);
-    RN_UNROLL for (int b = 0; b < group; ++b) {
-        RN_UNROLL for (int k = 0; k < features; ++k) out[b * out_pitch + ids[k]] += total[b * features + k];
-    }
+    RN_UNROLL for (int k = 0; k < features; ++k) add<group>(total + k * group, out + ids[k] * out_pitch);
 }
 
 // Tiles [t0, t1), a block, of one element: rows = the gradient of the blended vertices, [tile][xyz][lane]; adds that of the
@@ -259,30 +252,43 @@ RN_KERNEL void unskin(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t 
     const T *A = p.state + lay.transforms(p.B, b), *g_rows = p.grad_vertices + b * stride[0];
     const T *v_rows = p.state + lay.blended(p.B, b) + t0 * 3 * W, *weights = p.model.packed + lay.weights() + t0 * J * W;
     const std::int32_t *ids = p.model.index + lay.joints(t0), *list = p.model.index + lay.joint_tiles(t0 / lay.tiles_per_block);
-    T* d_template = p.grad_v_template && !p.grad_v_template_shared ? p.grad_v_template + b * V * 3 : nullptr;
-    for (index_t tile = t0; tile < t1; ++tile, ids += 1 + J) {
-        const index_t row = (tile - t0) * 3 * W;
-        vec<T> g[3], dv[3] = {};
-        load_gradient(g_rows, stride, tile * W, V, g);
-        for (int c = 0; c < 3; ++c) {
-            store(posed_rows + row + c * W, g[c]);
-            __builtin_prefetch(g_rows + next_g + (tile * W + c * (W / 3)) * stride[1]);
-            __builtin_prefetch(v_rows + next_v + row + c * W);
+    // The usual tile needs no call, for which all vectors would be put aside: what isn't usual is done before or after.
+    const auto unskin_tiles = [&](index_t first, index_t last, bool gathered) {
+        for (index_t tile = first; tile < last; ++tile, ids += 1 + J) {
+            const index_t row = (tile - t0) * 3 * W;
+            vec<T> g[3], dv[3] = {};
+            if (gathered) {
+                for (int c = 0; c < 3; ++c) g[c] = load(posed_rows + row + c * W);
+            } else {
+                split_points(g_rows + 3 * tile * W, g);
+                for (int c = 0; c < 3; ++c) store(posed_rows + row + c * W, g[c]);
+            }
+            for (int c = 0; c < 3; ++c) {
+                __builtin_prefetch(g_rows + next_g + (tile * W + c * (W / 3)) * stride[1]);
+                __builtin_prefetch(v_rows + next_v + row + c * W);
+            }
+            for (std::int32_t slot = 0; slot < ids[0]; ++slot) {
+                const vec<T> w = load(weights + ((tile - t0) * J + slot) * W);
+                const vec<T> weighted[3] = {w * g[0], w * g[1], w * g[2]};
+                vec<T> turned[3];
+                transform_point_vjp(A + 12 * ids[1 + slot], weighted, turned);
+                for (int c = 0; c < 3; ++c) dv[c] += turned[c];
+            }
+            for (int c = 0; c < 3; ++c) store(rows + row + c * W, dv[c]);
         }
-        for (std::int32_t slot = 0; slot < ids[0]; ++slot) {
-            const vec<T> w = load(weights + ((tile - t0) * J + slot) * W);
-            const vec<T> weighted[3] = {w * g[0], w * g[1], w * g[2]};
-            vec<T> turned[3];
-            transform_point_vjp(A + 12 * ids[1 + slot], weighted, turned);
-            for (int c = 0; c < 3; ++c) dv[c] += turned[c];
+    };
+    const index_t whole = stride[1] == 3 && stride[2] == 1 ? min_of(t1, V / W) : t0;
+    unskin_tiles(t0, whole, false);
+    for (index_t tile = whole; tile < t1; ++tile) gather_points(g_rows, stride, tile * W, V, posed_rows + (tile - t0) * 3 * W);
+    unskin_tiles(whole, t1, true);
+    if (p.grad_v_template && !p.grad_v_template_shared)
+        for (index_t tile = t0; tile < t1; ++tile) {
+            const T* row = rows + (tile - t0) * 3 * W;
+            const vec<T> dv[3] = {load(row), load(row + W), load(row + 2 * W)};
+            store_points(p.grad_v_template + (b * V + tile * W) * 3, V - tile * W, dv);
         }
-        for (int c = 0; c < 3; ++c) store(rows + row + c * W, dv[c]);
-        if (d_template) store_points(d_template + 3 * tile * W, V - tile * W, dv);
-        if (template_sum) {
-            T* total = template_sum + tile * 3 * W;
-            for (int c = 0; c < 3; ++c) store(total + c * W, load(total + c * W) + dv[c]);
-        }
-    }
+    if (template_sum)
+        for (index_t i = 0; i < (t1 - t0) * 3 * W; ++i) template_sum[t0 * 3 * W + i] += rows[i];
     std::int32_t joints = *list++;
     for (; joints > 0; --joints) {
         T* d_transform = d_transforms + 12 * *list++;
@@ -298,15 +304,15 @@ RN_KERNEL void unskin(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t 
         }
         T total[round_up(12, W)];
         sums<T>(acc, total);
-        for (int i = 0; i < 12; ++i) d_transform[i] += total[i];
+        for (int i = 0; i < 12; i += 4) add<4>(total + i, d_transform + i);
     }
 }
 
-// d_features += the sums over the rows of a block of tiles, for the block's features of `B` elements. A slice of the features at a time,
-// so that its directions stay in L2 from one group of elements to the next. A small batch is bound by reading the directions, maybe
-// from memory, and takes a run of tiles at once.
+// d_features[feature][b] += the sums over the rows of a block of tiles, for the block's features of `B` elements. A slice of the
+// features at a time, so that its directions stay in L2 from one group of elements to the next. A small batch is bound by reading
+// the directions, maybe from memory, and takes a run of tiles at once.
 template <class T>
-void project_block(const Directions<T>& d, index_t B, index_t tiles, const T* rows, T* d_features, index_t pitch) {
+void project_block(const Directions<T>& d, index_t B, index_t tiles, const T* rows, T* d_features) {
     using Layout = LbsLayout<T>;
     constexpr int W = lanes<T>;
     const index_t step = B <= Layout::small_batch ? Layout::tiles_per_run : Layout::tiles_per_block;
@@ -322,7 +328,7 @@ void project_block(const Directions<T>& d, index_t B, index_t tiles, const T* ro
                         for (; k + features() <= k1; k += features())
                             project_features<T, group(), features()>(
                                 min_of(step, tiles - t), d.tile_pitch(), rows + b * Layout::rows_per_block,
-                                Layout::rows_per_block, values + k * 3 * W, d.features + k, d_features + b * pitch, pitch);
+                                Layout::rows_per_block, values + k * 3 * W, d.features + k, d_features + b, B);
                     };
                     project(features);
                     project(std::integral_constant<int, 1>{});
@@ -336,22 +342,24 @@ void project_block(const Directions<T>& d, index_t B, index_t tiles, const T* ro
     }
 }
 
-// The blocks [first, last) for batch elements [b0, b1): their rows of partial sums, and of template_sum where it isn't null.
+// The blocks [first, last) for batch elements [b0, b1): their part of partial, a chunk's sums, and of template_sum where it isn't null.
 template <class T>
 void backward_chunk(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t first, index_t last, index_t b0, index_t b1,
                     T* partial, T* template_sum, T* scratch) {
     using Layout = LbsLayout<T>;
     constexpr int W = lanes<T>;
-    const index_t pitch = lay.partial_size(), features = lay.feature_vectors * W, per_block = Layout::tiles_per_block;
+    const index_t per_block = Layout::tiles_per_block;
     T *rows = scratch, *posed_rows = rows + Layout::batch_block * Layout::rows_per_block;  // [b][row of the block], [row]
-    fill_zero(partial + b0 * pitch, partial + b1 * pitch);
+    T *d_features = partial + b0 * lay.F, *d_transforms = partial + lay.feature_sums(p.B);
+    fill_zero(d_features, partial + (b1 == p.B ? lay.feature_sums(p.B) : b1 * lay.F));
+    fill_zero(d_transforms + b0 * 12 * lay.J, d_transforms + b1 * 12 * lay.J);
     if (template_sum) fill_zero(template_sum + first * per_block * 3 * W, template_sum + min_of(last * per_block, lay.tiles) * 3 * W);
     for (index_t block = first; block < last; ++block) {
         const index_t t0 = block * per_block, t1 = min_of(t0 + per_block, lay.tiles);
         for (index_t b = b0; b < b1; ++b)
             unskin(p, lay, t0, t1, b, b + 1 < b1, posed_rows, rows + (b - b0) * Layout::rows_per_block, template_sum,
-                   partial + b * pitch + features);
-        project_block(Directions<T>(p.model, lay, block), b1 - b0, t1 - t0, rows, partial + b0 * pitch, pitch);
+                   d_transforms + b * 12 * lay.J);
+        project_block(Directions<T>(p.model, lay, block), b1 - b0, t1 - t0, rows, d_features);
     }
 }
 
@@ -368,32 +376,37 @@ void lbs_backward(const LbsBackward<T>& p, int threads) {
         return;
     }
     const index_t chunks = p.grad_vertices ? lay.chunks(p.B) : 0, chunk_blocks = lay.chunk_blocks(p.B);
-    const index_t batch_blocks = ceil_div(p.B, Layout::batch_block), partial_pitch = lay.partial_size();
-    T* template_sums = p.workspace + lay.chunks(p.B) * p.B * partial_pitch;
+    const index_t batch_blocks = ceil_div(p.B, Layout::batch_block), pitch = lay.chunk_sums(p.B);
+    T *partials = p.workspace, *template_sums = partials + lay.chunks(p.B) * pitch;
     const int n = useful_threads(threads, double(p.B) * m.V * 3 * (lay.F + 30));
     Shares shares(chunks * batch_blocks, n);
 #pragma omp parallel num_threads(n)
     {
-        Scratch<T> scratch((Layout::batch_block + 1) * Layout::rows_per_block + lay.feature_vectors * W);
+        Scratch<T> scratch((Layout::batch_block + 1) * Layout::rows_per_block + lay.F);
         Scratch<double> pose_scratch(PoseScratch::size(m.J));
         const PoseScratch s(pose_scratch.data(), m.J);
         shares.run([&](index_t piece) {
             const index_t chunk = piece % chunks, block = piece / chunks, b0 = block * Layout::batch_block;
             backward_chunk(p, lay, chunk * chunk_blocks, min_of((chunk + 1) * chunk_blocks, lay.blocks()), b0,
-                           min_of(b0 + Layout::batch_block, p.B), p.workspace + chunk * p.B * partial_pitch,
+                           min_of(b0 + Layout::batch_block, p.B), partials + chunk * pitch,
                            sum_template ? template_sums + block * lay.tiles * 3 * W : nullptr, scratch.data());
         });
 #pragma omp barrier
 #pragma omp for schedule(static)
+        for (index_t i = 0; i < lay.feature_sums(p.B); i += W) {  // into the first chunk's
+            vec<T> total{};
+            for (index_t c = 0; c < chunks; ++c) total += load(partials + c * pitch + i);
+            store(partials + i, total);
+        }
+#pragma omp for schedule(static)
         for (index_t b = 0; b < p.B; ++b) {
+            const index_t b0 = b / Layout::batch_block * Layout::batch_block, row = min_of(Layout::batch_block, p.B - b0);
             T* d_features = scratch.data();
-            const index_t features = lay.feature_vectors * W;
-            fill_zero(d_features, d_features + features);
+            for (index_t k = 0; k < lay.F; ++k) d_features[k] = partials[b0 * lay.F + k * row + b - b0];
             for (index_t i = 0; i < 12 * m.J; ++i) s.d_transforms[i] = 0;
             for (index_t c = 0; c < chunks; ++c) {
-                const T* partial = p.workspace + (c * p.B + b) * partial_pitch;
-                for (index_t k = 0; k < features; ++k) d_features[k] += partial[k];
-                for (index_t i = 0; i < 12 * m.J; ++i) s.d_transforms[i] += partial[features + i];
+                const T* d_transforms = partials + c * pitch + lay.feature_sums(p.B) + b * 12 * m.J;
+                for (index_t i = 0; i < 12 * m.J; ++i) s.d_transforms[i] += d_transforms[i];
             }
             const index_t pose_size = (p.axis_angle ? 3 : 9) * m.J;
             pose_backward(pose_input(m, p.betas + b * p.betas_stride, p.pose + b * p.pose_stride,

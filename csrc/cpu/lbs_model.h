@@ -29,11 +29,10 @@ struct LbsLayout {
     static constexpr int small_batch = 3;
 
     LbsLayout(index_t V_, index_t K, index_t J_)
-        : V(V_), J(J_), F(K + 9 * (J_ - 1)), tiles(ceil_div(V_, W)), feature_vectors(ceil_div(F, W)),
+        : V(V_), J(J_), F(K + 9 * (J_ - 1)), tiles(ceil_div(V_, W)),
           feature_pitch(round_up(F, 16)), transform_pitch(round_up(12 * J, 16)), blended_pitch(round_up(tiles * 3 * W, 16)) {}
 
     index_t V, J, F, tiles;
-    index_t feature_vectors;                              // vectors that hold F features
     index_t feature_pitch, transform_pitch, blended_pitch;  // elements per batch element in each part of state
 
     // A block has room for all features; where it has fewer, the rest stays unused.
@@ -52,16 +51,19 @@ struct LbsLayout {
 
     // Backward: the vertices are cut in chunks of whole blocks, whose partial sums are added in order. How many depends
     // on sizes alone, so that the sums do too: enough for about 32 pieces of work, counting blocks of the batch, but at most 16,
-    // since each leaves a row of sums an element to be written and read again (32 took a tenth longer from B = 1 to 64).
+    // since each leaves a kilobyte of sums an element to be written and read again (32 took a tenth longer from B = 1 to 64).
     index_t blocks() const { return ceil_div(tiles, tiles_per_block); }
     index_t chunk_blocks(index_t B) const {
         const index_t wanted = min_of(16, ceil_div(32, ceil_div(B + (B == 0), batch_block)));
         return ceil_div(blocks(), wanted);
     }
     index_t chunks(index_t B) const { return ceil_div(blocks(), chunk_blocks(B)); }
-    index_t partial_size() const { return round_up(feature_vectors * W + 12 * J, 16); }
+    // A chunk's sums: d(features) of a block of elements as [feature][element], so that a group's are neighbours, block after
+    // block; then d(transforms) [b][12 J].
+    index_t feature_sums(index_t B) const { return round_up(B * F, 16); }
+    index_t chunk_sums(index_t B) const { return feature_sums(B) + round_up(B * 12 * J, 16); }
     index_t workspace_size(index_t B, bool template_sum) const {
-        return chunks(B) * B * partial_size() + (template_sum ? ceil_div(B, batch_block) * tiles * 3 * W : 0);
+        return chunks(B) * chunk_sums(B) + (template_sum ? ceil_div(B, batch_block) * tiles * 3 * W : 0);
     }
 };
 

@@ -40,7 +40,8 @@ RN_HOST_DEVICE vec<double> load_doubles(const T* p) {
     return __builtin_convertvector(values, vec<double>);
 }
 
-// rest (n) = joint_template + betas . joint_dirs. A row is covered by whole vectors, of which the last overlaps the one before.
+// rest (n) = joint_template + betas . joint_dirs. A row is covered by whole vectors, of which the last overlaps the one before;
+// two betas at a time, for the sums of one alone would wait for each other.
 template <class T>
 void rest_joints(const PoseInput<T>& in, index_t n, double* rest) {
     constexpr index_t W = lanes<double>;
@@ -54,30 +55,33 @@ void rest_joints(const PoseInput<T>& in, index_t n, double* rest) {
     }
     for (index_t i = 0; i < n; i += 2 * W) {
         const index_t first = min_of(i, n - W), second = min_of(i + W, n - W);
-        vec<double> a{}, b{};
-        for (index_t k = 0; k < in.K; ++k) {
+        vec<double> a[2] = {}, b[2] = {};
+        const auto add = [&](index_t k, int sum) {
             const vec<double> beta = broadcast(static_cast<double>(in.betas[k]));
-            a += beta * load_doubles(in.joint_dirs + n * k + first);
-            b += beta * load_doubles(in.joint_dirs + n * k + second);
-        }
-        store(rest + first, load_doubles(in.joint_template + first) + a);
-        store(rest + second, load_doubles(in.joint_template + second) + b);
+            a[sum] += beta * load_doubles(in.joint_dirs + n * k + first);
+            b[sum] += beta * load_doubles(in.joint_dirs + n * k + second);
+        };
+        for (index_t k = 0; k + 1 < in.K; k += 2) add(k, 0), add(k + 1, 1);
+        if (in.K % 2) add(in.K - 1, 0);
+        store(rest + first, load_doubles(in.joint_template + first) + (a[0] + a[1]));
+        store(rest + second, load_doubles(in.joint_template + second) + (b[0] + b[1]));
     }
 }
 
-// The way back: grad_betas (K) = d_features + joint_dirs . d_rest, as many betas at a time as a vector has lanes.
+// The way back: grad_betas (K) = d_features + joint_dirs . d_rest, as many betas at a time as a vector has lanes. scratch: n
+// values, rounded up to whole vectors.
 template <class T>
-void rest_joints_vjp(const PoseInput<T>& in, index_t n, const double* d_rest, const T* d_features, T* grad_betas) {
+void rest_joints_vjp(const PoseInput<T>& in, index_t n, const double* d_rest, const T* d_features, T* grad_betas, double* scratch) {
     constexpr index_t W = lanes<double>;
     index_t k = 0;
     if (n >= W) {
+        for (index_t i = 0; i < n; i += W)  // where vectors overlap, each value once
+            for (index_t l = 0, first = min_of(i, n - W); l < W; ++l) scratch[i + l] = first + l < i ? 0.0 : d_rest[first + l];
         for (; k + W <= in.K; k += W) {
             vec<double> products[W] = {};
             for (index_t i = 0; i < n; i += W) {
                 const index_t first = min_of(i, n - W);
-                double d[W];
-                for (index_t l = 0; l < W; ++l) d[l] = first + l < i ? 0.0 : d_rest[first + l];  // each value once
-                const vec<double> gradient = load(d);
+                const vec<double> gradient = load(scratch + i);
                 for (index_t l = 0; l < W; ++l) products[l] += gradient * load_doubles(in.joint_dirs + n * (k + l) + first);
             }
             double total[W];
@@ -129,7 +133,7 @@ void pose_backward(const PoseInput<T>& in, const PoseScratch& s, const T* d_feat
     chain_vjp(J, in.parents, s.local_r, s.rest, s.world_r, s.d_transforms, s.d_posed, s.d_local_r, s.d_rest, s.chain);
     if (grad_joint_template)
         for (index_t i = 0; i < n; ++i) grad_joint_template[i] = static_cast<T>(s.d_rest[i]);
-    if (grad_betas) rest_joints_vjp(in, n, s.d_rest, d_features, grad_betas);
+    if (grad_betas) rest_joints_vjp(in, n, s.d_rest, d_features, grad_betas, s.chain);
     if (grad_pose) {
         for (index_t i = 9; i < 9 * J; ++i) s.d_local_r[i] += d_features[in.K + i - 9];
         for (index_t j = 0; j < J; ++j) {

@@ -75,6 +75,21 @@ RN_HOST_DEVICE void store(T* p, vec<T> v) {
     std::memcpy(p, &v, sizeof v);
 }
 
+// to[i] += from[i] for a power of two of elements: as one vector, which compilers don't always make of a loop.
+template <int n, class T>
+RN_HOST_DEVICE void add(const T* from, T* to) {
+    if constexpr (n == 1) {
+        *to += *from;
+    } else {
+        typedef T part __attribute__((vector_size(n * sizeof(T))));
+        part a, b;
+        std::memcpy(&a, from, sizeof a);
+        std::memcpy(&b, to, sizeof b);
+        b += a;
+        std::memcpy(to, &b, sizeof b);
+    }
+}
+
 template <class T>
 RN_HOST_DEVICE void fill_zero(T* first, T* last) {
     for (; first < last; ++first) *first = T(0);
@@ -174,6 +189,13 @@ RN_HOST_DEVICE vec<T> merge_part(const vec<T> xyz[3]) {
     return permute<T>(permute<T>(xyz[0], xyz[1], MergeFirst<W, m>{}), xyz[2], MergeSecond<W, m>{});
 }
 
+// As many points of p as there are lanes, stored xyzxyz..., as three vectors.
+template <class T>
+RN_HOST_DEVICE void split_points(const T* p, vec<T> xyz[3]) {
+    const vec<T> m[3] = {load(p), load(p + lanes<T>), load(p + 2 * lanes<T>)};
+    xyz[0] = split_component<T, 0>(m), xyz[1] = split_component<T, 1>(m), xyz[2] = split_component<T, 2>(m);
+}
+
 // The first `count` (at most lanes) points of p, stored xyzxyz..., as three vectors; zero beyond count.
 template <class T>
 RN_HOST_DEVICE void load_points(const T* p, index_t count, vec<T> xyz[3]) {
@@ -183,8 +205,7 @@ RN_HOST_DEVICE void load_points(const T* p, index_t count, vec<T> xyz[3]) {
         for (index_t i = 0; i < 3 * W; ++i) padded[i] = i < 3 * count ? p[i] : T(0);
         p = padded;
     }
-    const vec<T> m[3] = {load(p), load(p + W), load(p + 2 * W)};
-    xyz[0] = split_component<T, 0>(m), xyz[1] = split_component<T, 1>(m), xyz[2] = split_component<T, 2>(m);
+    split_points(p, xyz);
 }
 
 template <class T>

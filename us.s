@@ -1,0 +1,509 @@
+0004530 <void ringnet::(anonymous namespace)::unskin<float>(ringnet::LbsBackward<
+	push   %rbp
+	mov    %rsp,%rbp
+	push   %r15
+	mov    %rdi,%r15
+	push   %r14
+	mov    %rdx,%r14
+	xor    %edx,%edx
+	push   %r13
+	push   %r12
+	mov    %rsi,%r12
+	push   %rbx
+	and    $0xffffffffffffffc0,%rsp
+	sub    $0x340,%rsp
+	mov    (%r12),%rax
+	test   %r9b,%r9b
+	mov    0x30(%r12),%r11
+	mov    %rcx,0x168(%rsp)
+	mov    0x90(%r15),%rcx
+	mov    %rax,0x178(%rsp)
+	mov    0x88(%r15),%rax
+	mov    %rcx,0x200(%rsp)
+	mov    0x98(%r15),%rcx
+	mov    0x28(%r12),%r10
+	mov    0x20(%r12),%r9
+	mov    %rcx,0x1c0(%rsp)
+	mov    0x8(%r12),%rbx
+	mov    0x10(%rbp),%rsi
+	mov    0x28(%rbp),%rdi
+	mov    %rcx,0x270(%rsp)
+	mov    %rdx,%rcx
+	cmovne %rax,%rcx
+	cmovne %r11,%rdx
+	vmovq  0x90(%r15),%xmm6
+	vmovdqu 0x88(%r15),%xmm7
+	mov    %rbx,0x150(%rsp)
+	mov    %rcx,0x180(%rsp)
+	mov    0x38(%r15),%rcx
+	vmovq  %rdx,%xmm2
+	mov    %r8,%rdx
+	vmovq  %xmm6,0x248(%rsp)
+	imul   %r10,%rdx
+	vmovq  0x78(%r15),%xmm6
+	mov    %rcx,%r13
+	imul   %r8,%rax
+	vmovdqa %xmm7,0x260(%rsp)
+	imul   %r9,%r13
+	add    %r10,%r9
+	imul   %rcx,%r9
+	lea    (%r14,%r14,1),%rcx
+	imul   %r8,%r11
+	add    %rdx,%r13
+	mov    0x80(%r15),%rdx
+	lea    (%rdx,%rax,4),%rdx
+	lea    (%rcx,%r14,1),%rax
+	mov    %rdx,0x170(%rsp)
+	shl    $0x4,%rax
+	lea    (%r9,%r11,1),%rdx
+	mov    %rcx,0x240(%rsp)
+	add    %rdx,%rax
+	mov    0x30(%r15),%r10
+	vmovq  %xmm6,%rcx
+	vmovq  0x18(%r12),%xmm3
+	mov    0x10(%r12),%r12
+	lea    (%rcx,%rax,4),%r11
+	mov    %rbx,%rax
+	imul   %r14,%rax
+	vmovq  %xmm3,%rdx
+	imul   %r12,%rdx
+	lea    (%rdx,%rdx,2),%rdx
+	lea    (%rax,%rdx,1),%rcx
+	lea    0x1(%rbx),%rdx
+	add    %r14,%rax
+	mov    %rdx,0x258(%rsp)
+	lea    (%r10,%rax,4),%r10
+	shl    $0x6,%rcx
+	vmovq  %xmm3,%rdx
+	lea    0xa(%rdx),%r9
+	add    0x28(%r15),%rcx
+	movabs $0x2e8ba2e8ba2e8ba3,%rax
+	imul   %r9
+	sar    $0x3f,%r9
+	sar    %rdx
+	mov    %rdx,%rax
+	lea    0x1(%r12),%rdx
+	vmovq  %xmm3,%r12
+	sub    %r9,%rax
+	mov    0x258(%rsp),%r9
+	imul   %rax,%rdx
+	lea    (%rbx,%rbx,2),%rax
+	mov    0x30(%r15),%rbx
+	imul   %r9,%r12
+	lea    0x1(,%rax,8),%r9
+	movabs $0x2e8ba2e8ba2e8ba3,%rax
+	add    %r12,%rdx
+	mov    %r14,%r12
+	mov    %rdx,0x250(%rsp)
+	imul   %r14
+	sar    $0x3f,%r12
+	sar    %rdx
+	mov    %rdx,%rax
+	mov    0x250(%rsp),%rdx
+	sub    %r12,%rax
+	imul   %r9,%rax
+	add    %rdx,%rax
+	lea    (%rbx,%rax,4),%rbx
+	mov    %rbx,0xf8(%rsp)
+	mov    0xb8(%r15),%rbx
+	mov    %rbx,0x250(%rsp)
+	test   %rbx,%rbx
+	je     4769 <void ringnet::(anonymous namespace)::unskin<float>(ringnet::LbsBack
+	cmpb   $0x0,0xc0(%r15)
+	jne    5087 <void ringnet::(anonymous namespace)::unskin<float>(ringnet::LbsBack
+	mov    0x178(%rsp),%rax
+	imul   %r8,%rax
+	lea    (%rax,%rax,2),%rax
+	lea    (%rbx,%rax,4),%rax
+	mov    %rax,0x250(%rsp)
+	mov    0x168(%rsp),%rax
+	cmp    %rax,%r14
+	jge    4c34 <void ringnet::(anonymous namespace)::unskin<float>(ringnet::LbsBack
+	cmpq   $0x3,0x200(%rsp)
+	mov    %r14,%rbx
+	mov    0x180(%rsp),%r15
+	mov    %rcx,0x160(%rsp)
+	sete   %dl
+	mov    0x240(%rsp),%r12
+	mov    %rsi,0x10(%rbp)
+	mov    %rsi,%r8
+	cmpq   $0x1,0x1c0(%rsp)
+	mov    %rdi,0x28(%rbp)
+	sete   %al
+	shl    $0x4,%rbx
+	add    %r14,%r12
+	mov    %r11,0x100(%rsp)
+	and    %eax,%edx
+	mov    0x258(%rsp),%rax
+	shl    $0x6,%r12
+	mov    %dl,0x14f(%rsp)
+	vmovq  %xmm2,%rdx
+	shl    $0x2,%rax
+	lea    (%r11,%rdx,4),%r9
+	mov    0x248(%rsp),%rdx
+	mov    %r14,%r11
+	mov    %rax,0x158(%rsp)
+	mov    0x178(%rsp),%rax
+	sub    %rbx,%rax
+	mov    %rax,0x258(%rsp)
+	mov    %rdx,%rax
+	shl    $0x6,%rax
+	mov    %rax,0x128(%rsp)
+	lea    0x5(%rbx),%rax
+	imul   %rdx,%rax
+	add    %rax,%r15
+	neg    %rax
+	mov    %r15,%rdx
+	mov    0x170(%rsp),%r15
+	shl    $0x2,%rax
+	lea    (%r15,%rdx,4),%r15
+	mov    0x248(%rsp),%rdx
+	imul   %r14,%rdx
+	mov    0x20(%rbp),%r14
+	shl    $0x6,%rdx
+	add    %rax,%rdx
+	mov    %rdx,0x138(%rsp)
+	lea    0xa(%rbx),%rdx
+	mov    0x248(%rsp),%rbx
+	movq   $0x0,0x248(%rsp)
+	imul   %rbx,%rdx
+	lea    (%rax,%rdx,4),%rbx
+	mov    0x178(%rsp),%rax
+	mov    %rbx,0x140(%rsp)
+	mov    0x18(%rbp),%rbx
+	lea    (%rax,%rax,2),%rax
+	shl    $0x2,%rax
+	sub    %r12,%rbx
+	mov    %rax,0x108(%rsp)
+	mov    %rbx,0x130(%rsp)
+	vmovq  %xmm6,%rbx
+	cmpb   $0x0,0x14f(%rsp)
+	jne    4ed3 <void ringnet::(anonymous namespace)::unskin<float>(ringnet::LbsBack
+	mov    %r11,%rdx
+	mov    0x178(%rsp),%rcx
+	mov    0x170(%rsp),%rdi
+	lea    0x260(%rsp),%rsi
+	shl    $0x4,%rdx
+	mov    %r10,0x240(%rsp)
+	mov    %r9,0x180(%rsp)
+	mov    %r11,0x1c0(%rsp)
+	mov    %r8,0x200(%rsp)
+	call   aa0 <void ringnet::(anonymous namespace)::gather_points<float>(float cons
+	mov    0x200(%rsp),%r8
+	mov    0x240(%rsp),%r10
+	mov    0x180(%rsp),%r9
+	mov    0x1c0(%rsp),%r11
+	vmovups (%r8),%zmm10
+	vmovups 0x40(%r8),%zmm9
+	vmovups 0x80(%r8),%zmm8
+	mov    0x138(%rsp),%rax
+	prefetcht0 (%r9)
+	prefetcht0 (%r15)
+	prefetcht0 0x40(%r9)
+	prefetcht0 0x80(%r9)
+	prefetcht0 (%rax,%r15,1)
+	mov    0x140(%rsp),%rax
+	prefetcht0 (%rax,%r15,1)
+	movslq (%r10),%rax
+	test   %eax,%eax
+	jle    5072 <void ringnet::(anonymous namespace)::unskin<float>(ringnet::LbsBack
+	mov    0x248(%rsp),%rcx
+	vxorps %xmm5,%xmm5,%xmm5
+	mov    %r10,%rdx
+	lea    (%r10,%rax,4),%rsi
+	mov    0x160(%rsp),%rdi
+	vmovaps %zmm5,%zmm6
+	vmovaps %zmm5,%zmm7
+	shl    $0x6,%rcx
+	add    %rdi,%rcx
+	mov    0x4(%rdx),%eax
+	vmulps (%rcx),%zmm9,%zmm4
+	add    $0x4,%rdx
+	add    $0x40,%rcx
+	vmulps -0x40(%rcx),%zmm10,%zmm3
+	lea    (%rax,%rax,2),%eax
+	vmulps -0x40(%rcx),%zmm8,%zmm0
+	shl    $0x2,%eax
+	cltq
+	add    %r13,%rax
+	vmulps 0x10(%rbx,%rax,4){1to16},%zmm4,%zmm2
+	vmulps 0x14(%rbx,%rax,4){1to16},%zmm4,%zmm1
+	vmulps 0x18(%rbx,%rax,4){1to16},%zmm4,%zmm4
+	vfmadd231ps (%rbx,%rax,4){1to16},%zmm3,%zmm2
+	vfmadd231ps 0x4(%rbx,%rax,4){1to16},%zmm3,%zmm1
+	vfmadd132ps 0x8(%rbx,%rax,4){1to16},%zmm4,%zmm3
+	vfmadd231ps 0x20(%rbx,%rax,4){1to16},%zmm0,%zmm2
+	vfmadd231ps 0x24(%rbx,%rax,4){1to16},%zmm0,%zmm1
+	vfmadd132ps 0x28(%rbx,%rax,4){1to16},%zmm3,%zmm0
+	vaddps %zmm2,%zmm7,%zmm7
+	vaddps %zmm1,%zmm6,%zmm6
+	vaddps %zmm0,%zmm5,%zmm5
+	cmp    %rsi,%rdx
+	jne    49a0 <void ringnet::(anonymous namespace)::unskin<float>(ringnet::LbsBack
+	mov    0x130(%rsp),%rax
+	cmpq   $0x0,0x250(%rsp)
+	vmovups %zmm7,(%rax,%r12,1)
+	vmovups %zmm6,0x40(%rax,%r12,1)
+	vmovups %zmm5,0x80(%rax,%r12,1)
+	je     4b93 <void ringnet::(anonymous namespace)::unskin<float>(ringnet::LbsBack
+	vmovaps 0x0(%rip),%zmm1        # 4a64 <void ringnet::(anonymous namespace)::unsk
+	vmovdqa32 0x0(%rip),%zmm4        # 4a6e <void ringnet::(anonymous namespace)::un
+	vmovaps 0x0(%rip),%zmm0        # 4a78 <void ringnet::(anonymous namespace)::unsk
+	mov    0x258(%rsp),%rdi
+	vmovaps 0x0(%rip),%zmm3        # 4a8a <void ringnet::(anonymous namespace)::unsk
+	vpermi2ps %zmm6,%zmm7,%zmm1
+	vmovaps 0x0(%rip),%zmm2        # 4a9a <void ringnet::(anonymous namespace)::unsk
+	vpermt2ps %zmm5,%zmm4,%zmm1
+	vpermi2ps %zmm7,%zmm6,%zmm0
+	vmovdqa32 0x0(%rip),%zmm4        # 4ab0 <void ringnet::(anonymous namespace)::un
+	vpermi2ps %zmm6,%zmm7,%zmm3
+	vpermt2ps %zmm5,%zmm4,%zmm0
+	vpermi2ps %zmm3,%zmm5,%zmm2
+	cmp    $0xf,%rdi
+	jg     4eaf <void ringnet::(anonymous namespace)::unskin<float>(ringnet::LbsBack
+	vmovdqa64 %zmm1,0x280(%rsp)
+	lea    (%rdi,%rdi,2),%rax
+	vmovdqa64 %zmm0,0x2c0(%rsp)
+	vmovdqa64 %zmm2,0x300(%rsp)
+	test   %rdi,%rdi
+	jle    4b93 <void ringnet::(anonymous namespace)::unskin<float>(ringnet::LbsBack
+	mov    0x250(%rsp),%rdi
+	mov    0x108(%rsp),%rdx
+	mov    %r11,0x110(%rsp)
+	lea    0x280(%rsp),%rsi
+	mov    %r10,0x118(%rsp)
+	mov    %r9,0x120(%rsp)
+	add    %r12,%rdi
+	sub    %r12,%rdx
+	test   %rax,%rax
+	mov    %r8,0x240(%rsp)
+	mov    $0x4,%eax
+	vmovaps %zmm5,0x180(%rsp)
+	cmovle %rax,%rdx
+	vmovaps %zmm7,0x1c0(%rsp)
+	vmovaps %zmm6,0x200(%rsp)
+	vzeroupper
+	call   4b5b <void ringnet::(anonymous namespace)::unskin<float>(ringnet::LbsBack
+	mov    0x110(%rsp),%r11
+	mov    0x118(%rsp),%r10
+	mov    0x120(%rsp),%r9
+	mov    0x240(%rsp),%r8
+	vmovaps 0x180(%rsp),%zmm5
+	vmovaps 0x1c0(%rsp),%zmm7
+	vmovaps 0x200(%rsp),%zmm6
+	test   %r14,%r14
+	je     4bc6 <void ringnet::(anonymous namespace)::unskin<float>(ringnet::LbsBack
+	vaddps (%r14,%r12,1),%zmm7,%zmm7
+	vaddps 0x40(%r14,%r12,1),%zmm6,%zmm6
+	vaddps 0x80(%r14,%r12,1),%zmm5,%zmm5
+	vmovups %zmm7,(%r14,%r12,1)
+	vmovups %zmm6,0x40(%r14,%r12,1)
+	vmovups %zmm5,0x80(%r14,%r12,1)
+	mov    0x158(%rsp),%rax
+	mov    0x150(%rsp),%rdi
+	add    $0x1,%r11
+	add    $0xc0,%r9
+	subq   $0x10,0x258(%rsp)
+	add    $0xc0,%r8
+	add    $0xc0,%r12
+	add    %rax,%r10
+	mov    0x128(%rsp),%rax
+	add    %rdi,0x248(%rsp)
+	add    %rax,%r15
+	cmp    %r11,0x168(%rsp)
+	jne    48b2 <void ringnet::(anonymous namespace)::unskin<float>(ringnet::LbsBack
+	mov    0x100(%rsp),%r11
+	mov    0x160(%rsp),%rcx
+	mov    0x10(%rbp),%rsi
+	mov    0x28(%rbp),%rdi
+	mov    0xf8(%rsp),%rax
+	mov    (%rax),%r10d
+	lea    0x4(%rax),%rbx
+	test   %r10d,%r10d
+	jle    4e9d <void ringnet::(anonymous namespace)::unskin<float>(ringnet::LbsBack
+	mov    (%rbx),%eax
+	lea    0x8(%rbx),%r8
+	lea    (%rax,%rax,2),%r12d
+	mov    0x4(%rbx),%eax
+	shl    $0x2,%r12d
+	movslq %r12d,%r12
+	test   %eax,%eax
+	jle    505e <void ringnet::(anonymous namespace)::unskin<float>(ringnet::LbsBack
+	vxorps %xmm12,%xmm12,%xmm12
+	add    $0x1,%eax
+	lea    (%rbx,%rax,8),%rbx
+	vmovaps %zmm12,%zmm6
+	vmovaps %zmm12,%zmm13
+	vmovaps %zmm12,%zmm7
+	vmovaps %zmm12,%zmm14
+	vmovaps %zmm12,%zmm8
+	vmovaps %zmm12,%zmm15
+	vmovaps %zmm12,%zmm9
+	vmovaps %zmm12,%zmm16
+	vmovaps %zmm12,%zmm10
+	vmovaps %zmm12,%zmm17
+	vmovaps %zmm12,%zmm11
+	cs nopw 0x0(%rax,%rax,1)
+	mov    (%r8),%eax
+	mov    0x4(%r8),%edx
+	add    $0x8,%r8
+	lea    (%rax,%rax,2),%eax
+	shl    $0x4,%edx
+	shl    $0x4,%eax
+	movslq %edx,%rdx
+	cltq
+	vmovups (%rcx,%rdx,4),%zmm0
+	shl    $0x2,%rax
+	lea    (%rsi,%rax,1),%r9
+	add    %r11,%rax
+	vmulps (%r9),%zmm0,%zmm2
+	vmovups (%rax),%zmm5
+	vmulps 0x40(%r9),%zmm0,%zmm1
+	vmovups 0x40(%rax),%zmm4
+	vmulps 0x80(%r9),%zmm0,%zmm0
+	vmovups 0x80(%rax),%zmm3
+	vfmadd231ps %zmm5,%zmm2,%zmm11
+	vfmadd231ps %zmm4,%zmm2,%zmm17
+	vaddps %zmm2,%zmm16,%zmm16
+	vfmadd231ps %zmm3,%zmm2,%zmm10
+	vfmadd231ps %zmm5,%zmm1,%zmm9
+	vaddps %zmm1,%zmm14,%zmm14
+	vfmadd231ps %zmm4,%zmm1,%zmm15
+	vfmadd231ps %zmm3,%zmm1,%zmm8
+	vaddps %zmm0,%zmm12,%zmm12
+	vfmadd231ps %zmm5,%zmm0,%zmm7
+	vfmadd231ps %zmm4,%zmm0,%zmm13
+	vfmadd231ps %zmm3,%zmm0,%zmm6
+	cmp    %rbx,%r8
+	jne    4cc0 <void ringnet::(anonymous namespace)::unskin<float>(ringnet::LbsBack
+	vshufps $0x88,%zmm17,%zmm11,%zmm1
+	vshufps $0xdd,%zmm16,%zmm10,%zmm2
+	vshufps $0xdd,%zmm17,%zmm11,%zmm11
+	vshufps $0x88,%zmm16,%zmm10,%zmm10
+	vaddps %zmm11,%zmm1,%zmm1
+	vshufps $0x88,%zmm14,%zmm8,%zmm3
+	vaddps %zmm10,%zmm2,%zmm2
+	vshufps $0xdd,%zmm14,%zmm8,%zmm8
+	vaddps %zmm8,%zmm3,%zmm3
+	vshufps $0x88,%zmm2,%zmm1,%zmm0
+	vshufps $0xdd,%zmm2,%zmm1,%zmm1
+	vaddps %zmm1,%zmm0,%zmm0
+	vshufps $0x88,%zmm15,%zmm9,%zmm1
+	vshufps $0xdd,%zmm15,%zmm9,%zmm9
+	vaddps %zmm9,%zmm1,%zmm1
+	vshufps $0x88,%zmm3,%zmm1,%zmm2
+	vshufps $0xdd,%zmm3,%zmm1,%zmm1
+	vshufps $0x88,%zmm12,%zmm6,%zmm3
+	vaddps %zmm1,%zmm2,%zmm2
+	vshufps $0xdd,%zmm12,%zmm6,%zmm6
+	vaddps %zmm6,%zmm3,%zmm3
+	vshuff32x4 $0x88,%zmm2,%zmm0,%zmm1
+	vshuff32x4 $0xdd,%zmm2,%zmm0,%zmm0
+	vshufps $0xdd,%zmm13,%zmm7,%zmm2
+	vshufps $0x88,%zmm13,%zmm7,%zmm7
+	vaddps %zmm0,%zmm1,%zmm1
+	vaddps %zmm7,%zmm2,%zmm2
+	vshufps $0x88,%zmm3,%zmm2,%zmm0
+	vshufps $0xdd,%zmm3,%zmm2,%zmm2
+	vaddps %zmm2,%zmm0,%zmm0
+	vshuff32x4 $0xdd,%zmm0,%zmm0,%zmm2
+	vshuff32x4 $0x88,%zmm0,%zmm0,%zmm0
+	vaddps %zmm0,%zmm2,%zmm2
+	vshuff32x4 $0x88,%zmm2,%zmm1,%zmm0
+	vshuff32x4 $0xdd,%zmm2,%zmm1,%zmm1
+	vaddps %zmm1,%zmm0,%zmm0
+	vmovdqa %xmm0,%xmm2
+	vextracti32x4 $0x1,%zmm0,%xmm1
+	vextracti32x4 $0x2,%zmm0,%xmm0
+	lea    (%rdi,%r12,4),%rax
+	vaddps (%rax),%xmm2,%xmm2
+	vmovups %xmm2,(%rax)
+	lea    0x10(,%r12,4),%rax
+	lea    (%rdi,%rax,1),%rdx
+	lea    0x10(%rdi,%rax,1),%rax
+	vaddps (%rdx),%xmm1,%xmm1
+	vmovups %xmm1,(%rdx)
+	vaddps (%rax),%xmm0,%xmm0
+	vmovups %xmm0,(%rax)
+	sub    $0x1,%r10d
+	jne    4c4c <void ringnet::(anonymous namespace)::unskin<float>(ringnet::LbsBack
+	vzeroupper
+	lea    -0x28(%rbp),%rsp
+	pop    %rbx
+	pop    %r12
+	pop    %r13
+	pop    %r14
+	pop    %r15
+	pop    %rbp
+	ret
+	mov    0x250(%rsp),%rax
+	vmovdqu64 %zmm1,(%rax,%r12,1)
+	vmovdqu64 %zmm0,0x40(%rax,%r12,1)
+	vmovdqu64 %zmm2,0x80(%rax,%r12,1)
+	jmp    4b93 <void ringnet::(anonymous namespace)::unskin<float>(ringnet::LbsBack
+	cmpq   $0xf,0x258(%rsp)
+	jle    4f7a <void ringnet::(anonymous namespace)::unskin<float>(ringnet::LbsBack
+	mov    0x170(%rsp),%rax
+	add    %r12,%rax
+	vmovups (%rax),%zmm8
+	vmovups 0x40(%rax),%zmm1
+	vmovaps 0x0(%rip),%zmm10        # 4f04 <void ringnet::(anonymous namespace)::uns
+	vmovups 0x80(%rax),%zmm0
+	vmovdqa32 0x0(%rip),%zmm7        # 4f15 <void ringnet::(anonymous namespace)::un
+	vmovaps 0x0(%rip),%zmm9        # 4f1f <void ringnet::(anonymous namespace)::unsk
+	vmovdqa32 0x0(%rip),%zmm6        # 4f29 <void ringnet::(anonymous namespace)::un
+	vpermi2ps %zmm1,%zmm8,%zmm10
+	vpermt2ps %zmm0,%zmm7,%zmm10
+	vpermi2ps %zmm1,%zmm8,%zmm9
+	vmovdqa32 0x0(%rip),%zmm7        # 4f45 <void ringnet::(anonymous namespace)::un
+	vpermt2ps %zmm1,%zmm6,%zmm8
+	vmovups %zmm10,(%r8)
+	vpermt2ps %zmm0,%zmm7,%zmm9
+	vmovdqa32 0x0(%rip),%zmm7        # 4f61 <void ringnet::(anonymous namespace)::un
+	vmovups %zmm9,0x40(%r8)
+	vpermt2ps %zmm0,%zmm7,%zmm8
+	vmovups %zmm8,0x80(%r8)
+	jmp    4938 <void ringnet::(anonymous namespace)::unskin<float>(ringnet::LbsBack
+	mov    0x258(%rsp),%rax
+	vmovaps (%rsp),%zmm6
+	vmovaps 0x40(%rsp),%zmm7
+	lea    (%rax,%rax,2),%rax
+	vpbroadcastq %rax,%zmm0
+	mov    0x170(%rsp),%rax
+	vpcmpnleq 0x0(%rip),%zmm0,%k0        # 4fae <void ringnet::(anonymous namespace)
+	vpcmpnleq 0x0(%rip),%zmm0,%k1        # 4fb9 <void ringnet::(anonymous namespace)
+	kunpckbw %k0,%k1,%k1
+	vmovups (%rax,%r12,1),%zmm6{%k1}
+	vpcmpnleq 0x0(%rip),%zmm0,%k0        # 4fcf <void ringnet::(anonymous namespace)
+	vmovaps %zmm6,%zmm1{%k1}{z}
+	vmovaps %zmm6,(%rsp)
+	vpcmpnleq 0x0(%rip),%zmm0,%k1        # 4fe7 <void ringnet::(anonymous namespace)
+	vmovaps 0x80(%rsp),%zmm6
+	vmovaps %zmm1,0x280(%rsp)
+	kunpckbw %k0,%k1,%k1
+	vmovups 0x40(%rax,%r12,1),%zmm7{%k1}
+	vpcmpnleq 0x0(%rip),%zmm0,%k0        # 500e <void ringnet::(anonymous namespace)
+	vmovaps %zmm7,%zmm1{%k1}{z}
+	vmovaps %zmm7,0x40(%rsp)
+	vpcmpnleq 0x0(%rip),%zmm0,%k1        # 5027 <void ringnet::(anonymous namespace)
+	vmovaps %zmm1,0x2c0(%rsp)
+	kunpckbw %k0,%k1,%k1
+	vmovups 0x80(%rax,%r12,1),%zmm6{%k1}
+	lea    0x280(%rsp),%rax
+	vmovaps %zmm6,%zmm0{%k1}{z}
+	vmovaps %zmm6,0x80(%rsp)
+	vmovaps %zmm0,0x300(%rsp)
+	jmp    4eed <void ringnet::(anonymous namespace)::unskin<float>(ringnet::LbsBack
+	vxorps %xmm0,%xmm0,%xmm0
+	mov    %r8,%rbx
+	vmovaps %xmm0,%xmm1
+	vmovaps %xmm0,%xmm2
+	jmp    4e66 <void ringnet::(anonymous namespace)::unskin<float>(ringnet::LbsBack
+	vxorps %xmm5,%xmm5,%xmm5
+	vmovaps %zmm5,%zmm6
+	vmovaps %zmm5,%zmm7
+	jmp    4a2c <void ringnet::(anonymous namespace)::unskin<float>(ringnet::LbsBack
+	movq   $0x0,0x250(%rsp)
+	jmp    4769 <void ringnet::(anonymous namespace)::unskin<float>(ringnet::LbsBack
+	nopl   0x0(%rax,%rax,1)
+
