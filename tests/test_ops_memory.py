@@ -20,7 +20,7 @@ def fresh_memory_is_nan():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("batch", [1, 3, 4, 9, 33])
+@pytest.mark.parametrize("batch", [1, 3, 4, 9, 33, 67])
 def test_fresh_memory_is_written_before_it_is_read(fresh_memory_is_nan, batch, dtype):
     flame = FLAME(builtin_head(), shape_params=7, expression_params=4, dtype=dtype)
     torch.manual_seed(batch)
@@ -42,7 +42,7 @@ torch.set_num_threads(2)
 digest = []
 for dtype in (torch.float32, torch.float64):
     flame = FLAME(builtin_head(), shape_params=7, expression_params=4, dtype=dtype)
-    for batch in (1, 3, 9, 33):
+    for batch in (1, 3, 9, 33, 67):  # 67: more than one block of the batch
         torch.manual_seed(batch)
         betas, pose = torch.randn(batch, 11, dtype=dtype), torch.randn(batch, 15, dtype=dtype).mul_(0.3).requires_grad_()
         for values in ((flame.landmarks(betas[:, :7], betas[:, 7:], pose[:, :3]),), flame(betas[:, :7], betas[:, 7:], pose[:, :3])):
