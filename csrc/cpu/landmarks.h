@@ -273,7 +273,7 @@ void landmarks_forward_group(const LandmarksForward<T>& p, const LandmarkTables<
         fill_zero(state + lay.F, state + lay.transforms);
         fill_zero(state + lay.transforms + 12 * lay.J, state + lay.state_size(p.keep));
         pose_forward<T>(pose_input(p.model, p.betas + (b0 + b) * p.betas_stride, p.pose + (b0 + b) * p.pose_stride, p.axis_angle),
-                        s, state, state + lay.transforms, nullptr);
+                        s, state, 1, state + lay.transforms, nullptr);
         rows[b] = lay.C > 0 ? contour_row(s.world_r + 9 * p.model.neck_joint) : 0;
         state[lay.row] = static_cast<T>(rows[b]);
         features[b] = state;

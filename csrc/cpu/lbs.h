@@ -34,59 +34,68 @@ struct TileSkin {
     }
 };
 
-// What will be written: the same few lines of `group` rows of vertices and of kept vertices. Fetched a line at a time while
-// something else is computed: all at once they would be more misses than a core can have in flight, and it would wait.
-template <class T, int group>
-struct Ahead {
-    static constexpr index_t line = 64 / sizeof(T);
-    const T *vertices, *kept;  // kept: null where they aren't
-    index_t vertices_pitch, kept_pitch, steps;
-    int row = 0;
-
-    RN_HOST_DEVICE void fetch() {
-        __builtin_prefetch(vertices, 1);
-        vertices += vertices_pitch;
-        if (kept) __builtin_prefetch(kept, 1);
-        if (kept) kept += kept_pitch;
-        if (++row < group) return;
-        row = 0;
-        vertices += line - group * vertices_pitch;
-        if (kept) kept += line - group * kept_pitch;
-    }
+// One row of memory for each element of a group.
+template <class T>
+struct Rows {
+    T* first;
+    index_t pitch;
+    RN_HOST_DEVICE T* operator[](index_t b) const { return first + b * pitch; }
 };
 
-// out[t][b] = sum over k of directions[t][k] * features[b][ids[k]], for `tiles` neighbouring tiles and `group` elements. `later`:
-// what to bring nearer meanwhile, a line a feature; null for nothing.
+// What a sum brings nearer while it is computed: `lines` of memory every features_per_step features.
+template <class T>
+struct Later {
+    const T* first;
+    index_t lines;
+};
+
+// Features that a loop takes in one go: what is to be asked and fetched meanwhile costs as many instructions as one of them, and where
+// two threads share a core, or the core is narrow, instructions are what it is bound by.
+constexpr index_t features_per_step = RN_VECTOR_BYTES > 16 ? 4 : 1;
+
+// out[t][b] = sum over k of directions[t][k] * features[places[k]][b], for `tiles` neighbouring tiles and `group` elements. vertices
+// and kept (null for none) are where the results will be written.
 template <class T, int group, int tiles>
-RN_KERNEL void blend_tiles(index_t count, const std::int32_t* ids, const T* directions, const T* features, index_t pitch,
-                           Ahead<T, group> ahead, const T* later, vec<T> (&out)[tiles][group][3]) {
+RN_KERNEL void blend_tiles(index_t count, const std::int32_t* places, const T* directions, const T* features, Rows<T> vertices,
+                           Rows<T> kept, Later<T> later, vec<T> (&out)[tiles][group][3]) {
     constexpr int W = lanes<T>;
+    constexpr index_t line = 64 / sizeof(T), size = tiles * 3 * W;
     vec<T> acc[tiles][group][3] = {};
-    const T* x[group];
-    RN_UNROLL for (int b = 0; b < group; ++b) x[b] = features + b * pitch;
-    const index_t later_step = later ? index_t(64 / sizeof(T)) : group;
-    if (!later) later = features + group * pitch;  // the next group's features: rows too short to start a hardware stream
-    // Late enough to be there still, early enough for memory to answer.
-    const index_t first_ahead = count > ahead.steps + 24 ? count - ahead.steps - 24 : 0, last_ahead = first_ahead + ahead.steps;
-    for (index_t k = 0; k < count; ++k) {
-        const index_t id = ids[k];
-        // Not for one element, which is bound by the loads that it has.
-        if (group > 1 && k >= first_ahead && k < last_ahead) ahead.fetch();
-        if (group > 1 && tiles == 1) __builtin_prefetch(later + k * later_step);
+    const auto add_feature = [&](const T* d0, std::int32_t place) __attribute__((always_inline)) {
+        const T* x = features + static_cast<std::uint32_t>(place) * group / max_group;
         RN_UNROLL for (int t = 0; t < tiles; ++t) {
-            const T* d = directions + (t * count + k) * 3 * W;
-            vec<T> dx = load(d), dy = load(d + W), dz = load(d + 2 * W);
-            RN_KEEP(dx);
-            RN_KEEP(dy);
-            RN_KEEP(dz);
+            const T* d = d0 + t * count * 3 * W;
+            const vec<T> dx = load(d), dy = load(d + W), dz = load(d + 2 * W);
             RN_UNROLL for (int b = 0; b < group; ++b) {
-                const vec<T> f = broadcast(x[b][id]);
-                acc[t][b][0] += dx * f;
-                acc[t][b][1] += dy * f;
-                acc[t][b][2] += dz * f;
+                const vec<T> f = broadcast(x[b]);
+                multiply_add<T>(acc[t][b][0], dx, f);
+                multiply_add<T>(acc[t][b][1], dy, f);
+                multiply_add<T>(acc[t][b][2], dz, f);
             }
         }
+    };
+    // Where the results will be is fetched a row a step, as all at once would be more misses than a core can have in flight; late
+    // enough to be there still, early enough for memory to answer.
+    constexpr index_t step = tiles > 1 ? 1 : features_per_step, lead = 96;
+    index_t wait = (count - lead) / step - group, rows = group;
+    index_t k = 0;
+    for (; k + step <= count; k += step) {
+        // Not for one element, which is bound by the loads that it has.
+        if (group > 1 && --wait < 0 && --rows >= 0) {
+            RN_UNROLL for (index_t i = 0; i < size + line - 1; i += line) {
+                const index_t at = min_of(i, size - 1);  // the last line too, whatever the first one's place
+                __builtin_prefetch(vertices.first + at, 1);
+                if (kept.first && i < size) __builtin_prefetch(kept.first + at, 1);
+            }
+            vertices.first += vertices.pitch;
+            kept.first += kept.pitch;
+        }
+        if (group > 1 && tiles == 1)
+            for (index_t i = 0; i < later.lines; ++i, later.first += line) __builtin_prefetch(later.first);
+        RN_UNROLL for (int i = 0; i < step; ++i) add_feature(directions + i * 3 * W, places[k + i]);
+        directions += step * 3 * W;
     }
+    for (; k < count; ++k, directions += 3 * W) add_feature(directions, places[k]);
     RN_UNROLL for (int t = 0; t < tiles; ++t) {
         RN_UNROLL for (int b = 0; b < group; ++b) {
             RN_UNROLL for (int c = 0; c < 3; ++c) out[t][b][c] = acc[t][b][c];
@@ -94,46 +103,57 @@ RN_KERNEL void blend_tiles(index_t count, const std::int32_t* ids, const T* dire
     }
 }
 
-template <class T, int group, int tiles>
-void forward_tiles(const LbsForward<T>& p, const LbsLayout<T>& lay, const Directions<T>& directions, index_t first_tile,
-                   index_t first_b, const T* later = nullptr) {
+// What is left to do with a tile: template and offsets are added up, kept if wanted (kept.first not null), and skinned.
+template <class T, int group>
+RN_KERNEL void skin_tile(const TileSkin<T>& skin, const vec<T> (&offsets)[group][3], Rows<const T> templates,
+                         Rows<const T> transforms, Rows<T> vertices, Rows<T> kept) {
     constexpr int W = lanes<T>;
-    // Local: the compiler must believe that any store changes what p and lay refer to.
-    const index_t J = lay.J, V = lay.V, template_pitch = p.v_template_stride, transform_pitch = lay.transform_pitch;
-    const index_t kept_pitch = lay.blended_pitch, first_v = first_tile * W;
-    const bool keep = p.keep;
-    const T* templates = p.v_template + first_b * template_pitch + 3 * first_v;
-    const T* transforms = p.state + lay.transforms(p.B, first_b);
-    const T* weights = p.model.packed + lay.weights() + first_tile * J * W;
-    const std::int32_t* joints = p.model.index + lay.joints(first_tile);
-    T* vertices = p.vertices + (first_b * V + first_v) * 3;
-    T* kept = p.state + lay.blended(p.B, first_b) + first_tile * 3 * W;
+    vec<T> v_template[3];
+    split_points(templates.first, v_template);
+    for (int b = 0; b < group; ++b) {
+        if (b > 0 && templates.pitch != 0) split_points(templates[b], v_template);
+        vec<T> blended[3], posed[3];
+        for (int c = 0; c < 3; ++c) blended[c] = v_template[c] + offsets[b][c];  // last: it is large, the sum small
+        skin.apply(transforms[b], blended, posed);
+        merge_points(posed, vertices[b]);
+        if (kept.first)
+            for (int c = 0; c < 3; ++c) store(kept[b] + c * W, blended[c]);
+    }
+}
 
+// The same where only the first `count` vertices of the tile exist, by way of memory that has room for all.
+template <class T, int group>
+RN_KERNEL void skin_last_tile(const TileSkin<T>& skin, const vec<T> (&offsets)[group][3], Rows<const T> templates,
+                              Rows<const T> transforms, Rows<T> vertices, Rows<T> kept, index_t count) {
+    constexpr index_t row = 3 * lanes<T>;
+    T padded_templates[group * row] = {}, padded_vertices[group * row];
+    for (int b = 0; b < group; ++b)
+        for (index_t i = 0; i < 3 * count; ++i) padded_templates[b * row + i] = templates[b][i];
+    skin_tile<T, group>(skin, offsets, {padded_templates, row}, transforms, {padded_vertices, row}, kept);
+    for (int b = 0; b < group; ++b)
+        for (index_t i = 0; i < 3 * count; ++i) vertices[b][i] = padded_vertices[b * row + i];
+}
+
+template <class T, int group, int tiles>
+void forward_tiles(const LbsForward<T>& p, const LbsLayout<T>& lay, const Directions<T>& directions, index_t tile, index_t b,
+                   Later<T> later = {}) {
+    constexpr int W = lanes<T>;
+    Rows<const T> templates{p.v_template + b * p.v_template_stride + tile * 3 * W, p.v_template_stride};
+    Rows<T> vertices{p.vertices + (b * lay.V + tile * W) * 3, 3 * lay.V}, kept{nullptr, 0};
+    if (p.keep) kept = {p.state + lay.blended(p.B, b) + tile * 3 * W, lay.blended_pitch};
     vec<T> offsets[tiles][group][3];
-    const Ahead<T, group> ahead{vertices, keep ? kept : nullptr, 3 * V, kept_pitch,
-                                group * ceil_div(tiles * 3 * W, Ahead<T, group>::line)};
-    const index_t tile_of_block = first_tile % LbsLayout<T>::tiles_per_block;
-    blend_tiles<T, group, tiles>(directions.count, directions.features, directions.values + tile_of_block * directions.tile_pitch(),
-                                 p.state + lay.features(first_b), lay.feature_pitch, ahead, later, offsets);
-    for (int t = 0; t < tiles; ++t) {
-        const TileSkin<T> skin{joints[0], joints + 1, weights};
-        const index_t left = V - first_v - t * W;
-        vec<T> v_template[3];
-        load_points(templates, left, v_template);
-        for (int b = 0; b < group; ++b) {
-            if (b > 0 && template_pitch != 0) load_points(templates + b * template_pitch, left, v_template);
-            vec<T> blended[3], posed[3];
-            for (int c = 0; c < 3; ++c) blended[c] = v_template[c] + offsets[t][b][c];  // last: it is large, the sum small
-            skin.apply(transforms + b * transform_pitch, blended, posed);
-            store_points(vertices + b * 3 * V, left, posed);
-            if (keep)
-                for (int c = 0; c < 3; ++c) store(kept + b * kept_pitch + c * W, blended[c]);
-        }
-        templates += 3 * W;
-        vertices += 3 * W;
-        kept += 3 * W;
-        weights += J * W;
-        joints += 1 + J;
+    const T* values = directions.values + tile % LbsLayout<T>::tiles_per_block * directions.tile_pitch();
+    blend_tiles<T, group, tiles>(directions.count, directions.places, values, p.state + lay.features(b), vertices, kept, later, offsets);
+    const Rows<const T> transforms{p.state + lay.transforms(p.B, b), lay.transform_pitch};
+    for (int t = 0; t < tiles; ++t, ++tile) {
+        const std::int32_t* joints = p.model.index + lay.joints(tile);
+        const TileSkin<T> skin{joints[0], joints + 1, p.model.packed + lay.weights() + tile * lay.J * W};
+        const index_t left = lay.V - tile * W;
+        if (left >= W) skin_tile<T, group>(skin, offsets[t], templates, transforms, vertices, kept);
+        else skin_last_tile<T, group>(skin, offsets[t], templates, transforms, vertices, kept, left);
+        templates.first += 3 * W;
+        vertices.first += 3 * W;
+        if (p.keep) kept.first += 3 * W;
     }
 }
 
@@ -143,15 +163,20 @@ template <class T>
 void forward_block(const LbsForward<T>& p, const LbsLayout<T>& lay, index_t block, index_t b0, index_t b1) {
     const Directions<T> directions(p.model, lay, block);
     const index_t t0 = block * LbsLayout<T>::tiles_per_block, t1 = min_of(t0 + LbsLayout<T>::tiles_per_block, lay.tiles);
-    const index_t full = b0 + (b1 - b0) / max_group * max_group;
-    if (full > b0)
-        for (index_t t = t0; t < t1; ++t) {
-            // The first groups bring the next tile's directions into L2, where they are enough to bring all.
-            const T* later = directions.values + (t + 1 - t0) * directions.tile_pitch();
-            const T* const end = t + 1 < t1 && full - b0 >= 4 * max_group ? later + directions.tile_pitch() : later;
-            for (index_t b = b0; b < full; b += max_group, later += directions.count * index_t(64 / sizeof(T)))
-                forward_tiles<T, max_group, 1>(p, lay, directions, t, b, later < end ? later : nullptr);
+    const index_t groups = (b1 - b0) / max_group, full = b0 + groups * max_group;
+    // Meanwhile the next tile's directions are brought into L2, over as many of the groups as it takes with few lines a step: more
+    // than memory keeps up with would hold up the sums. For a few groups the hardware foresees enough.
+    constexpr index_t line = 64 / sizeof(T), most_lines = RN_VECTOR_BYTES == 64 ? 6 : 2;
+    const index_t steps = directions.count / features_per_step, tile_lines = ceil_div(directions.tile_pitch(), line);
+    const index_t wanted = groups * steps > 0 ? ceil_div(tile_lines, groups * steps) : 0, lines = wanted <= most_lines ? wanted : 0;
+    for (index_t t = t0; groups > 0 && t < t1; ++t) {
+        Later<T> later{directions.values + (t + 1 - t0) * directions.tile_pitch(), lines};
+        const T* const end = t + 1 < t1 ? later.first + directions.tile_pitch() : later.first;
+        for (index_t b = b0; b < full; b += max_group, later.first += lines * steps * line) {
+            if (later.first >= end) later.lines = 0;
+            forward_tiles<T, max_group, 1>(p, lay, directions, t, b, later);
         }
+    }
     index_t b = full;
     const auto rest = [&](auto group, auto tiles) {
         if (b1 - b < group()) return;
@@ -184,12 +209,13 @@ void lbs_forward(const LbsForward<T>& p, int threads) {
         const PoseScratch s(scratch.data(), m.J);
 #pragma omp for schedule(static)
         for (index_t b = 0; b < p.B; ++b) {
-            T *features = p.state + lay.features(b), *transforms = p.state + lay.transforms(p.B, b);
+            const ElementGroup group(p.B, b);
+            T *features = p.state + lay.features(group.first) + (b - group.first), *transforms = p.state + lay.transforms(p.B, b);
             pose_forward(pose_input(m, p.betas + b * p.betas_stride, p.pose + b * p.pose_stride,
                                     p.joint_template + b * p.joint_template_stride, p.axis_angle),
-                         s, features, transforms, p.joints + b * 3 * m.J);
+                         s, features, group.size, transforms, p.joints + b * 3 * m.J);
             // All of state is written, padding too: it is an output of the operator.
-            fill_zero(features + lay.F, features + lay.feature_pitch);
+            for (index_t k = lay.F; k < lay.feature_pitch; ++k) features[k * group.size] = T(0);
             fill_zero(transforms + 12 * m.J, transforms + lay.transform_pitch);
             if (p.keep) fill_zero(p.state + lay.blended(p.B, b) + lay.tiles * 3 * LbsLayout<T>::W, p.state + lay.blended(p.B, b + 1));
         }
@@ -209,10 +235,10 @@ RN_KERNEL void gather_points(const T* g, const index_t stride[3], index_t v, ind
         for (int l = 0; l < W; ++l) planar[c * W + l] = v + l < V ? g[(v + l) * stride[1] + c * stride[2]] : T(0);
 }
 
-// out[ids[k]][b] += sum over `tiles` tiles of gradient[b] . directions[k], for `group` elements and `features` features.
+// out[feature k][b] += sum over `tiles` tiles of gradient[b] . directions[k], for `group` elements and `features` features.
 template <class T, int group, int features>
 RN_KERNEL void project_features(index_t tiles, index_t tile_pitch, const T* gradient, index_t gradient_pitch,
-                                const T* directions, const std::int32_t* ids, T* out, index_t out_pitch) {
+                                const T* directions, const std::int32_t* places, T* out, index_t out_pitch) {
     constexpr int W = lanes<T>;
     vec<T> acc[group * features] = {};
     for (index_t t = 0; t < tiles; ++t, directions += tile_pitch, gradient += 3 * W) {
@@ -234,7 +260,7 @@ RN_KERNEL void project_features(index_t tiles, index_t tile_pitch, const T* grad
     }
     T total[round_up(group * features, W)];
     sums<T>(acc, total);
-    RN_UNROLL for (int k = 0; k < features; ++k) add<group>(total + k * group, out + ids[k] * out_pitch);
+    RN_UNROLL for (int k = 0; k < features; ++k) add<group>(total + k * group, out + places[k] / max_group * out_pitch);
 }
 
 // Tiles [t0, t1), a block, of one element: rows = the gradient of the blended vertices, [tile][xyz][lane]; adds that of the
@@ -328,7 +354,7 @@ void project_block(const Directions<T>& d, index_t B, index_t tiles, const T* ro
                         for (; k + features() <= k1; k += features())
                             project_features<T, group(), features()>(
                                 min_of(step, tiles - t), d.tile_pitch(), rows + b * Layout::rows_per_block,
-                                Layout::rows_per_block, values + k * 3 * W, d.features + k, d_features + b, B);
+                                Layout::rows_per_block, values + k * 3 * W, d.places + k, d_features + b, B);
                     };
                     project(features);
                     project(std::integral_constant<int, 1>{});

@@ -3,10 +3,12 @@
 // Vertices come in tiles of one vector (W lanes), tiles in blocks. Packed constants, in this order:
 //   directions    [block][tile][feature][xyz][lane]    forward and backward; only features that move any vertex of the block
 //   weights       [tile][slot][lane]                   skinning weights of the joints that touch the tile, most J slots
-// index: [tile][1 + J]: number of joints that touch the tile, then their ids; [block][1 + F]: the same of the features;
+// index: [tile][1 + J]: number of joints that touch the tile, then their ids; [block][1 + F]: number of features that move the
+// block, then their places in a whole group's rows, id times max_group;
 // [block][joint_tiles_size]: number of joints that touch the block and, joint by joint, id, number of tiles, and for each of them
 // its number in the block and the place of its weights.
-// state: features [b][F], transforms [b][12 J], and if kept the blended vertices [b][tile][xyz][lane], rows padded to 64 bytes.
+// state: features [group][feature][element], transforms [b][12 J], and if kept the blended vertices [b][tile][xyz][lane], padded to
+// 64 bytes an element.
 #pragma once
 
 #include "../ops.h"
@@ -14,6 +16,19 @@
 
 namespace ringnet {
 namespace {
+
+// Batch elements are taken max_group at a time, and what is left at the end as descending powers of two: the group of element b.
+struct ElementGroup {
+    index_t first, size;
+
+    ElementGroup(index_t B, index_t b) : first(B / max_group * max_group), size(max_group) {
+        if (b < first) {
+            first = b / max_group * max_group;
+            return;
+        }
+        for (size /= 2; b >= first + (B & size); size /= 2) first += B & size;
+    }
+};
 
 template <class T>
 struct LbsLayout {
@@ -67,7 +82,7 @@ struct LbsLayout {
     }
 };
 
-// The features that move any of the vertices [v0, v1), as a list: their number, then their ids. Directions that are zero
+// The features that move any of the vertices [v0, v1), as a list: their number, then their places. Directions that are zero
 // throughout are common: a joint's pose correctives and many an expression are local.
 template <class T>
 void list_features(const LbsConstants<T>& c, index_t v0, index_t v1, std::int32_t* list) {
@@ -80,7 +95,7 @@ void list_features(const LbsConstants<T>& c, index_t v0, index_t v1, std::int32_
         for (index_t row = 3 * v0; row < 3 * v1; ++row) ids[k] |= c.posedirs[(k - c.K) * 3 * c.V + row] != T(0);
     std::int32_t used = 0;
     for (index_t k = 0; k < F; ++k)
-        if (ids[k]) ids[used++] = static_cast<std::int32_t>(k);
+        if (ids[k]) ids[used++] = static_cast<std::int32_t>(k * max_group);
     list[0] = used;
     for (index_t k = used; k < F; ++k) ids[k] = 0;
 }
@@ -127,7 +142,7 @@ void pack_lbs(const LbsConstants<T>& c, T* packed, std::int32_t* index, [[maybe_
         for (index_t tile = t0; tile < t1; ++tile) {
             for (std::int32_t k = 0; k < features[0]; ++k)
                 for (int xyz = 0; xyz < 3; ++xyz)
-                    for (int l = 0; l < W; ++l) *d++ = direction(tile * W + l, xyz, features[1 + k]);
+                    for (int l = 0; l < W; ++l) *d++ = direction(tile * W + l, xyz, features[1 + k] / max_group);
 
             T* weights = packed + lay.weights() + tile * c.J * W;
             std::int32_t* ids = index + lay.joints(tile);
@@ -154,11 +169,11 @@ void pack_lbs(const LbsConstants<T>& c, T* packed, std::int32_t* index, [[maybe_
 template <class T>
 struct Directions {
     index_t count;
-    const std::int32_t* features;
+    const std::int32_t* places;
     const T* values;
 
     Directions(const LbsModel<T>& m, const LbsLayout<T>& lay, index_t block)
-        : count(m.index[lay.block_features(block)]), features(m.index + lay.block_features(block) + 1),
+        : count(m.index[lay.block_features(block)]), places(m.index + lay.block_features(block) + 1),
           values(m.packed + lay.directions(block)) {}
     index_t tile_pitch() const { return count * 3 * lanes<T>; }
 };

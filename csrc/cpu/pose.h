@@ -111,13 +111,13 @@ void pose_chain(const PoseInput<T>& in, const PoseScratch& s) {
     chain(in.J, in.parents, s.local_r, s.rest, s.world_r, s.posed, s.transforms);
 }
 
-// features (F), transforms (12 J), joints (3 J; null where not wanted).
+// features (F, feature_step apart), transforms (12 J), joints (3 J; null where not wanted).
 template <class T>
-void pose_forward(const PoseInput<T>& in, const PoseScratch& s, T* features, T* transforms, T* joints) {
+void pose_forward(const PoseInput<T>& in, const PoseScratch& s, T* features, index_t feature_step, T* transforms, T* joints) {
     pose_chain(in, s);
-    for (index_t k = 0; k < in.K; ++k) features[k] = in.betas[k];
-    T* f = features + in.K;
-    for (index_t i = 9; i < 9 * in.J; ++i) *f++ = static_cast<T>(s.local_r[i] - (i % 9 % 4 == 0 ? 1.0 : 0.0));
+    for (index_t k = 0; k < in.K; ++k) features[k * feature_step] = in.betas[k];
+    T* f = features + in.K * feature_step;
+    for (index_t i = 9; i < 9 * in.J; ++i, f += feature_step) *f = static_cast<T>(s.local_r[i] - (i % 9 % 4 == 0 ? 1.0 : 0.0));
     for (index_t i = 0; i < 12 * in.J; ++i) transforms[i] = static_cast<T>(s.transforms[i]);
     if (joints)
         for (index_t i = 0; i < 3 * in.J; ++i) joints[i] = static_cast<T>(s.posed[i]);

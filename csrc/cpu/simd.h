@@ -75,6 +75,18 @@ RN_HOST_DEVICE void store(T* p, vec<T> v) {
     std::memcpy(p, &v, sizeof v);
 }
 
+// acc += a * b where acc is. Left to themselves, compilers let the sum take a's or b's register instead, lose track of a loop that
+// fills all of them, and move and spill.
+template <class T>
+RN_HOST_DEVICE void multiply_add(vec<T>& acc, vec<T> a, vec<T> b) {
+#if defined(__FMA__)
+    if constexpr (sizeof(T) == 4) asm("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+    else asm("vfmadd231pd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+#else
+    acc += a * b;
+#endif
+}
+
 // to[i] += from[i] for a power of two of elements: as one vector, which compilers don't always make of a loop.
 template <int n, class T>
 RN_HOST_DEVICE void add(const T* from, T* to) {
@@ -196,29 +208,20 @@ RN_HOST_DEVICE void split_points(const T* p, vec<T> xyz[3]) {
     xyz[0] = split_component<T, 0>(m), xyz[1] = split_component<T, 1>(m), xyz[2] = split_component<T, 2>(m);
 }
 
-// The first `count` (at most lanes) points of p, stored xyzxyz..., as three vectors; zero beyond count.
+// And back.
 template <class T>
-RN_HOST_DEVICE void load_points(const T* p, index_t count, vec<T> xyz[3]) {
-    constexpr int W = lanes<T>;
-    T padded[3 * W];
-    if (count < W) {
-        for (index_t i = 0; i < 3 * W; ++i) padded[i] = i < 3 * count ? p[i] : T(0);
-        p = padded;
-    }
-    split_points(p, xyz);
+RN_HOST_DEVICE void merge_points(const vec<T> xyz[3], T* p) {
+    store(p, merge_part<T, 0>(xyz)), store(p + lanes<T>, merge_part<T, 1>(xyz)), store(p + 2 * lanes<T>, merge_part<T, 2>(xyz));
 }
 
+// The first `count` of them.
 template <class T>
 RN_HOST_DEVICE void store_points(T* p, index_t count, const vec<T> xyz[3]) {
     constexpr int W = lanes<T>;
-    const vec<T> m[3] = {merge_part<T, 0>(xyz), merge_part<T, 1>(xyz), merge_part<T, 2>(xyz)};
-    if (count >= W) {
-        for (int i = 0; i < 3; ++i) store(p + i * W, m[i]);
-    } else {
-        T padded[3 * W];
-        for (int i = 0; i < 3; ++i) store(padded + i * W, m[i]);
-        for (index_t i = 0; i < 3 * count; ++i) p[i] = padded[i];
-    }
+    if (count >= W) return merge_points<T>(xyz, p);
+    T padded[3 * W];
+    merge_points<T>(xyz, padded);
+    for (index_t i = 0; i < 3 * count; ++i) p[i] = padded[i];
 }
 
 }  // namespace
