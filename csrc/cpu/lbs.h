@@ -59,13 +59,14 @@ template <class T, int group, int tiles>
 RN_KERNEL void blend_tiles(index_t count, const std::int32_t* places, const T* directions, const T* features, Rows<T> vertices,
                            Rows<T> kept, Later<T> later, vec<T> (&out)[tiles][group][3]) {
     constexpr int W = lanes<T>;
+    constexpr bool spare = 3 * group * tiles + 4 < registers;
     constexpr index_t line = 64 / sizeof(T), size = tiles * 3 * W;
     vec<T> acc[tiles][group][3] = {};
     const auto add_feature = [&](const T* d0, std::int32_t place) __attribute__((always_inline)) {
         const T* x = features + static_cast<std::uint32_t>(place) * group / max_group;
         RN_UNROLL for (int t = 0; t < tiles; ++t) {
             const T* d = d0 + t * count * 3 * W;
-            const vec<T> dx = load(d), dy = load(d + W), dz = load(d + 2 * W);
+            const vec<T> dx = load_shared<T, spare>(d), dy = load_shared<T, spare>(d + W), dz = load_shared<T, spare>(d + 2 * W);
             RN_UNROLL for (int b = 0; b < group; ++b) {
                 const vec<T> f = broadcast(x[b]);
                 multiply_add<T>(acc[t][b][0], dx, f);
@@ -240,21 +241,18 @@ template <class T, int group, int features>
 RN_KERNEL void project_features(index_t tiles, index_t tile_pitch, const T* gradient, index_t gradient_pitch,
                                 const T* directions, const std::int32_t* places, T* out, index_t out_pitch) {
     constexpr int W = lanes<T>;
+    constexpr bool spare = group * features + features + 1 < registers;
     vec<T> acc[group * features] = {};
     for (index_t t = 0; t < tiles; ++t, directions += tile_pitch, gradient += 3 * W) {
-        RN_ROLL for (int c = 0; c < 3; ++c) {
+        // The next call's: more pieces than the hardware foresees.
+        if (group > LbsLayout<T>::small_batch)
+            RN_UNROLL for (index_t i = 0; i < 3 * features * W; i += 64 / sizeof(T)) __builtin_prefetch(directions + 3 * features * W + i);
+        RN_UNROLL for (int c = 0; c < 3; ++c) {
             vec<T> d[features];
-            RN_UNROLL for (int k = 0; k < features; ++k) {
-                const T* p = directions + (3 * k + c) * W;
-                // The next call's: more pieces than the hardware foresees.
-                if (group > LbsLayout<T>::small_batch) __builtin_prefetch(p + 3 * features * W);
-                d[k] = load(p);
-                RN_KEEP(d[k]);
-            }
+            RN_UNROLL for (int k = 0; k < features; ++k) d[k] = load_shared<T, spare>(directions + (3 * k + c) * W);
             RN_UNROLL for (int b = 0; b < group; ++b) {
-                vec<T> g = load(gradient + b * gradient_pitch + c * W);
-                RN_KEEP(g);
-                RN_UNROLL for (int k = 0; k < features; ++k) acc[k * group + b] += d[k] * g;
+                const vec<T> g = load_shared<T, spare>(gradient + b * gradient_pitch + c * W);
+                RN_UNROLL for (int k = 0; k < features; ++k) multiply_add<T>(acc[k * group + b], d[k], g);
             }
         }
     }

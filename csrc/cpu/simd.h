@@ -60,13 +60,23 @@ using vec = typename VectorOf<T>::type;
 template <class T>
 constexpr int lanes = RN_VECTOR_BYTES / sizeof(T);
 
-// Batch elements that share one pass over the directions: 3 accumulators each, 16 or 32 registers in all.
-constexpr int max_group = RN_VECTOR_BYTES == 64 ? 8 : 4;
+constexpr int registers = RN_VECTOR_BYTES == 64 ? 32 : 16;
+// Batch elements that share one pass over the directions: 3 accumulators each.
+constexpr int max_group = registers / 4;
 
 template <class T>
 RN_HOST_DEVICE vec<T> load(const T* p) {
     vec<T> v;
     std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+// For a vector that is used several times. Compilers like to read it again for every use, and a loop that should be bound by its
+// multiply-adds may then be bound by its loads. But with no register to spare they do well: holding it would push out an accumulator.
+template <class T, bool spare>
+RN_HOST_DEVICE vec<T> load_shared(const T* p) {
+    vec<T> v = load(p);
+    if constexpr (spare) RN_KEEP(v);
     return v;
 }
 
