@@ -130,10 +130,8 @@ RN_KERNEL void blend_corners(const LandmarkTables<T>& m, const std::int32_t* ver
     RN_UNROLL for (int e = 0; e < corners; ++e) d[e] = m.directions + index_t(vertices[e]) * 3 * row;
     for (index_t k = 0; k < row; k += W) {
         RN_UNROLL for (int e = 0; e < corners; ++e) {
-            vec<T> dx = load(d[e] + k), dy = load(d[e] + row + k), dz = load(d[e] + 2 * row + k);
-            RN_KEEP(dx);
-            RN_KEEP(dy);
-            RN_KEEP(dz);
+            const vec<T> dx = load_shared<T, true>(d[e] + k), dy = load_shared<T, true>(d[e] + row + k);
+            const vec<T> dz = load_shared<T, true>(d[e] + 2 * row + k);
             RN_UNROLL for (int b = 0; b < group; ++b) {
                 const vec<T> f = load(features[b] + k);
                 acc[e][b][0] += dx * f;

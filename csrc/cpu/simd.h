@@ -20,18 +20,14 @@
 // An innermost kernel: a function of its own, so that nothing around it competes for the registers that it fills exactly.
 #define RN_KERNEL __attribute__((noinline))
 
-// For loops over accumulators: they live in registers only if the loop disappears. And for a loop around them that must stay one:
-// its steps, mixed, would need more registers.
+// For loops over accumulators: they live in registers only if the loop disappears.
 #if defined(__clang__)
 #define RN_UNROLL _Pragma("clang loop unroll(full)")
-#define RN_ROLL _Pragma("clang loop unroll(disable)")
 #else
 #define RN_UNROLL _Pragma("GCC unroll 16")
-#define RN_ROLL _Pragma("GCC unroll 1")
 #endif
 
-// Says that a loaded vector is used several times: otherwise compilers fold the load into every use, and a loop that should be
-// bound by its multiply-adds is bound by its loads.
+// For load_shared.
 #if defined(__AVX512F__)
 #define RN_KEEP(v) asm("" : "+v"(v))
 #elif defined(__SSE2__)
