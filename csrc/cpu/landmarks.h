@@ -371,6 +371,7 @@ void over_groups(const LandmarkTables<T>& m, index_t B, int threads, const Call&
     Shares shares(work, n);
 #pragma omp parallel num_threads(n)
     {
+        const FlushSubnormals flush;
         LandmarkScratch<T> scratch(m.lay);
         shares.run([&](index_t piece) {
             if (piece < full)

@@ -206,6 +206,7 @@ void lbs_forward(const LbsForward<T>& p, int threads) {
     Shares shares(work, n);
 #pragma omp parallel num_threads(n)
     {
+        const FlushSubnormals flush;
         Scratch<double> scratch(PoseScratch::size(m.J));
         const PoseScratch s(scratch.data(), m.J);
 #pragma omp for schedule(static)
@@ -406,6 +407,7 @@ void lbs_backward(const LbsBackward<T>& p, int threads) {
     Shares shares(chunks * batch_blocks, n);
 #pragma omp parallel num_threads(n)
     {
+        const FlushSubnormals flush;
         Scratch<T> scratch((Layout::batch_block + 1) * Layout::rows_per_block + lay.F);
         Scratch<double> pose_scratch(PoseScratch::size(m.J));
         const PoseScratch s(pose_scratch.data(), m.J);
