@@ -247,6 +247,12 @@ def test_pose_correctives_are_small(head):
     assert (np.abs(head.posedirs).max((0, 1)) > 0).all()
 
 
+def test_directions_have_no_traces(head):
+    """No direction is subnormal in single precision, nor is its product with any coefficient that does something."""
+    for values in (head.shapedirs, head.expressiondirs, head.posedirs):
+        assert np.abs(values[values != 0]).min() > 1e12 * np.finfo(np.float32).tiny
+
+
 def test_landmarks_mirror(head):
     for degrees in (0, 1, 20, 39):
         here = landmarks(head, head.v_template, degrees)
