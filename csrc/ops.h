@@ -159,6 +159,16 @@ struct Rodrigues {
     T* grad_rot_vecs;        // (N, 3); output of the backward call
 };
 
+// Joints as weighted sums of vertices, or of anything that vertices have M numbers of. Only cpu::.
+template <class T>
+struct JointRegression {
+    index_t B, V, J, M;
+    const T* regressor;  // (J, V)
+    const T* values;     // rows of V M
+    index_t values_stride;
+    T* joints;  // (B, J, M), summed in double
+};
+
 // Points on a mesh. cpu:: throws std::out_of_range for an index outside faces or vertices, before it reads anything
 // there. cuda:: can't tell the host without a synchronisation: such a landmark is NaN, and has no gradient.
 template <class T>
@@ -195,6 +205,7 @@ template <class T> void lbs_forward(const LbsForward<T>&, int threads);
 template <class T> void lbs_backward(const LbsBackward<T>&, int threads);
 template <class T> void landmarks_forward(const LandmarksForward<T>&, int threads);
 template <class T> void landmarks_backward(const LandmarksBackward<T>&, int threads);
+template <class T> void regress_joints(const JointRegression<T>&, int threads);
 template <class T> void rodrigues_forward(const Rodrigues<T>&, int threads);
 template <class T> void rodrigues_backward(const Rodrigues<T>&, int threads);
 template <class T> void vertices2landmarks_forward(const VerticesToLandmarks<T>&, int threads);

@@ -165,6 +165,10 @@ struct BoundLandmarks {
 template <class T>
 void bind_points(py::module_& m, const std::string& suffix) {
     const auto release = py::call_guard<py::gil_scoped_release>();
+    m.def(("regress_joints_" + suffix).c_str(), [](index_t B, index_t V, index_t J, index_t M, address regressor, address values,
+                                                   index_t values_stride, address joints, int threads) {
+        cpu::regress_joints<T>({B, V, J, M, at<const T>(regressor), at<const T>(values), values_stride, at<T>(joints)}, threads);
+    }, release);
     m.def(("rodrigues_forward_" + suffix).c_str(), [](bool is_cuda, index_t N, address rot_vecs, address matrices, address where) {
         RN_RUN(rodrigues_forward, is_cuda, where, Rodrigues<T>{N, at<const T>(rot_vecs), at<T>(matrices), nullptr, nullptr});
     }, release);

@@ -641,6 +641,9 @@ for dtype in (torch.float32, torch.float64):
             grads = torch.autograd.grad((vertices.sin().sum() + joints.sum()), (betas, pose, template))
             landmarks = ops.flame_landmarks(betas, pose, template.detach(), *model.fixed, *model.embedding)
             more = torch.autograd.grad(landmarks.sin().sum(), (betas, pose))
+            own = template.detach().expand(B, -1, -1).clone().requires_grad_()  # a template for each element
+            alone = ops.flame_lbs(betas, pose, own, *model.fixed)
+            more += alone + torch.autograd.grad(alone[0].sin().sum() + alone[1].sum(), (betas, pose, own))
             now = [t.detach().clone() for t in (vertices, joints, *grads, landmarks, *more)]
             first = first or now
             errors += [i for i, (a, b) in enumerate(zip(first, now)) if not torch.equal(a, b)]

@@ -1,4 +1,4 @@
-// Rodrigues and points on a mesh: small operators, bound by memory, one version for every instruction set.
+// Rodrigues, joints and points of a mesh: small operators, bound by memory, one version for every instruction set.
 #include <stdexcept>
 #include <string>
 
@@ -7,6 +7,24 @@
 #include "threads.h"
 
 namespace ringnet::cpu {
+
+// Every sum in the order of the vertices, whatever the number of threads; a library's matrix product doesn't promise that.
+template <class T>
+void regress_joints(const JointRegression<T>& p, [[maybe_unused]] int threads) {
+    constexpr index_t width = 64;
+    const index_t pieces = ceil_div(p.M, width);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (index_t piece = 0; piece < p.B * p.J * pieces; ++piece) {
+        const index_t row = piece / pieces, b = row / p.J, m0 = piece % pieces * width, m = min_of(width, p.M - m0);
+        const T *weights = p.regressor + row % p.J * p.V, *values = p.values + b * p.values_stride + m0;
+        double sums[width] = {};
+        for (index_t v = 0; v < p.V; ++v, values += p.M) {
+            if (weights[v] == T(0)) continue;  // most are
+            for (index_t i = 0; i < m; ++i) sums[i] += double(weights[v]) * values[i];
+        }
+        for (index_t i = 0; i < m; ++i) p.joints[row * p.M + m0 + i] = static_cast<T>(sums[i]);
+    }
+}
 
 template <class T>
 void rodrigues_forward(const Rodrigues<T>& p, int threads) {
@@ -93,6 +111,7 @@ void vertices2landmarks_backward(const VerticesToLandmarks<T>& p, int threads) {
 }
 
 #define RN_INSTANTIATE(T)                                                        \
+    template void regress_joints<T>(const JointRegression<T>&, int);             \
     template void rodrigues_forward<T>(const Rodrigues<T>&, int);                \
     template void rodrigues_backward<T>(const Rodrigues<T>&, int);               \
     template void vertices2landmarks_forward<T>(const VerticesToLandmarks<T>&, int); \

@@ -103,9 +103,17 @@ class Cache:
 
 
 def _regress(J_regressor: Tensor, values: Tensor) -> Tensor:
-    """J_regressor (J, V) times values (V, ...), summed in double."""
-    flat = values.reshape(values.shape[0], -1)
-    return (J_regressor.double() @ flat.double()).to(values.dtype).reshape(J_regressor.shape[0], *values.shape[1:])
+    """J_regressor (J, V) times values (B, V, ...), summed in double."""
+    B, V, *shape = values.shape
+    flat, J = values.reshape(B, V, -1), J_regressor.shape[0]
+    if values.device != _CPU:
+        return torch.matmul(J_regressor.double(), flat.double()).to(values.dtype).reshape(B, J, *shape)
+    joints, flat, J_regressor = values.new_empty((B, J, *shape)), flat.contiguous(), J_regressor.contiguous()
+    run = core.regress_joints_f32 if values.dtype == torch.float32 else core.regress_joints_f64
+    run(
+        B, V, J, flat.shape[2], J_regressor.data_ptr(), flat.data_ptr(), flat.stride(0), joints.data_ptr(), torch.get_num_threads()
+    )  # fmt: skip
+    return joints
 
 
 def _address(t: Tensor | None) -> int:
@@ -151,7 +159,7 @@ class PreparedLbs:
         self.like, self.device = shapedirs.new_empty(0), shapedirs.device
         model = _LBS[shapedirs.dtype]
         self.parents = parents.to(self.device, torch.int32).contiguous()
-        self.joint_dirs = _regress(J_regressor, shapedirs).permute(2, 0, 1).contiguous()  # (K, J, 3)
+        self.joint_dirs = _regress(J_regressor, shapedirs[None])[0].permute(2, 0, 1).contiguous()  # (K, J, 3)
         self.packed = shapedirs.new_empty(model.packed_size(cuda, V, K, J))
         self.index = shapedirs.new_empty(model.index_size(cuda, V, K, J), dtype=torch.int32)
         inputs = [t.contiguous() for t in (shapedirs, posedirs, lbs_weights)]
@@ -168,8 +176,10 @@ class PreparedLbs:
     def joint_template(self, v_template: Tensor) -> Tensor:
         """The template's joints, (J, 3) or (B, J, 3)."""
         if v_template.ndim == 2:
+            return _regress(self._regressor, v_template[None])[0]
+        if not self.cuda:
             return _regress(self._regressor, v_template)
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False):  # at every call, and double is slow there
             return torch.matmul(self._regressor, v_template).contiguous()
 
     def forward(
@@ -279,8 +289,8 @@ class PreparedLandmarks:
         self.like, self.device, self.points = shapedirs.new_empty(0), shapedirs.device, C + L
         model = _LANDMARKS[shapedirs.dtype]
         self.parents = parents.to(self.device, torch.int32).contiguous()
-        self.joint_dirs = _regress(J_regressor, shapedirs).permute(2, 0, 1).contiguous()
-        self.joint_template = _regress(J_regressor, v_template)
+        self.joint_dirs = _regress(J_regressor, shapedirs[None])[0].permute(2, 0, 1).contiguous()
+        self.joint_template = _regress(J_regressor, v_template[None])[0]
         self.packed = shapedirs.new_empty(model.packed_size(cuda, K, J, L, C))
         self.index = shapedirs.new_empty(model.index_size(cuda, K, J, L, C), dtype=torch.int32)
         faces = faces.long()
