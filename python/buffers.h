@@ -1,6 +1,6 @@
-// Big buffers that nobody outside sees, used again. From 32 MiB on, malloc asks the system for every buffer and gives it back at
-// once, and the system fills every page with zeros before it is written: where it has no huge pages to spare, that takes as long
-// as the kernels.
+// Big buffers, used again. From 32 MiB on, malloc asks the system for every buffer and gives it back at once, and the system fills
+// every page with zeros before it is written, which takes a fifth of a forward pass, and where it has no huge pages to spare, or is
+// a virtual machine whose host must find them first, as long as the kernels and longer.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -19,8 +19,8 @@ namespace {
 
 namespace py = pybind11;
 
-// Memory with Python's buffer protocol. What the last one leaves behind is kept for the next one of about its size; meanwhile
-// the system may have the pages if it runs short of them.
+// Memory with Python's buffer protocol. What the last two leave behind, a call's results and its state, is kept for the next ones of
+// about their size; meanwhile the system may have the pages if it runs short of them.
 class Buffer {
   public:
     explicit Buffer(std::size_t bytes) : memory_(take(bytes)), bytes_(bytes) {}
@@ -30,7 +30,7 @@ class Buffer {
     py::buffer_info info() const {
         return {memory_.start, 1, py::format_descriptor<unsigned char>::format(), static_cast<py::ssize_t>(bytes_)};
     }
-    static void release_spare() { spare().give({}); }
+    static void release_spare() { spare().release(); }
 
   private:
     struct Memory {
@@ -41,7 +41,9 @@ class Buffer {
       public:
         Memory take(std::size_t bytes) {
             const std::lock_guard<std::mutex> lock(mutex_);
-            return memory_.size >= bytes && memory_.size / 2 <= bytes ? std::exchange(memory_, {}) : Memory{};
+            for (Memory& memory : memories_)
+                if (memory.size >= bytes && memory.size / 2 <= bytes) return std::exchange(memory, {});
+            return {};
         }
         void give(Memory memory) {
 #if defined(__linux__) && defined(MADV_FREE)
@@ -49,14 +51,19 @@ class Buffer {
 #endif
             {
                 const std::lock_guard<std::mutex> lock(mutex_);
-                std::swap(memory, memory_);
+                if (memories_[0].start) std::swap(memories_[0], memories_[1]);
+                std::swap(memory, memories_[0]);
             }
             std::free(memory.start);
+        }
+        void release() {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            for (Memory& memory : memories_) std::free(std::exchange(memory, {}).start);
         }
 
       private:
         std::mutex mutex_;
-        Memory memory_;
+        Memory memories_[2];  // the later one first
     };
     static Spare& spare() {
         static Spare* const spare = new Spare;  // buffers may outlive any order of destruction

@@ -65,8 +65,8 @@ def test_memory_of_the_kernels_own_is_written_before_it_is_read():
     assert run(MALLOC_PERTURB_="128") == run()
 
 
-def test_big_states_use_the_same_memory_again(random_model):
-    """From 32 MiB on; never while a graph still needs it."""
+def test_big_results_and_states_use_the_same_memory_again(random_model):
+    """From 32 MiB on; never while a graph, or anybody else, still needs it."""
     model = random_model(V=1003, K=3).to(dtype=torch.float64)
     inputs = [t.requires_grad_() for t in model.inputs(1500)]
     states = []
@@ -85,12 +85,16 @@ def test_big_states_use_the_same_memory_again(random_model):
     used = []
     for _ in range(3):
         first = forward()
-        used.append(states[-1])
+        used.append({states[-1], first.data_ptr()})
         one = gradients(first, 1)
-        del first
-    assert used[0] == used[1] == used[2]
+        kept = first[7].detach().numpy()
+        values = kept.copy()
+        del first, kept
+    assert used[0] == used[1] == used[2] and len(used[0]) == 2
+    kept = forward()[7].detach().numpy()  # its memory lives on with it
     first, second = forward(), forward()
-    assert states[-1] != used[0]
+    assert not {states[-1], second.data_ptr()} & {states[-2], first.data_ptr()}
+    assert (kept == values).all()
     for vertices, sign in ((first, 1), (second, -1)):
         for a, b in zip(gradients(vertices, sign), one, strict=True):
             assert torch.equal(a, b)

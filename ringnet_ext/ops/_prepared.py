@@ -1,5 +1,6 @@
 """Models prepared for the core: packed once, reused while nothing about their tensors has changed, gone when they go."""
 
+import math
 import threading
 import weakref
 from collections.abc import Callable
@@ -130,18 +131,21 @@ def rows_of_points(t: Tensor) -> Tensor:
     return t if t.stride()[-2:] == (3, 1) else t.contiguous()
 
 
-# From here on, malloc has the system make every buffer anew (on Linux: its largest mmap threshold).
+# From here on, malloc would have the system make every buffer anew (on Linux: its largest mmap threshold).
 _BIG = 32 << 20
 
 
-def _state(like: Tensor, B: int, size: int) -> Tensor | None:
-    """Room for a state; None where it has no size. A big one's memory is used again."""
-    if size == 0:
-        return None
-    bytes = B * size * like.element_size()
+def _room(like: Tensor, *shape: int) -> Tensor:
+    """An empty tensor. A big one's memory is used again when nobody has it any more."""
+    bytes = math.prod(shape) * like.element_size()
     if bytes < _BIG or like.device != _CPU:
-        return like.new_empty((B, size))
-    return torch.frombuffer(core.Buffer(bytes), dtype=like.dtype).view(B, size)
+        return like.new_empty(shape)
+    return torch.frombuffer(core.Buffer(bytes), dtype=like.dtype).view(shape)
+
+
+def _state(like: Tensor, B: int, size: int) -> Tensor | None:
+    """Room for a state; None where it has no size."""
+    return _room(like, B, size) if size else None
 
 
 def gradient_like(t: Tensor, wanted: bool) -> Tensor | None:
@@ -190,7 +194,7 @@ class PreparedLbs:
         The arguments are checked; those of a batch element are contiguous. template: the places of v_template and its joints.
         """
         (V, _, J), B = self.sizes, betas.shape[0]
-        vertices, joints = betas.new_empty((B, V, 3)), betas.new_empty((B, J, 3))
+        vertices, joints = _room(betas, B, V, 3), betas.new_empty((B, J, 3))
         state = _state(betas, B, self.state_sizes[keep])
         launch(
             self.core.forward, self.device, B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot,
