@@ -279,4 +279,7 @@ def _write_json(path: Path, value: dict) -> None:
 
 
 if __name__ == "__main__":
+    # Moments of weights that get no gradient decay into numbers that many processors take a hundred times as long for. Before
+    # anything runs in parallel: threads have what the one that starts them has.
+    torch.set_flush_denormal(True)
     sys.exit(main())
