@@ -30,14 +30,18 @@ class CompactEncoder(nn.Module):
     """Five 3 x 3 convolutions on a 64 x 64 grey image, flattened at 4 x 4: what a CPU trains in minutes.
 
     The position of the features is kept (no global pooling), since the camera and the pose are in it.
+
+    Args:
+        leak: slope of the features' activation below zero; 0 is ReLU.
     """
 
     input_size = 64
     channels = 1
     features = 512
 
-    def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 128, 128)):
+    def __init__(self, leak: float = 0.0, widths: tuple[int, ...] = (16, 32, 64, 128, 128)):
         super().__init__()
+        self.leak = leak
         stages, previous = [], self.channels
         for index, width in enumerate(widths):
             stride = 2 if index < 4 else 1
@@ -59,7 +63,7 @@ class CompactEncoder(nn.Module):
         # Brightness and contrast belong to the photograph, not to the head.
         mean = images.mean((1, 2, 3), keepdim=True)
         images = (images - mean) / (images.std((1, 2, 3), keepdim=True) + 1e-3)
-        return F.relu(self.head(self.stages(images).flatten(1)))
+        return F.leaky_relu(self.head(self.stages(images).flatten(1)), self.leak)
 
 
 class Bottleneck(nn.Module):
@@ -181,12 +185,14 @@ class IterativeRegressor(nn.Module):
         mean: (P,) the estimate to start from.
         scale: (P,) the size of one unit of each parameter; ones as in the paper.
         dropout: probability of dropping a hidden unit in training.
+        leak: slope of the activations below zero; 0 is ReLU, the paper's. At a high learning rate most ReLUs end up below zero
+            for every image and learn nothing any more.
     """
 
     iterations = 3
     hidden = 512
 
-    def __init__(self, features: int, mean: torch.Tensor, scale: torch.Tensor, dropout: float):
+    def __init__(self, features: int, mean: torch.Tensor, scale: torch.Tensor, dropout: float, leak: float = 0.0):
         super().__init__()
         self.register_buffer("mean", mean.clone())
         self.register_buffer("scale", scale.clone())
@@ -195,8 +201,8 @@ class IterativeRegressor(nn.Module):
         self.from_features = nn.Linear(features, self.hidden)
         self.from_estimate = nn.Linear(outputs, self.hidden, bias=False)
         self.layers = nn.Sequential(
-            nn.ReLU(), nn.Dropout(dropout),
-            nn.Linear(self.hidden, self.hidden), nn.ReLU(), nn.Dropout(dropout),
+            nn.LeakyReLU(leak), nn.Dropout(dropout),
+            nn.Linear(self.hidden, self.hidden), nn.LeakyReLU(leak), nn.Dropout(dropout),
             nn.Linear(self.hidden, outputs),
         )  # fmt: skip
         # The first estimate is the mean head; training moves away from it slowly.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .camera import FILL, UPRIGHT, project, to_pixels, yaw_of
 from .checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from .images import INPUT_SIZE, Square, fit_square, read_image, to_input
-from .encoder import ENCODERS, IterativeRegressor
+from .encoder import ENCODERS, CompactEncoder, IterativeRegressor
 from .flame import FLAME, FlameModel, builtin_head
 
 class HeadParams(NamedTuple):
@@ -80,6 +80,7 @@ class RingNet(nn.Module):
         head: a FlameModel with landmarks, a model file, or None for the built-in head.
         encoder: ``compact`` or ``resnet50`` (the paper's).
         dropout: of the regressor.
+        leak: slope below zero of the activations of the regressor, and of the compact encoder's features; 0 is ReLU, the paper's.
         scale: sizes of one unit of the regressor's output: camera scale (relative to the mean), translation (metres), global
             pose, jaw, shape, expression; None for ones in the units of the parameters, as in the paper.
 
@@ -94,6 +95,7 @@ class RingNet(nn.Module):
         encoder: str = "compact",
         *,
         dropout: float = 0.0,
+        leak: float = 0.0,
         scale: tuple[float, float, float, float, float, float] | None = None,
         readout: bool = False,
         shape_params: int = 100,
@@ -115,7 +117,7 @@ class RingNet(nn.Module):
         self.head = head
         self.flame = FLAME(head, shape_params=shape_params, expression_params=expression_params)
         shape_params, expression_params = self.flame.shape_params, self.flame.expression_params
-        self.encoder = ENCODERS[encoder]()
+        self.encoder = CompactEncoder(leak) if encoder == "compact" else ENCODERS[encoder]()
         sizes = (1, 2, 3, 3, shape_params, expression_params)
         mean = torch.zeros(sum(sizes))
         mean[3:6] = torch.tensor(UPRIGHT)
@@ -128,12 +130,13 @@ class RingNet(nn.Module):
         if scale is not None:
             units = torch.cat([torch.full((size,), float(unit)) for size, unit in zip(sizes, scale, strict=True)])
             units[0] *= mean[0]
-        self.regressor = IterativeRegressor(self.encoder.features, mean, units, dropout)
+        self.regressor = IterativeRegressor(self.encoder.features, mean, units, dropout, leak)
         self.readout = nn.Linear(self.encoder.features, 2 * 68) if readout else None
         self.configuration = {
             "readout": readout,
             "encoder": encoder,
             "dropout": dropout,
+            "leak": leak,
             "shape_params": shape_params,
             "expression_params": expression_params,
         }

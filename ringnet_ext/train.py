@@ -38,7 +38,7 @@ STOPPED = 130  # exit status of a run that was asked to stop
 
 PRESETS = {
     "compact": {
-        "encoder": "compact", "dropout": 0.0, "steps": 5000, "rings": 8, "learning_rate": 2.5e-3,
+        "encoder": "compact", "dropout": 0.0, "leak": 0.1, "steps": 5000, "rings": 8, "learning_rate": 2.5e-3,
         "final_learning_rate": 0.01, "warmup_steps": 50, "beta2": 0.99, "weight_decay": 0.01, "gradient_clip": 20.0,
         "readout_weight": 60.0, "shares": 2,
         "identities": 2000, "image_size": 128,
@@ -46,7 +46,7 @@ PRESETS = {
     # Section 4 of the paper: Adam at a constant 1e-4. 10 epochs of VGGFace2's 3.1 million images, in steps of 32 rings of 6,
     # are 160,000 steps.
     "paper": {
-        "encoder": "resnet50", "dropout": 0.5, "steps": 160_000, "rings": 32, "learning_rate": 1e-4,
+        "encoder": "resnet50", "dropout": 0.5, "leak": 0.0, "steps": 160_000, "rings": 32, "learning_rate": 1e-4,
         "final_learning_rate": 1.0, "warmup_steps": 0, "beta2": 0.999, "weight_decay": 0.0, "gradient_clip": None,
         "readout_weight": 0.0, "shares": 1,
         "identities": 8631, "image_size": 320,
@@ -110,6 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     network.add_argument("--pretrained", metavar="FILE|NAME", help="torchvision's weights for --encoder resnet50: a .pth or "
                          f".safetensors file, or to download: {', '.join(PRETRAINED)} [none: random]")  # fmt: skip
     add(network, "--dropout", None, "of the regressor, a probability", type=float)
+    add(network, "--leak", None, "slope below zero of the activations of the regressor and of the compact encoder's features; 0 is "
+        "ReLU, of which most may stop learning at a high learning rate", type=float)  # fmt: skip
 
     training = parser.add_argument_group("training")
     add(training, "--steps", None, "optimiser steps", type=int)
@@ -210,6 +212,7 @@ def _run(options: argparse.Namespace, processes: Processes) -> int:
         options.head,
         options.encoder,
         dropout=options.dropout,
+        leak=options.leak,
         scale=COMPACT_SCALE if options.preset == "compact" else None,
         readout=options.readout_weight > 0,
     )

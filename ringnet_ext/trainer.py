@@ -378,10 +378,11 @@ class Trainer:
         state = facts.get("trainer")
         if state is None:
             raise CheckpointError(f"{path}: a model, but not the state of a training run")
-        settings = dataclasses.asdict(self.settings)
-        changed = [name for name in settings if settings[name] != state["settings"].get(name)]
+        settings = dataclasses.asdict(self.settings) | self.model.configuration
+        before = state["settings"] | facts["model"]
+        changed = [name for name in settings if settings[name] != before.get(name)]
         if changed:
-            names = ", ".join(f"{name} {state['settings'].get(name)} -> {settings[name]}" for name in changed)
+            names = ", ".join(f"{name} {before.get(name)} -> {settings[name]}" for name in changed)
             raise CheckpointError(f"{path}: a run is resumed with the settings it began with, and these differ: {names}")
         if state["faces"] != self.faces.fingerprint():
             raise CheckpointError(f"{path}: a run is resumed with the faces it began with, and these are others")

@@ -117,6 +117,17 @@ def test_an_untrained_model_starts_at_the_mean_head_in_the_frame(model):
     assert (landmarks[:, 19, 1] < landmarks[:, 8, 1]).all() and (landmarks[:, 36, 0] < landmarks[:, 45, 0]).all()
 
 
+def test_with_a_leak_every_unit_learns_from_every_image(tmp_path):
+    """And a model keeps its leak; with ReLU, the paper's, units are silent for some images."""
+    images = torch.randn(1, 1, 64, 64)
+    for leak, silent in ((0.1, False), (0.0, True)):
+        RingNet(leak=leak).save(tmp_path / "m.safetensors")
+        model = RingNet.load(tmp_path / "m.safetensors")
+        model(images).to_vector().square().sum().backward()
+        for layer in (model.encoder.head, model.regressor.from_features, model.regressor.layers[2]):
+            assert bool((layer.bias.grad == 0).any()) == silent
+
+
 def test_landmarks_are_those_of_the_mesh(model):
     params = HeadParams.from_vector(model.regressor.mean + 0.1 * torch.randn(3, 159))
     posed = model.flame(params.shape, params.expression, params.global_pose, jaw_pose=params.jaw_pose)

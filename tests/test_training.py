@@ -218,10 +218,12 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_used(faces, tmp_path
         trainer(faces, tmp_path / "empty").resume()
 
 
-def test_resuming_with_other_settings_or_faces_is_refused(faces, tmp_path):
+def test_resuming_with_other_settings_model_or_faces_is_refused(faces, tmp_path):
     trainer(faces, tmp_path).train()
     with pytest.raises(CheckpointError, match="learning_rate 0.003 -> 0.1"):
         trainer(faces, tmp_path, dataclasses.replace(SETTINGS, learning_rate=0.1)).resume()
+    with pytest.raises(CheckpointError, match="dropout 0.3 -> 0.1"):
+        trainer(faces, tmp_path, dropout=0.1).resume()
     landmarks = np.array(faces.landmarks)
     landmarks[3, 5] += 0.01
     with pytest.raises(CheckpointError, match="these are others"):
