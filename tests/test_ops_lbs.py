@@ -620,6 +620,16 @@ def test_inference_tensors_are_never_stale(random_model):
         torch.testing.assert_close(after, reference.flame_lbs(betas, pose, *model.constants)[0])
 
 
+@pytest.mark.parametrize("K", [0, 3])
+def test_no_heads_each_with_a_template_of_its_own(random_model, K):
+    model = random_model(K=K)
+    args = leaves(*model.inputs(0), model.v_template.expand(0, -1, -1).clone())
+    vertices, joints = ops.flame_lbs(*args, *model.fixed)
+    assert vertices.shape == (0, 101, 3) and joints.shape == (0, 5, 3)
+    gradients = torch.autograd.grad(vertices.sum() + joints.sum(), args)
+    assert [g.shape for g in gradients] == [a.shape for a in args]
+
+
 # --- determinism, threads, instruction sets ---
 
 RESULTS = """

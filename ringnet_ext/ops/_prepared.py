@@ -106,7 +106,7 @@ class Cache:
 def _regress(J_regressor: Tensor, values: Tensor) -> Tensor:
     """J_regressor (J, V) times values (B, V, ...), summed in double."""
     B, V, *shape = values.shape
-    flat, J = values.reshape(B, V, -1), J_regressor.shape[0]
+    flat, J = values.flatten(2), J_regressor.shape[0]
     if values.device != _CPU:
         return torch.matmul(J_regressor.double(), flat.double()).to(values.dtype).reshape(B, J, *shape)
     joints, flat, J_regressor = values.new_empty((B, J, *shape)), flat.contiguous(), J_regressor.contiguous()
