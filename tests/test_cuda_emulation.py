@@ -82,8 +82,9 @@ def built(tmp_path_factory) -> Emulation:
         run(*include, *module, "-x", "c++", "-c", source, "-o", folder / f"{source.stem}.o")
         return folder / f"{source.stem}.o"
 
-    kernels = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), ROOT / "csrc" / "cpu" / "joints.cpp"]  # the latter is no device's
-    sources = [ROOT / "python" / "module.cpp", *kernels, *sorted(here.glob("*.cpp"))]
+    # Joints are regressed on the host where tensors live there, as the emulated device's do.
+    host = [ROOT / "python" / "module.cpp", ROOT / "csrc" / "cpu" / "joints.cpp"]
+    sources = [*host, *sorted((ROOT / "csrc" / "cuda").glob("*.cu")), *sorted(here.glob("*.cpp"))]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         module, *kernels = pool.map(compile_source, sources)
     run("-shared", *kernels, "-ldl", "-o", folder / "libcuda_emulation.so")

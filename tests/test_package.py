@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import py_compile
 import subprocess
 import sys
 import tarfile
@@ -51,6 +52,7 @@ def test_installed_version_is_the_source_s():
 def test_source_archive(tmp_path):
     """Everything that `pip install` of it needs, and nothing that was only lying around."""
     pytest.importorskip("scikit_build_core")
+    py_compile.compile(str(ROOT / "ringnet_ext" / "__init__.py"))  # as running the package from the checkout does
     build = "import sys; from scikit_build_core.build import build_sdist; print(build_sdist(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", build, tmp_path], cwd=ROOT, check=True, capture_output=True)
     (archive,) = tmp_path.iterdir()
