@@ -132,7 +132,7 @@ def _posed(flame: FLAME, betas: Tensor | None = None) -> Solution:
     shape, expression = identity or (None, None)
 
     def whole(pose):
-        output = flame(shape, expression, *pose.split([3, 3, 3, 6], 1))
+        output = flame(shape, expression, pose=pose)
         return output.vertices, output.landmarks
 
     return whole

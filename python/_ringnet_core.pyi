@@ -31,8 +31,8 @@ class Marks:
     def unchanged(self, tensors: tuple[Tensor | None, ...], /) -> bool:
         """Whether these are the same tensors, and nothing has happened to them."""
 
-def batch_size(betas: Tensor, K: int, pose: Tensor, P: int, like: Tensor, /) -> int:
-    """B of betas (B, K) and pose (B, P) that a kernel can take as they are, and of the type and device of ``like``; otherwise -1."""
+def batch_size(tensors: tuple[Tensor | None, ...], widths: tuple[int, ...], like: Tensor, /) -> int:
+    """B where a kernel can take the tensors that are there, (B, width) each, and of the type and device of ``like``; otherwise -1."""
 
 def shaped_like(tensors: tuple[Tensor | None, ...], shapes: tuple[tuple[int, ...], ...], like: Tensor, /) -> bool:
     """Whether a kernel can take the tensors that are there, of these shapes, and of the type and device of ``like``."""

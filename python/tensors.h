@@ -188,14 +188,21 @@ class Marks {
     bool readable_ = true, constant_ = true;
 };
 
-// B, where betas is (B, K) and pose (B, P), of the dtype and device of `like`, plain and with contiguous rows; -1 where anything
-// is different.
-std::int64_t batch_size(py::handle betas, std::int64_t K, py::handle pose, std::int64_t P, py::handle like) {
-    View b, p, l;
-    const bool fits = read_plain(betas, b) && read_plain(pose, p) && read(like, l) && b.ndim == 2 && p.ndim == 2 &&
-                      b.shape[1] == K && p.shape[1] == P && p.shape[0] == b.shape[0] && b.like(l) && p.like(l) &&
-                      b.contiguous_rows() && p.contiguous_rows();
-    return fits ? b.shape[0] : -1;
+// B, where every tensor (or None) is (B, its width), of the dtype and device of `like`, plain and with contiguous rows; -1 where
+// anything is different, or there is none.
+std::int64_t batch_size(const py::tuple& tensors, const py::tuple& widths, py::handle like) {
+    View l;
+    if (tensors.size() != widths.size() || !read(like, l)) return -1;
+    std::int64_t B = -1;
+    for (std::size_t i = 0; i < tensors.size(); ++i) {
+        const py::handle t = PyTuple_GET_ITEM(tensors.ptr(), i);
+        if (t.is_none()) continue;
+        View v;
+        if (!read_plain(t, v) || !v.like(l) || v.ndim != 2 || !v.contiguous_rows() || (B >= 0 && v.shape[0] != B)) return -1;
+        if (v.shape[1] != PyLong_AsLongLong(PyTuple_GET_ITEM(widths.ptr(), i))) return -1;
+        B = v.shape[0];
+    }
+    return B;
 }
 
 // Whether tensors (or None) have these shapes and the dtype and device of `like`, and are plain.

@@ -151,6 +151,38 @@ def test_missing_arguments_are_zeros_and_short_ones_are_padded(layer):
     assert torch.equal(layer(shape=given["shape"][:, :2]).vertices, layer(shape=padded).vertices)
 
 
+@pytest.mark.parametrize("missing", [[], ["neck_pose", "eye_pose"], ["shape", "translation"], ["jaw_pose", "eye_pose", "expression"]])
+def test_usual_arguments_need_no_second_look(layer, missing, monkeypatch):
+    given = {name: value.requires_grad_() for name, value in random_arguments(3).items() if name not in missing}
+
+    def step():
+        output = layer(**given)
+        return *output, *torch.autograd.grad([value.square().sum() for value in output], list(given.values()))
+
+    looks = []
+    fitted = layer._fitted
+    monkeypatch.setattr(layer, "_fitted", lambda *a: looks.append(a) or fitted(*a))
+    usual = step()
+    assert not looks
+    monkeypatch.setattr("ringnet_ext.flame.layer.core.batch_size", lambda *a: -1)
+    assert all(torch.equal(a, b) for a, b in zip(usual, step(), strict=True)) and looks
+
+
+def test_a_buffer_may_be_replaced_by_a_parameter(model):
+    layer = FLAME(model, dtype=torch.float64)
+    given = random_arguments(2)
+    layer(**given)
+    layer.v_template = torch.nn.Parameter(1.1 * layer.v_template)
+    output = layer(**given)
+    (gradient,) = torch.autograd.grad(output.vertices.sum() + output.landmarks.sum(), layer.v_template)
+    step = torch.randn(gradient.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        layer.v_template += 1e-3 * step
+        moved = layer(**given)
+    difference = (moved.vertices - output.vertices).sum() + (moved.landmarks - output.landmarks).sum()
+    assert torch.allclose(difference, 1e-3 * (gradient * step).sum(), rtol=1e-9)
+
+
 @pytest.mark.parametrize("single", ["shape", "expression", "global_pose", "jaw_pose", "eye_pose", "translation"])
 def test_a_batch_of_one_is_broadcast(layer, single):
     given = random_arguments(3)

@@ -6,6 +6,7 @@ import copy
 import os
 from typing import NamedTuple
 
+import _ringnet_core as core
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -15,6 +16,28 @@ from .model import FlameModel
 
 _JOINTS = 5  # global, neck, jaw, left eye, right eye
 _POSES = {"global_pose": 3, "neck_pose": 3, "jaw_pose": 3, "eye_pose": 6}  # columns of the pose, in the joints' order
+_BODY = "v_template", "shapedirs", "posedirs", "J_regressor", "parents", "lbs_weights"
+_EMBEDDING = "faces", "lmk_faces_idx", "lmk_bary_coords", "contour_faces_idx", "contour_bary_coords"
+
+
+def _given(poses) -> str:
+    return ", ".join(name for name, value in zip(_POSES, poses) if value is not None)
+
+
+def _rows(values, widths, size: int, like: Tensor) -> Tensor:
+    """The values (size, width) side by side, zeros for those that are None."""
+    parts, missing = [], 0
+    for value, width in zip(values, widths):
+        if value is None:
+            missing += width
+            continue
+        if missing:
+            parts.append(like.new_zeros((size, missing)))
+        parts.append(value)
+        missing = 0
+    if missing or not parts:
+        parts.append(like.new_zeros((size, missing)))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 class FlameOutput(NamedTuple):
@@ -193,13 +216,19 @@ class FLAME(nn.Module):
         )
 
     def _body(self):
-        return self.v_template, self.shapedirs, self.posedirs, self.J_regressor, self.parents, self.lbs_weights
+        return self._constants(_BODY)
 
     def _embedding(self):
-        return (
-            self.faces, self.lmk_faces_idx, self.lmk_bary_coords, self.contour_faces_idx, self.contour_bary_coords,
-            self.neck_joint,
-        )  # fmt: skip
+        return *self._constants(_EMBEDDING), self.neck_joint
+
+    def _constants(self, names):
+        # As attributes of a module they would take longer than the landmarks do at batch 1; but whoever has replaced a buffer, by
+        # a parameter say, finds it there alone.
+        buffers = self._buffers
+        try:
+            return [buffers[name] for name in names]
+        except KeyError:
+            return [getattr(self, name) for name in names]
 
     def _head(self, betas, pose):
         return flame_head(betas, pose, *self._body(), *self._embedding(), pose2rot=pose.dim() != 4)
@@ -213,44 +242,47 @@ class FLAME(nn.Module):
 
     def _arguments(self, shape, expression, global_pose, neck_pose, jaw_pose, eye_pose, translation, pose):
         """Checks all, and returns betas (B, K), pose (B, 3J) or (B, J, 3, 3), translation (B, 1, 3) or None."""
-        poses = dict(zip(_POSES, (global_pose, neck_pose, jaw_pose, eye_pose)))
-        given = [name for name, value in poses.items() if value is not None]
-        if pose is not None and given:
-            raise ValueError(f"pose: expected either the pose of all joints or {', '.join(given)}, got both")
-        if self.num_joints != _JOINTS and given not in ([], ["global_pose"]):
-            raise ValueError(
-                f"{', '.join(given)}: these are FLAME's joints, but the model has {self.num_joints}; use pose"
-            )
-
-        like, batch = self.v_template, {}
-        shape = self._checked("shape", shape, (self.shape_params,), like, batch, at_most=True)
-        expression = self._checked("expression", expression, (self.expression_params,), like, batch, at_most=True)
-        for name in given:
-            poses[name] = self._checked(name, poses[name], (_POSES[name],), like, batch)
+        J, poses = self.num_joints, (global_pose, neck_pose, jaw_pose, eye_pose)
         if pose is not None:
-            J = self.num_joints
-            pose = self._checked("pose", pose, (J, 3, 3) if pose.dim() == 4 else (3 * J,), like, batch)
-        translation = self._checked("translation", translation, (3,), like, batch)
+            if any(value is not None for value in poses):
+                raise ValueError(f"pose: expected either the pose of all joints or {_given(poses)}, got both")
+            names, poses, pose_widths = ("pose",), (pose,), (3 * J,)
+        elif J == _JOINTS:
+            names, pose_widths = tuple(_POSES), tuple(_POSES.values())
+        elif all(value is None for value in poses[1:]):
+            names, poses, pose_widths = ("global_pose", "the rest"), (global_pose, None), (3, 3 * J - 3)
+        else:
+            raise ValueError(f"{_given(poses)}: these are FLAME's joints, but the model has {J}; use pose")
+
+        values, names = (shape, expression, translation, *poses), ("shape", "expression", "translation", *names)
+        widths, like = (self.shape_params, self.expression_params, 3, *pose_widths), self._body()[0]
+        # The core sees at once whether nothing is left to do: at batch 1 the checks one by one take as long as the landmarks.
+        size = -1 if torch.compiler.is_compiling() else core.batch_size(values, widths, like)
+        if size < 0:
+            values, size = self._fitted(names, values, widths, like)
+        shape, expression, translation, *poses = values
+        betas = _rows((shape, expression), widths[:2], size, like)
+        if pose is None or pose.dim() == 2:
+            pose = _rows(poses, pose_widths, size, like)
+        else:
+            (pose,) = poses
+        return betas, pose, None if translation is None else translation[:, None]
+
+    def _fitted(self, names, values, widths, like):
+        """The values in the layer's dtype and as wide as they should be, and their batch size, to which all are expanded."""
+        batch, fitted = {}, []
+        for name, value, width in zip(names, values, widths):
+            coefficients = name in ("shape", "expression")
+            matrices = name == "pose" and isinstance(value, Tensor) and value.dim() == 4
+            value = self._checked(name, value, (width // 3, 3, 3) if matrices else (width,), like, batch, at_most=coefficients)
+            if coefficients and value is not None and value.shape[1] < width:
+                value = pad(value, (0, width - value.shape[1]))
+            fitted.append(value)
         sizes = {size for size in batch.values() if size != 1}
         if len(sizes) > 1:
             raise ValueError(f"batch sizes differ: {', '.join(f'{name} {size}' for name, size in batch.items())}")
         size = sizes.pop() if sizes else 1
-
-        def columns(value, width):
-            if value is None:
-                return like.new_zeros((size, width))
-            if value.shape[0] != size:
-                value = value.expand(size, -1)
-            return value if value.shape[1] == width else pad(value, (0, width - value.shape[1]))
-
-        betas = torch.cat([columns(shape, self.shape_params), columns(expression, self.expression_params)], dim=1)
-        if pose is not None:
-            pose = pose.expand(size, *pose.shape[1:])
-        elif self.num_joints == _JOINTS:
-            pose = torch.cat([columns(value, _POSES[name]) for name, value in poses.items()], dim=1)
-        else:
-            pose = columns(poses["global_pose"], 3 * self.num_joints)
-        return betas, pose, None if translation is None else translation[:, None]
+        return [value if value is None else value.expand(size, *value.shape[1:]) for value in fitted], size
 
     def _checked(self, name, value, shape, like, batch, at_most=False):
         """The value, of the layer's dtype, if it is (B, *shape) and fit for it; notes its B in batch."""

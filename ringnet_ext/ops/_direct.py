@@ -86,7 +86,7 @@ def call(
     operator: Operator, betas: Tensor, pose: Tensor, constants: tuple[Tensor | None, ...], settings: tuple, pose2rot: bool
 ) -> tuple[Tensor, ...] | None:
     """The operator's results; None where the long way has to be taken."""
-    if watched():
+    if watched() or betas is None or pose is None:
         return None
     prepared = operator.cache.find(constants, *settings)
     if prepared is None or not prepared.marks.constant:
@@ -94,7 +94,7 @@ def call(
     model = prepared.model
     if type(pose) is Tensor and pose.ndim > 2:
         pose = pose.flatten(1)
-    if core.batch_size(betas, model.K, pose, (3 if pose2rot else 9) * model.J, model.like) < 0:
+    if core.batch_size((betas, pose), (model.K, (3 if pose2rot else 9) * model.J), model.like) < 0:
         return None
     if torch.is_grad_enabled() and (betas.requires_grad or pose.requires_grad):
         return _apply(betas, pose, pose2rot, prepared, operator, constants, settings)
