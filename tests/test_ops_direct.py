@@ -239,3 +239,42 @@ def test_one_gradient_of_two_outputs(random_model):
         want = torch.autograd.grad(reference.flame_lbs(*args, *model.constants)[1].sin().sum(), args)
         for a, b in zip(got, want, strict=True):
             torch.testing.assert_close(a, b)
+
+
+def rotations(r, weight):
+    matrices = ops.batch_rodrigues(r)
+    return matrices, *torch.autograd.grad(matrices, r, weight)
+
+
+def test_rotations_go_the_direct_way(monkeypatch, tensors_read):
+    r, weight = torch.randn(7, 3, requires_grad=True), torch.randn(7, 3, 3)
+    with Log() as log:
+        want = rotations(r, weight)
+    assert {"ringnet_ext.rodrigues_forward.default", "ringnet_ext.rodrigues_backward.default"} <= set(log.seen)
+    for name in ("rodrigues_forward", "rodrigues_backward"):
+        monkeypatch.setattr(_library, name, None)
+    for given in (r, torch.nn.Parameter(r.detach())):
+        assert all(torch.equal(a, b) for a, b in zip(rotations(given, weight), want, strict=True))
+    with torch.no_grad():
+        assert torch.equal(ops.batch_rodrigues(r), want[0])
+
+
+def test_rotations_of_every_kind():
+    r, weight = torch.randn(7, 3, dtype=torch.float64), torch.randn(7, 3, 3, dtype=torch.float64)
+    leaf = r.clone().requires_grad_()
+    want = torch.autograd.grad(reference.batch_rodrigues(leaf), leaf, weight)[0]
+    spread, flipped = torch.stack([weight, weight], -1)[..., 1], torch._neg_view(-weight)
+    for given in (weight, spread, flipped, torch.ones((), dtype=torch.float64).expand(7, 3, 3)):
+        reached = want if given.stride() != (0, 0, 0) else torch.autograd.grad(reference.batch_rodrigues(leaf).sum(), leaf)[0]
+        torch.testing.assert_close(rotations(leaf, given)[1], reached)
+    matrices = ops.batch_rodrigues(leaf)
+    with Log() as log:  # of the backward pass alone
+        later = torch.autograd.grad(matrices, leaf, weight)[0]
+    torch.testing.assert_close(later, want)
+    assert "ringnet_ext.rodrigues_backward.default" in log.seen
+    matrices = ops.batch_rodrigues(r)
+    for given in (torch._neg_view(-r), torch.stack([r, r], -1)[..., 1], r.T.contiguous().T, torch.cat([r, r], 1)[:, :3]):
+        assert torch.equal(ops.batch_rodrigues(given), matrices)
+    for wrong, error in ((None, TypeError), (r.numpy(), TypeError), (r.half(), TypeError), (r[0], ValueError)):
+        with pytest.raises(error, match="rot_vecs: expected"):
+            ops.batch_rodrigues(wrong)

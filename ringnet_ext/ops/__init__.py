@@ -48,6 +48,9 @@ def batch_rodrigues(rot_vecs: Tensor, epsilon: float = 1e-8) -> Tensor:
     Returns:
         (N, 3, 3).
     """
+    matrices = direct.rodrigues(rot_vecs)
+    if matrices is not None:
+        return matrices
     _require_tensors(rot_vecs=rot_vecs)
     (rot_vecs,) = _full_precision(rot_vecs)
     if autograd.differentiated(rot_vecs):

@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 
 from . import _autograd as autograd
 from . import _library as operators
-from ._prepared import Cache, prepared_head, prepared_landmarks, prepared_mesh
+from ._prepared import Cache, launch, prepared_head, prepared_landmarks, prepared_mesh
 
 try:
     from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
@@ -99,3 +99,44 @@ def call(
     if torch.is_grad_enabled() and (betas.requires_grad or pose.requires_grad):
         return _apply(betas, pose, pose2rot, prepared, operator, constants, settings)
     return model.forward(betas, pose, pose2rot, False)[0]
+
+
+class _DirectRodrigues(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rot_vecs):
+        ctx.save_for_backward(rot_vecs)
+        return _matrices(rot_vecs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (rot_vecs,) = ctx.saved_tensors
+        N = rot_vecs.shape[0]
+        if watched() or not core.shaped_like((grad,), ((N, 3, 3),), rot_vecs) or not grad.is_contiguous():
+            result = autograd.without_graph(operators.rodrigues_backward, grad, rot_vecs)
+        else:
+            result, run = rot_vecs.new_empty((N, 3)), _RODRIGUES[rot_vecs.dtype][1]
+            launch(run, rot_vecs.device, rot_vecs.is_cuda, N, rot_vecs.data_ptr(), grad.data_ptr(), result.data_ptr())
+        return autograd.first_derivatives("batch_rodrigues", (result,), (True,), (grad, rot_vecs))[0]
+
+
+_RODRIGUES = {
+    torch.float32: (core.rodrigues_forward_f32, core.rodrigues_backward_f32),
+    torch.float64: (core.rodrigues_forward_f64, core.rodrigues_backward_f64),
+}
+_apply_rodrigues = super(torch.autograd.Function, _DirectRodrigues).apply
+
+
+def _matrices(rot_vecs: Tensor) -> Tensor:
+    matrices, run = rot_vecs.new_empty((rot_vecs.shape[0], 3, 3)), _RODRIGUES[rot_vecs.dtype][0]
+    launch(run, rot_vecs.device, rot_vecs.is_cuda, rot_vecs.shape[0], rot_vecs.data_ptr(), matrices.data_ptr())
+    return matrices
+
+
+def rodrigues(rot_vecs: Tensor) -> Tensor | None:
+    """Rotation matrices; None where the long way has to be taken."""
+    if watched() or rot_vecs is None or core.batch_size((rot_vecs,), (3,), rot_vecs) < 0:
+        return None
+    usable = rot_vecs.is_cpu or (rot_vecs.is_cuda and core.cuda_architectures)
+    if not usable or not rot_vecs.is_contiguous() or rot_vecs.dtype not in _RODRIGUES:
+        return None
+    return _apply_rodrigues(rot_vecs) if torch.is_grad_enabled() and rot_vecs.requires_grad else _matrices(rot_vecs)
