@@ -162,7 +162,7 @@ def kernel(p: Problem) -> Solution:
     def run(betas, pose):
         model.core.forward(
             p.B, betas.data_ptr(), p.K, pose.data_ptr(), 15, True, v_template.data_ptr(), 0,
-            joints_at_rest.data_ptr(), 0, False, state.data_ptr(), vertices.data_ptr(), joints.data_ptr(), where,
+            joints_at_rest.data_ptr(), 0, False, state.data_ptr(), vertices.data_ptr(), joints.data_ptr(), 0, where,
         )  # fmt: skip
         return (vertices,)
 

@@ -51,6 +51,17 @@ struct LbsModel {
     const std::int32_t* index;    // lbs_index_size elements
 };
 
+// Landmarks of a mesh that is computed anyway, given by the corners of their triangles: those of the L static ones, then those of
+// each row of the contour table, in the order of their vertices. Only cpu::.
+template <class T>
+struct MeshLandmarks {
+    index_t L, C;
+    index_t neck_joint;            // chooses the contour row, as in LandmarkModel
+    const std::int32_t* vertices;  // (3 L), then (79, 3 C), each ascending
+    const std::int32_t* points;    // the landmark of the corner: 0 .. C - 1 in a row of the table, C .. C + L - 1 before
+    const T* bary;
+};
+
 template <class T>
 struct LbsForward {
     LbsModel<T> model;
@@ -68,6 +79,8 @@ struct LbsForward {
     T* state;
     T* vertices;  // (B, V, 3)
     T* joints;    // (B, J, 3)
+    MeshLandmarks<T> mesh_landmarks;
+    T* landmarks;  // (B, C + L, 3): contour points first; null where not wanted. Only cpu::
 };
 
 // Gradients of what the forward call with the same model, betas, pose and joint_template computed.
@@ -86,6 +99,9 @@ struct LbsBackward {
     const T* grad_vertices;  // any strides (0 where expanded); null for zero
     index_t grad_vertices_stride[3];
     const T* grad_joints;  // (B, J, 3) contiguous; null for zero
+    MeshLandmarks<T> mesh_landmarks;
+    const T* grad_landmarks;  // any strides; null for zero, and where grad_vertices is. Only cpu::
+    index_t grad_landmarks_stride[3];
     // Outputs, contiguous, overwritten. Null where not wanted.
     T* grad_betas;           // (B, K)
     T* grad_pose;            // (B, 3 J) or (B, 9 J)

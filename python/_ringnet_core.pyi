@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from typing import Self
 
 from torch import Tensor
 
@@ -57,16 +58,20 @@ class LbsModelF32:
         is_cuda: bool, V: int, K: int, J: int, shapedirs: int, posedirs: int, lbs_weights: int, packed: int, index: int,
         where: int, /,
     ) -> None: ...
+    def with_landmarks(self, L: int, C: int, neck_joint: int, vertices: int, points: int, bary: int, /) -> Self:
+        """The model with landmarks, which forward can give then, and backward take. Only for the CPU."""
+
     def forward(
         self, B: int, betas: int, betas_stride: int, pose: int, pose_stride: int, axis_angle: bool, v_template: int,
         v_template_stride: int, joint_template: int, joint_template_stride: int, keep: bool, state: int, vertices: int,
-        joints: int, where: int, /,
+        joints: int, landmarks: int, where: int, /,
     ) -> None: ...
     def backward(
         self, B: int, betas: int, betas_stride: int, pose: int, pose_stride: int, axis_angle: bool, joint_template: int,
         joint_template_stride: int, state: int, grad_vertices: int, stride_b: int, stride_v: int, stride_c: int,
-        grad_joints: int, grad_betas: int, grad_pose: int, grad_v_template: int, grad_v_template_shared: bool,
-        grad_joint_template: int, workspace: int, where: int, /,
+        grad_joints: int, grad_landmarks: int, landmarks_stride_b: int, landmarks_stride_l: int, landmarks_stride_c: int,
+        grad_betas: int, grad_pose: int, grad_v_template: int, grad_v_template_shared: bool, grad_joint_template: int,
+        workspace: int, where: int, /,
     ) -> None: ...
 
 class LbsModelF64(LbsModelF32): ...

@@ -50,6 +50,7 @@ template <class T>
 struct BoundLbs {
     bool is_cuda;
     LbsModel<T> model;
+    MeshLandmarks<T> landmarks;
 
     static void bind(py::module_& m, const char* name) {
         const auto release = py::call_guard<py::gil_scoped_release>();
@@ -58,7 +59,7 @@ struct BoundLbs {
                              address index) {
                      if (V < 1 || K < 0 || J < 1) throw std::invalid_argument("V, J: expected at least 1; K: at least 0");
                      return BoundLbs{is_cuda, {V, K, J, at<const std::int32_t>(parents), at<const T>(joint_dirs),
-                                               at<const T>(packed), at<const std::int32_t>(index)}};
+                                               at<const T>(packed), at<const std::int32_t>(index)}, {}};
                  }),
                  py::arg("is_cuda"), py::arg("V"), py::arg("K"), py::arg("J"), py::arg("parents"), py::arg("joint_dirs"),
                  py::arg("packed"), py::arg("index"))
@@ -79,23 +80,36 @@ struct BoundLbs {
                 const LbsConstants<T> c{V, K, J, at<const T>(shapedirs), at<const T>(posedirs), at<const T>(lbs_weights)};
                 RN_RUN(pack_lbs, is_cuda, where, c, at<T>(packed), at<std::int32_t>(index));
             }, release)
+            .def("with_landmarks", [](const BoundLbs& self, index_t L, index_t C, index_t neck_joint, address vertices, address points,
+                                      address bary) {
+                if (self.is_cuda) throw std::invalid_argument("with_landmarks: on a CUDA device they are a model of their own");
+                if (L < 0 || C < 0) throw std::invalid_argument("L, C: expected at least 0");
+                if (C > 0 && (neck_joint < 0 || neck_joint >= self.model.J)) throw std::invalid_argument("neck_joint: expected a joint");
+                return BoundLbs{self.is_cuda, self.model, {L, C, neck_joint, at<const std::int32_t>(vertices),
+                                                           at<const std::int32_t>(points), at<const T>(bary)}};
+            })
             .def("forward", [](const BoundLbs& self, index_t B, address betas, index_t betas_stride, address pose,
                                index_t pose_stride, bool axis_angle, address v_template, index_t v_template_stride,
                                address joint_template, index_t joint_template_stride, bool keep, address state,
-                               address vertices, address joints, address where) {
+                               address vertices, address joints, address landmarks, address where) {
                 const LbsForward<T> p{self.model, B, at<const T>(betas), betas_stride, at<const T>(pose), pose_stride,
                                       axis_angle, at<const T>(v_template), v_template_stride, at<const T>(joint_template),
-                                      joint_template_stride, keep, at<T>(state), at<T>(vertices), at<T>(joints)};
+                                      joint_template_stride, keep, at<T>(state), at<T>(vertices), at<T>(joints),
+                                      self.landmarks, at<T>(landmarks)};
                 RN_RUN(lbs_forward, self.is_cuda, where, p);
             }, release)
             .def("backward", [](const BoundLbs& self, index_t B, address betas, index_t betas_stride, address pose,
                                 index_t pose_stride, bool axis_angle, address joint_template, index_t joint_template_stride,
                                 address state, address grad_vertices, index_t stride_b, index_t stride_v, index_t stride_c,
-                                address grad_joints, address grad_betas, address grad_pose, address grad_v_template,
+                                address grad_joints, address grad_landmarks, index_t landmarks_stride_b,
+                                index_t landmarks_stride_l, index_t landmarks_stride_c, address grad_betas, address grad_pose,
+                                address grad_v_template,
                                 bool grad_v_template_shared, address grad_joint_template, address workspace, address where) {
                 const LbsBackward<T> p{self.model, B, at<const T>(betas), betas_stride, at<const T>(pose), pose_stride,
                                        axis_angle, at<const T>(joint_template), joint_template_stride, at<const T>(state),
                                        at<const T>(grad_vertices), {stride_b, stride_v, stride_c}, at<const T>(grad_joints),
+                                       self.landmarks, at<const T>(grad_landmarks),
+                                       {landmarks_stride_b, landmarks_stride_l, landmarks_stride_c},
                                        at<T>(grad_betas), at<T>(grad_pose), at<T>(grad_v_template), grad_v_template_shared,
                                        at<T>(grad_joint_template), at<T>(workspace)};
                 RN_RUN(lbs_backward, self.is_cuda, where, p);

@@ -8,6 +8,7 @@
 
 #include "../skinning.h"
 #include "lbs_model.h"
+#include "mesh_landmarks.h"
 #include "pose.h"
 #include "simd.h"
 #include "threads.h"
@@ -218,13 +219,23 @@ void lbs_forward(const LbsForward<T>& p, int threads) {
                          s, features, group.size, transforms, p.joints + b * 3 * m.J);
             // All of state is written, padding too: it is an output of the operator.
             for (index_t k = lay.F; k < lay.feature_pitch; ++k) features[k * group.size] = T(0);
-            fill_zero(transforms + 12 * m.J, transforms + lay.transform_pitch);
+            const bool contour = p.landmarks && p.mesh_landmarks.C > 0;
+            transforms[12 * m.J] = contour ? static_cast<T>(contour_row(s.world_r + 9 * p.mesh_landmarks.neck_joint)) : T(0);
+            fill_zero(transforms + 12 * m.J + 1, transforms + lay.transform_pitch);
             if (p.keep) fill_zero(p.state + lay.blended(p.B, b) + lay.tiles * 3 * LbsLayout<T>::W, p.state + lay.blended(p.B, b + 1));
         }
         shares.run([&](index_t piece) {
             const index_t b0 = piece / lay.blocks() * batch_block;
             forward_block(p, lay, piece % lay.blocks(), b0, min_of(b0 + batch_block, p.B));
         });
+        if (p.landmarks) {
+            const index_t points = p.mesh_landmarks.C + p.mesh_landmarks.L;
+#pragma omp barrier
+#pragma omp for schedule(static)
+            for (index_t b = 0; b < p.B; ++b)
+                read_landmarks(p.mesh_landmarks, lay.contour_row(p.state + lay.transforms(p.B, b)), m.V, p.vertices + b * 3 * m.V,
+                               p.landmarks + b * 3 * points);
+        }
     }
 }
 
@@ -306,6 +317,7 @@ RN_KERNEL void unskin(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t 
     unskin_tiles(t0, whole, false);
     for (index_t tile = whole; tile < t1; ++tile) gather_points(g_rows, stride, tile * W, V, posed_rows + (tile - t0) * 3 * W);
     unskin_tiles(whole, t1, true);
+    if (p.grad_landmarks) unskin_landmarks(p, lay, t0, t1, b, posed_rows, rows);
     if (p.grad_v_template && !p.grad_v_template_shared)
         for (index_t tile = t0; tile < t1; ++tile) {
             const T* row = rows + (tile - t0) * 3 * W;

@@ -7,7 +7,7 @@
 // block, then their places in a whole group's rows, id times max_group;
 // [block][joint_tiles_size]: number of joints that touch the block and, joint by joint, id, number of tiles, and for each of them
 // its number in the block and the place of its weights.
-// state: features [group][feature][element], transforms [b][12 J], and if kept the blended vertices [b][tile][xyz][lane], padded to
+// state: features [group][feature][element], [b]: transforms (12 J) and the row of the contour table, and if kept the blended vertices [b][tile][xyz][lane], padded to
 // 64 bytes an element.
 #pragma once
 
@@ -45,7 +45,7 @@ struct LbsLayout {
 
     LbsLayout(index_t V_, index_t K, index_t J_)
         : V(V_), J(J_), F(K + 9 * (J_ - 1)), tiles(ceil_div(V_, W)),
-          feature_pitch(round_up(F, 16)), transform_pitch(round_up(12 * J, 16)), blended_pitch(round_up(tiles * 3 * W, 16)) {}
+          feature_pitch(round_up(F, 16)), transform_pitch(round_up(12 * J + 1, 16)), blended_pitch(round_up(tiles * 3 * W, 16)) {}
 
     index_t V, J, F, tiles;
     index_t feature_pitch, transform_pitch, blended_pitch;  // elements per batch element in each part of state
@@ -62,6 +62,7 @@ struct LbsLayout {
     index_t state_size(bool keep) const { return feature_pitch + transform_pitch + (keep ? blended_pitch : 0); }
     index_t features(index_t b) const { return b * feature_pitch; }
     index_t transforms(index_t B, index_t b) const { return B * feature_pitch + b * transform_pitch; }
+    index_t contour_row(const T* transforms) const { return static_cast<index_t>(transforms[12 * J]); }
     index_t blended(index_t B, index_t b) const { return B * (feature_pitch + transform_pitch) + b * blended_pitch; }
 
     // Backward: the vertices are cut in chunks of whole blocks, whose partial sums are added in order. How many depends

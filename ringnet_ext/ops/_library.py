@@ -263,7 +263,8 @@ def landmarks_backward(
 def _head_forward_fake(*arguments):
     *call, pose2rot, keep = arguments
     vertices, joints, state = _lbs_forward_fake(*call[:8], pose2rot, keep)
-    return vertices, joints, *_landmarks_forward_fake(*arguments), state
+    landmarks, landmark_state = _landmarks_forward_fake(*arguments)
+    return vertices, joints, landmarks, landmark_state if vertices.is_cuda else vertices.new_empty((vertices.shape[0], 0)), state
 
 
 @_operator(
@@ -280,15 +281,13 @@ def head_forward(betas, pose, *arguments):
 
 
 def _head_backward_fake(grad_vertices, grad_joints, grad_landmarks, *arguments):
-    *call, landmark_state, state, pose2rot, wanted = arguments
-    if grad_landmarks is not None:
-        _landmarks_backward_fake(grad_landmarks, *call, landmark_state, pose2rot, wanted)
+    *call, _, state, pose2rot, wanted = arguments
     return _lbs_backward_fake(grad_vertices, grad_joints, *call[:8], state, pose2rot, [*wanted, False])[:2]
 
 
 @_operator(
     f"head_backward(Tensor? grad_vertices, Tensor? grad_joints, Tensor? grad_landmarks, {_CALL}, {_EMBEDDING}, "
-    "Tensor landmark_state, Tensor state, bool pose2rot, bool[] wanted) -> (Tensor, Tensor)",
+    "Tensor? landmark_state, Tensor state, bool pose2rot, bool[] wanted) -> (Tensor, Tensor)",
     _head_backward_fake,
 )
 def head_backward(grad_vertices, grad_joints, grad_landmarks, betas, pose, *arguments):
@@ -297,9 +296,9 @@ def head_backward(grad_vertices, grad_joints, grad_landmarks, betas, pose, *argu
     V, K, J = head.mesh.lbs.sizes
     B = checks.lbs_call(betas, pose, constants[0], head.like, V, K, J, pose2rot)
     _check_lbs_backward(grad_vertices, grad_joints, state, B, V, J, head.mesh.lbs.state_sizes[True], betas)
-    points, landmark_state_size = head.landmarks.points, head.landmarks.state_sizes[True]
-    _check_landmarks_backward(grad_landmarks, landmark_state, B, points, landmark_state_size, betas)
-    states, gradients = (landmark_state.contiguous(), state.contiguous()), (grad_vertices, grad_joints, grad_landmarks)
+    _check_landmarks_backward(grad_landmarks, landmark_state, B, head.landmarks.points, head.landmark_state_size, betas)
+    gradients = (grad_vertices, grad_joints, grad_landmarks)
+    states = (landmark_state if landmark_state is None else landmark_state.contiguous(), state.contiguous())
     return _returned(head.backward(gradients, _rows(betas), _rows(pose), states, pose2rot, wanted), betas)
 
 

@@ -1,5 +1,6 @@
 """Models prepared for the core: packed once, reused while nothing about their tensors has changed, gone when they go."""
 
+import copy
 import math
 import threading
 import weakref
@@ -121,6 +122,11 @@ def _address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
 
+def _points(t: Tensor | None) -> tuple[int, int, int, int]:
+    """Address and strides of (B, N, 3), any strides."""
+    return (0, 0, 0, 0) if t is None else (t.data_ptr(), *t.stride())
+
+
 def place(points: Tensor) -> tuple[int, int]:
     """Address and batch stride of points (N, 3) or (B, N, 3)."""
     return points.data_ptr(), points.stride(0) if points.ndim == 3 else 0
@@ -187,9 +193,15 @@ class PreparedLbs:
             return torch.matmul(self._regressor, v_template).contiguous()
 
     def forward(
-        self, betas: Tensor, pose: Tensor, template: tuple[int, int, int, int], pose2rot: bool, keep: bool
+        self,
+        betas: Tensor,
+        pose: Tensor,
+        template: tuple[int, int, int, int],
+        pose2rot: bool,
+        keep: bool,
+        landmarks: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """vertices, joints, and state, None where it has no size.
+        """vertices, joints, and state, None where it has no size. Fills landmarks, where a model with them is given some.
 
         The arguments are checked; those of a batch element are contiguous. template: the places of v_template and its joints.
         """
@@ -198,7 +210,7 @@ class PreparedLbs:
         state = _state(betas, B, self.state_sizes[keep])
         launch(
             self.core.forward, self.device, B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot,
-            *template, keep, _address(state), vertices.data_ptr(), joints.data_ptr(),
+            *template, keep, _address(state), vertices.data_ptr(), joints.data_ptr(), _address(landmarks),
         )  # fmt: skip
         return vertices, joints, state
 
@@ -215,8 +227,13 @@ class PreparedLbs:
         grad_pose: Tensor | None,
         grad_v_template: Tensor | None = None,
         grad_joint_template: Tensor | None = None,
+        *,
+        grad_landmarks: Tensor | None = None,
     ) -> None:
-        """Overwrites the last four, where they are wanted. grad_v_template gets its direct part only."""
+        """Overwrites the last four in order, where they are wanted. grad_v_template gets its direct part only.
+
+        grad_landmarks: of a model with them, and only beside grad_vertices.
+        """
         B, shared = betas.shape[0], grad_v_template is not None and grad_v_template.ndim == 2
         if grad_joints is not None:
             grad_joints = grad_joints.contiguous()
@@ -224,8 +241,7 @@ class PreparedLbs:
         workspace = betas.new_empty(size) if size else None
         launch(
             self.core.backward, self.device, B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot,
-            *joint_template, state.data_ptr(), _address(grad_vertices),
-            *(grad_vertices.stride() if grad_vertices is not None else (0, 0, 0)), _address(grad_joints),
+            *joint_template, state.data_ptr(), *_points(grad_vertices), _address(grad_joints), *_points(grad_landmarks),
             _address(grad_betas), _address(grad_pose), _address(grad_v_template), shared,
             _address(grad_joint_template), _address(workspace),
         )  # fmt: skip
@@ -241,7 +257,7 @@ class PreparedMesh:
         checks.require_tensor("v_template", v_template, (V, 3), self.like)
         self.v_template = rows_of_points(v_template.detach())
         self.joint_template = self.lbs.joint_template(v_template)
-        self._template = *place(self.v_template), *place(self.joint_template)
+        self.template = *place(self.v_template), *place(self.joint_template)
 
     def shapes(self, B: int) -> tuple[tuple[int, int, int], ...]:
         """Of vertices and joints."""
@@ -249,7 +265,7 @@ class PreparedMesh:
 
     def forward(self, betas: Tensor, pose: Tensor, pose2rot: bool, keep: bool) -> tuple[tuple, tuple]:
         """(vertices, joints) and what backward needs. The arguments are checked; those of a batch element are contiguous."""
-        vertices, joints, state = self.lbs.forward(betas, pose, self._template, pose2rot, keep)
+        vertices, joints, state = self.lbs.forward(betas, pose, self.template, pose2rot, keep)
         return (vertices, joints), (state,)
 
     def backward(
@@ -257,7 +273,7 @@ class PreparedMesh:
     ) -> tuple[Tensor | None, Tensor | None]:
         """The gradients of betas and pose."""
         grad_betas, grad_pose = gradient_like(betas, wanted[0]), gradient_like(pose, wanted[1])
-        self.lbs.backward(*gradients, betas, pose, self._template[2:], *states, pose2rot, grad_betas, grad_pose)
+        self.lbs.backward(*gradients, betas, pose, self.template[2:], *states, pose2rot, grad_betas, grad_pose)
         return grad_betas, grad_pose
 
 
@@ -345,37 +361,74 @@ class PreparedLandmarks:
 
 
 class PreparedHead:
-    """A model prepared for its mesh and its landmarks together: found by one look in the cache instead of three."""
+    """A model prepared for its mesh and its landmarks together.
+
+    On the CPU landmarks are read off the vertices, and where both have a gradient, it goes one way back. On a CUDA device, and
+    where only the landmarks have one, their own kernels are called.
+    """
 
     def __init__(self, v_template: Tensor, *constants):
         *tensors, neck_joint = constants
         self.landmarks: PreparedLandmarks = prepared_landmarks((v_template, *tensors), neck_joint)
         self.mesh: PreparedMesh = prepared_mesh((v_template, *tensors[:5]))
-        self.K, self.J, self.like = self.mesh.K, self.mesh.J, self.mesh.like
+        self.K, self.J, self.like, self.lbs = self.mesh.K, self.mesh.J, self.mesh.like, self.mesh.lbs
+        self.landmark_state_size = self.landmarks.state_sizes[True] if self.lbs.cuda else 0
+        if not self.lbs.cuda:
+            faces, *embedding = tensors[5:]
+            self._corners = _corners(faces, *embedding)
+            counts = embedding[0].shape[0], 0 if embedding[2] is None else embedding[2].shape[1]
+            self.lbs = copy.copy(self.lbs)
+            self.lbs.core = self.lbs.core.with_landmarks(*counts, neck_joint, *(t.data_ptr() for t in self._corners))
 
     def shapes(self, B: int) -> tuple[tuple[int, int, int], ...]:
         """Of vertices, joints and landmarks."""
         return self.mesh.shapes(B) + self.landmarks.shapes(B)
 
     def forward(self, betas: Tensor, pose: Tensor, pose2rot: bool, keep: bool) -> tuple[tuple, tuple]:
-        """(vertices, joints, landmarks) and what backward needs: the states of landmarks and mesh."""
-        points, states = self.mesh.forward(betas, pose, pose2rot, keep)
-        landmarks, landmark_states = self.landmarks.forward(betas, pose, pose2rot, keep)
-        return points + landmarks, landmark_states + states
+        """(vertices, joints, landmarks) and what backward needs: the states of landmarks, where they have one, and mesh."""
+        if self.lbs.cuda:
+            points, states = self.mesh.forward(betas, pose, pose2rot, keep)
+            landmarks, landmark_states = self.landmarks.forward(betas, pose, pose2rot, keep)
+            return points + landmarks, landmark_states + states
+        landmarks = betas.new_empty((betas.shape[0], self.landmarks.points, 3))
+        vertices, joints, state = self.lbs.forward(betas, pose, self.mesh.template, pose2rot, keep, landmarks)
+        return (vertices, joints, landmarks), (None, state)
 
     def backward(
         self, gradients: tuple, betas: Tensor, pose: Tensor, states: tuple, pose2rot: bool, wanted: tuple
     ) -> tuple[Tensor | None, Tensor | None]:
         """The gradients of betas and pose."""
         grad_vertices, grad_joints, grad_landmarks = gradients
-        result = added = None
-        if grad_vertices is not None or grad_joints is not None or grad_landmarks is None:
-            result = self.mesh.backward((grad_vertices, grad_joints), betas, pose, states[1:], pose2rot, wanted)
-        if grad_landmarks is not None:
-            added = self.landmarks.backward((grad_landmarks,), betas, pose, states[:1], pose2rot, wanted)
-        if result is None or added is None:
-            return added if result is None else result
+        if grad_landmarks is None:
+            return self.mesh.backward((grad_vertices, grad_joints), betas, pose, states[1:], pose2rot, wanted)
+        if grad_vertices is not None and not self.lbs.cuda:
+            result = gradient_like(betas, wanted[0]), gradient_like(pose, wanted[1])
+            self.lbs.backward(
+                grad_vertices, grad_joints, betas, pose, self.mesh.template[2:], states[1], pose2rot, *result,
+                grad_landmarks=grad_landmarks,
+            )  # fmt: skip
+            return result
+        own = states[:1] if self.lbs.cuda else self.landmarks.forward(betas, pose, pose2rot, True)[1]
+        result = self.landmarks.backward((grad_landmarks,), betas, pose, own, pose2rot, wanted)
+        if grad_vertices is None and grad_joints is None:
+            return result
+        added = self.mesh.backward((grad_vertices, grad_joints), betas, pose, states[1:], pose2rot, wanted)
         return tuple(None if a is None else a.add_(b) for a, b in zip(result, added))
+
+
+def _corners(
+    faces: Tensor, lmk_faces_idx: Tensor, lmk_bary_coords: Tensor, contour_faces_idx: Tensor | None, contour_bary_coords: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The corners of static landmarks and of every row of the contour table: vertices, ascending, landmarks and coordinates."""
+    lists = [(lmk_faces_idx[None], lmk_bary_coords[None])]
+    if contour_faces_idx is not None:
+        lists.append((contour_faces_idx, contour_bary_coords))
+    parts, first = [], 0 if contour_faces_idx is None else contour_faces_idx.shape[1]
+    for index, bary in lists:
+        vertices, order = faces.long()[index.long()].flatten(1).sort(dim=1, stable=True)
+        parts.append([part.flatten() for part in (vertices.int(), (first + order // 3).int(), bary.flatten(1).gather(1, order))])
+        first = 0
+    return tuple(torch.cat(columns) for columns in zip(*parts))
 
 
 prepared_lbs = Cache(PreparedLbs)
