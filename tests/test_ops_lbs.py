@@ -198,7 +198,7 @@ def test_landmarks_equal_the_way_through_the_mesh(device, random_model):
 @pytest.mark.parametrize("pose2rot", [True, False], ids=["axis-angle", "matrices"])
 def test_head_is_mesh_and_landmarks(device, dtype, contour, pose2rot, random_model):
     """The mesh's same bits, landmarks on it, and the gradients of whichever results are used."""
-    model = random_model(V=101, K=7, J=4 if contour else 5).to(device, dtype)
+    model = random_model(V=401, K=7, J=4 if contour else 5).to(device, dtype)
     args = leaves(*model.inputs(9))
     if not pose2rot:
         args = leaves(args[0], ops.batch_rodrigues(args[1].detach().view(-1, 3)).view(9, -1, 3, 3))
@@ -652,6 +652,8 @@ for dtype in (torch.float32, torch.float64):
             grads = torch.autograd.grad((vertices.sin().sum() + joints.sum()), (betas, pose, template))
             landmarks = ops.flame_landmarks(betas, pose, template.detach(), *model.fixed, *model.embedding)
             more = torch.autograd.grad(landmarks.sin().sum(), (betas, pose))
+            head = ops.flame_head(betas, pose, template.detach(), *model.fixed, *model.embedding)
+            more += head + torch.autograd.grad(head[0].sin().sum() + head[2].cos().sum(), (betas, pose))
             own = template.detach().expand(B, -1, -1).clone().requires_grad_()  # a template for each element
             alone = ops.flame_lbs(betas, pose, own, *model.fixed)
             more += alone + torch.autograd.grad(alone[0].sin().sum() + alone[1].sum(), (betas, pose, own))

@@ -230,7 +230,7 @@ def flame_head(
     neck_joint: int = 1,
     pose2rot: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`flame_lbs` and :func:`flame_landmarks` as one operator: for a single head, each call's overhead counts.
+    """:func:`flame_lbs` and :func:`flame_landmarks` as one operator: where there is a mesh, its landmarks cost little more.
 
     Args, errors and differentiability: as of :func:`flame_landmarks`.
 
