@@ -198,7 +198,9 @@ def test_landmarks_equal_the_way_through_the_mesh(device, random_model):
 @pytest.mark.parametrize("pose2rot", [True, False], ids=["axis-angle", "matrices"])
 def test_head_is_mesh_and_landmarks(device, dtype, contour, pose2rot, random_model):
     """The mesh's same bits, landmarks on it, and the gradients of whichever results are used."""
-    model = random_model(V=401, K=7, J=4 if contour else 5).to(device, dtype)
+    model = random_model(V=401, K=7, J=4 if contour else 5, L=134).to(device, dtype)
+    model.faces[:134] = torch.arange(402, device=device).clamp_max(400).view(134, 3)
+    model.lmk_faces_idx = torch.arange(134, device=device)  # every vertex, those at the borders of a kernel's blocks too
     args = leaves(*model.inputs(9))
     if not pose2rot:
         args = leaves(args[0], ops.batch_rodrigues(args[1].detach().view(-1, 3)).view(9, -1, 3, 3))

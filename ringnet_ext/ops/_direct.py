@@ -86,7 +86,7 @@ def call(
     operator: Operator, betas: Tensor, pose: Tensor, constants: tuple[Tensor | None, ...], settings: tuple, pose2rot: bool
 ) -> tuple[Tensor, ...] | None:
     """The operator's results; None where the long way has to be taken."""
-    if watched() or betas is None or pose is None:
+    if watched() or betas is None or pose is None:  # None would pass for a tensor that needn't be there
         return None
     prepared = operator.cache.find(constants, *settings)
     if prepared is None or not prepared.marks.constant:

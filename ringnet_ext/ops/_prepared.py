@@ -325,7 +325,7 @@ class PreparedLandmarks:
             self.joint_template.data_ptr(), self.packed.data_ptr(), self.index.data_ptr(),
         )
         self.state_sizes = tuple(model.state_size(cuda, K, J, L, C, keep) for keep in (False, True))
-        self.K, self.J, self._landmark_sizes = K, J, (K, J, L, C)
+        self.K, self.J, self.landmark_sizes = K, J, (K, J, L, C)
 
     def shapes(self, B: int) -> tuple[tuple[int, int, int], ...]:
         """Of the landmarks."""
@@ -350,11 +350,11 @@ class PreparedLandmarks:
         if grad_landmarks is None:
             return None, None
         grad_betas, grad_pose = gradient_like(betas, wanted[0]), gradient_like(pose, wanted[1])
-        size = self.core.workspace_size(self.cuda, B, *self._landmark_sizes)
+        size = self.core.workspace_size(self.cuda, B, *self.landmark_sizes)
         workspace = betas.new_empty(size) if size else None
         launch(
             self.core.backward, self.device, B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot,
-            state.data_ptr(), grad_landmarks.data_ptr(), *grad_landmarks.stride(), _address(grad_betas), _address(grad_pose),
+            state.data_ptr(), *_points(grad_landmarks), _address(grad_betas), _address(grad_pose),
             _address(workspace),
         )  # fmt: skip
         return grad_betas, grad_pose
@@ -374,11 +374,10 @@ class PreparedHead:
         self.K, self.J, self.like, self.lbs = self.mesh.K, self.mesh.J, self.mesh.like, self.mesh.lbs
         self.landmark_state_size = self.landmarks.state_sizes[True] if self.lbs.cuda else 0
         if not self.lbs.cuda:
-            faces, *embedding = tensors[5:]
-            self._corners = _corners(faces, *embedding)
-            counts = embedding[0].shape[0], 0 if embedding[2] is None else embedding[2].shape[1]
+            self._corners = _corners(*tensors[5:])
+            _, _, L, C = self.landmarks.landmark_sizes
             self.lbs = copy.copy(self.lbs)
-            self.lbs.core = self.lbs.core.with_landmarks(*counts, neck_joint, *(t.data_ptr() for t in self._corners))
+            self.lbs.core = self.lbs.core.with_landmarks(L, C, neck_joint, *(t.data_ptr() for t in self._corners))
 
     def shapes(self, B: int) -> tuple[tuple[int, int, int], ...]:
         """Of vertices, joints and landmarks."""
