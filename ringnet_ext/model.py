@@ -159,6 +159,16 @@ class RingNet(nn.Module):
         return self.flame(shape).vertices
 
     @torch.no_grad()
+    def answer(self, images: Tensor) -> HeadParams:
+        """What the network says of (B, 1 or 3, H, W) uint8 images, as it is used: without dropout, in no training mode."""
+        training = self.training
+        self.eval()
+        try:
+            return self(to_input(images.to(self.flame.v_template.device)))
+        finally:
+            self.train(training)
+
+    @torch.no_grad()
     def reconstruct(self, image: str | os.PathLike | np.ndarray) -> Reconstruction:
         """Reconstruct one face.
 
