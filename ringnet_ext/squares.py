@@ -16,7 +16,7 @@ import numpy as np
 from .camera import FILL
 from .images import INPUT_SIZE
 
-_MARGIN = 2  # pixels around the square that cubic interpolation reads
+_CUBIC = 2  # pixels around the square that cubic interpolation reads
 
 
 class Square(NamedTuple):
@@ -71,11 +71,12 @@ def cut_square(image: np.ndarray, middle: np.ndarray, side: float, size: int = I
             f"square: expected one that has part of the image of {width} x {height} pixels and is at least 1 pixel "
             f"wide, got x {low[0]:.1f} to {high[0]:.1f} and y {low[1]:.1f} to {high[1]:.1f}"
         )
-    left, top = (max(0, math.floor(value) - _MARGIN) for value in low)
-    right, bottom = min(width, math.ceil(high[0]) + _MARGIN), min(height, math.ceil(high[1]) + _MARGIN)
-    inside = image[top:bottom, left:right]
     scale = size / side
-    # Bilinear sampling would skip pixels, so the image is averaged down first, to about one pixel each of the square's.
+    margin = 0 if scale < 1 else _CUBIC
+    left, top = (max(0, math.floor(value) - margin) for value in low)
+    right, bottom = (min(most, math.ceil(value) + margin) for value, most in zip(high, (width, height), strict=True))
+    inside = image[top:bottom, left:right]
+    # Bilinear sampling would skip pixels, so they are averaged down first, to about one for each of the square's.
     shrunk = np.array([1.0, 1.0])
     if scale < 1:
         extent = np.array([right - left, bottom - top])
@@ -93,7 +94,7 @@ def cut_square(image: np.ndarray, middle: np.ndarray, side: float, size: int = I
     return Square(pixels, scale, tuple(map(float, -low * scale)))
 
 
-def whole_image(image: np.ndarray, size: int = INPUT_SIZE) -> Square:
+def fit_square(image: np.ndarray, size: int = INPUT_SIZE) -> Square:
     """The image as it is, its shorter side continued to a square."""
     height, width = image.shape[:2]
     return cut_square(image, np.array([width, height]) / 2, max(height, width), size)

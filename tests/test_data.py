@@ -16,7 +16,8 @@ from ringnet_ext.data.photographs import AUGMENTATION
 from ringnet_ext.data.rings import RingSampler
 from ringnet_ext.data.synthetic import SyntheticFaces, global_pose
 from ringnet_ext.flame import FLAME
-from ringnet_ext.images import ImageError, fit_square, read_image, to_input, write_image
+from ringnet_ext.images import ImageError, read_image, to_input, write_image
+from ringnet_ext.squares import fit_square
 
 SMALL = SyntheticFaces(identities=5, images_per_identity=3, size=64)
 
