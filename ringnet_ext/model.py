@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from .checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from .images import INPUT_SIZE, read_image, to_input
 from .encoder import ENCODERS, CompactEncoder, IterativeRegressor
 from .flame import FLAME, FlameModel, builtin_head
+from .flame.builtin import VERSION as BUILTIN_VERSION
 from .framing import find_face
 from .squares import Square
 
@@ -77,11 +79,33 @@ class Reconstruction:
 
 
 def fingerprint(head: FlameModel) -> str:
-    """A digest of the arrays that decide what a coefficient vector looks like."""
+    """Tells apart what coefficients stand for: ``builtin-1`` for the first version of the built-in head, else a digest of
+    template, directions and triangles, which is the same for a head in any file format, in float32 or float64."""
+    digest = _digest(head)
+    return f"builtin-{BUILTIN_VERSION}" if digest == _builtin_digest() else digest
+
+
+def _digest(head: FlameModel) -> str:
     digest = hashlib.sha256()
     for array in (head.v_template, head.shapedirs, head.expressiondirs, head.faces):
         digest.update(np.ascontiguousarray(array, dtype=np.float32).data)
     return digest.hexdigest()[:16]
+
+
+@lru_cache(1)
+def _builtin_digest() -> str:
+    return _digest(builtin_head())
+
+
+def require_landmarks(head: FlameModel) -> None:
+    """Raises ValueError, saying what to do, for a head without the 68 landmarks that RingNet is trained on."""
+    found = head.landmarks
+    count = 0 if found is None else found.num_contour + found.num_static
+    if count != 68:
+        raise ValueError(
+            f"head: expected a model with iBUG's 68 landmarks, 17 of the contour and 51 inner ones, and this one has "
+            f"{count or 'none'}; store them with it: python -m ringnet_ext.convert MODEL HEAD.npz --landmarks EMBEDDING"
+        )
 
 
 class RingNet(nn.Module):
@@ -115,16 +139,12 @@ class RingNet(nn.Module):
         super().__init__()
         if encoder not in ENCODERS:
             raise ValueError(f"encoder: expected one of {', '.join(ENCODERS)}, got {encoder!r}")
-        self.head_path = None if head is None or isinstance(head, FlameModel) else os.fspath(head)
+        self.head_path = None if head is None or isinstance(head, FlameModel) else os.path.abspath(head)
         if head is None:
             head = builtin_head()
         elif not isinstance(head, FlameModel):
             head = FlameModel.load(head)
-        if head.landmarks is None:
-            raise ValueError(
-                "head: RingNet needs a model with 68 landmarks, and this one has none; store them with it: "
-                "python -m ringnet_ext.convert MODEL HEAD.npz --landmarks EMBEDDING"
-            )
+        require_landmarks(head)
         self.head = head
         self.flame = FLAME(head, shape_params=shape_params, expression_params=expression_params)
         shape_params, expression_params = self.flame.shape_params, self.flame.expression_params
@@ -239,7 +259,8 @@ class RingNet(nn.Module):
         """Rebuild a model from a checkpoint file, or from a run folder (its best checkpoint).
 
         Args:
-            head: the head model, if it is not the built-in one or its file has moved since training.
+            head: the head model, if it is not the built-in one and its file is neither where it was in training nor, under
+                the same name, beside the checkpoint.
 
         Raises:
             FileNotFoundError: no checkpoint, or no head model, where it should be.
@@ -253,13 +274,7 @@ class RingNet(nn.Module):
             configuration, saved_head = facts["model"], facts["head"]
         except (KeyError, TypeError):
             raise CheckpointError(f"{path}: a checkpoint, but not of a RingNet") from None
-        head = saved_head["path"] if head is None else head
-        model = cls(head, **configuration)
-        if fingerprint(model.head) != saved_head["fingerprint"]:
-            raise CheckpointError(
-                f"{path}: trained on another head than {'the built-in one' if head is None else head!r}; "
-                "give the head model it was trained on"
-            )
+        model = cls._on_its_head(path, head, saved_head, configuration, tensors)
         own = model.checkpoint_tensors()
         wrong = [name for name in own if name not in tensors or tensors[name].shape != own[name].shape]
         if wrong:
@@ -268,3 +283,45 @@ class RingNet(nn.Module):
         known = facts.get("faces", {})  # of older checkpoints nothing
         model.trained_on, model.limit = known.get("trained_on"), known.get("limit")
         return model.eval()
+
+    @classmethod
+    def _on_its_head(cls, path, head, saved, configuration, tensors) -> RingNet:
+        """A model with the head that was saved, which is looked for where it was and beside the checkpoint if not given."""
+        places = [head]
+        if head is None and saved["path"] is not None:
+            folders = (path.parent, path.parent.parent)
+            places = [saved["path"], *(folder / Path(saved["path"]).name for folder in folders)]
+            places = [place for place in places if os.path.isfile(place)]
+            if not places:
+                raise FileNotFoundError(
+                    f"{path}: its head model, {saved['path']}, is not there any more, nor beside the checkpoint; say where "
+                    "it is with --head, in Python with head="
+                )
+        for place in places:
+            model = cls(place, **configuration)
+            if _same_head(model, saved, tensors):
+                return model
+        own = "the built-in one" if place is None else "the one given" if isinstance(place, FlameModel) else os.fspath(place)
+        raise CheckpointError(
+            f"{path}: trained on another head than {own}: on {_described_head(saved)}; give it with --head, in Python with "
+            "head="
+        )
+
+
+def _same_head(model: RingNet, saved: dict, tensors: dict[str, Tensor]) -> bool:
+    own = fingerprint(model.head)
+    if own == saved["fingerprint"]:
+        return True
+    # Before it had versions the built-in head was computed on every machine, with a digest of that machine's last bits. That
+    # it was this one shows in the camera that the regressor starts from, as wide as the head's landmarks.
+    unversioned = saved["path"] is None and not saved["fingerprint"].startswith("builtin-") and own == "builtin-1"
+    mean = tensors.get("regressor.mean")
+    return unversioned and mean is not None and mean.shape == model.regressor.mean.shape and torch.allclose(
+        mean, model.regressor.mean, rtol=1e-4, atol=1e-6
+    )
+
+
+def _described_head(saved: dict) -> str:
+    if saved["fingerprint"].startswith("builtin-"):
+        return f"version {saved['fingerprint'].removeprefix('builtin-')} of the built-in one"
+    return f"one of fingerprint {saved['fingerprint']}" + (f", {saved['path']}" if saved["path"] else "")

@@ -15,7 +15,8 @@ from ringnet_ext.data.faces import FaceSet
 from ringnet_ext.data.photographs import AUGMENTATION
 from ringnet_ext.data.rings import RingSampler
 from ringnet_ext.data.synthetic import SyntheticFaces, global_pose
-from ringnet_ext.flame import FLAME
+from ringnet_ext.flame import FLAME, builtin_head
+from ringnet_ext.flame.files import folder_written_whole, remove_leftovers
 from ringnet_ext.images import ImageError, read_image, to_input, write_image
 from ringnet_ext.squares import fit_square
 
@@ -100,17 +101,40 @@ class TestSynthetic:
         assert before and before == {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
         assert not [path for path in cache.iterdir() if path.name.startswith(".")]
 
-    def test_what_a_killed_run_left_is_removed_once_it_is_old(self, tmp_path):
+    def test_what_a_killed_run_left_is_removed(self, tmp_path):
         tiny = dataclasses.replace(SMALL, identities=1, images_per_identity=1)
         tiny.load(cache=tmp_path)
         (folder,) = tmp_path.iterdir()
+        with folder_written_whole(folder) as other_run:  # at work: no leftover
+            left = tmp_path / f".{folder.name}.1.tmp"
+            left.mkdir()
+            (left / "images.npy").write_bytes(b"half")
+            shutil.rmtree(folder)
+            remove_leftovers(tmp_path)
+            assert os.listdir(tmp_path) == [other_run.name]
         shutil.rmtree(folder)
-        old, new = (tmp_path / f".{folder.name}.{name}.tmp" for name in ("1", "2"))
-        old.mkdir()
-        new.mkdir()
-        os.utime(old, (0, 0))
+        left.mkdir()
         tiny.load(cache=tmp_path)
-        assert {path.name for path in tmp_path.iterdir()} == {folder.name, new.name}
+        assert os.listdir(tmp_path) == [folder.name]
+
+    def test_a_head_without_the_landmarks_is_refused_before_anything_is_rendered(self, tmp_path):
+        head = dataclasses.replace(builtin_head(), landmarks=None)
+        with pytest.raises(ValueError, match="68 landmarks.*has none.*convert MODEL HEAD.npz --landmarks"):
+            SMALL.load(head, tmp_path)
+        assert not os.listdir(tmp_path)
+
+    def test_whatever_decides_a_pixel_has_faces_of_its_own(self, tmp_path):
+        """Also what coefficients don't depend on: landmarks decide the crop, regions the colours, weights the pose."""
+        tiny = dataclasses.replace(SMALL, identities=1, images_per_identity=1)
+        head = builtin_head()
+        heads = [
+            head, dataclasses.replace(head, regions=head.regions | {"lips": head.regions["nose"]}),
+            dataclasses.replace(head, posedirs=2 * head.posedirs),
+            dataclasses.replace(head, landmarks=dataclasses.replace(
+                head.landmarks, static_faces_idx=head.landmarks.static_faces_idx[::-1].copy())),
+        ]  # fmt: skip
+        images = [tiny.load(each, tmp_path).images for each in heads]
+        assert all((image != images[0]).any() for image in images[1:]) and len(os.listdir(tmp_path)) == len(heads)
 
     def test_the_face_is_where_the_landmarks_are(self, cache):
         """Pixels inside the landmarks' hull are skin, as those of one picture rendered twice with other backgrounds are."""
