@@ -66,7 +66,7 @@ class OriginalContour(_Layer):
 
     sign = -1
 
-    def _head(self, betas, pose):
+    def _head(self, betas, pose, template):
         batch = len(pose)
         faces_idx, bary_coords = self.lmk_faces_idx.expand(batch, -1), self.lmk_bary_coords.expand(batch, -1, -1)
         if self.contour_faces_idx is not None:
@@ -78,11 +78,11 @@ class OriginalContour(_Layer):
                 row = torch.where(degrees < 0, 39 - degrees, degrees)
             faces_idx = torch.cat([self.contour_faces_idx[row], faces_idx], dim=1)
             bary_coords = torch.cat([self.contour_bary_coords[row], bary_coords], dim=1)
-        vertices, joints = flame_lbs(betas, pose, *self._body())
+        vertices, joints = flame_lbs(betas, pose, *self._body(template))
         return vertices, joints, vertices2landmarks(vertices, self.faces, faces_idx, bary_coords)
 
-    def _landmarks(self, betas, pose):
-        return self._head(betas, pose)[2]
+    def _landmarks(self, betas, pose, template):
+        return self._head(betas, pose, template)[2]
 
 
 class Decoder(nn.Module):
