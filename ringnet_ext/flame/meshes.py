@@ -48,7 +48,7 @@ def read_mesh(path: str | os.PathLike) -> Mesh:
 
 
 def _read_obj(data: bytes) -> Mesh:
-    """Trimesh splits the vertices along seams, and sorts by material."""
+    """Trimesh splits the vertices along seams or, asked to keep their order, loses the texture there; and sorts by material."""
     vertices, uv, corners, textures = [], [], [], []
     for line in data.decode("latin1").replace("\\\r\n", " ").replace("\\\n", " ").splitlines():
         kind, *values = line.partition("#")[0].split() or [""]
@@ -94,16 +94,21 @@ def _read_with_trimesh(path: Path) -> Mesh:
 
 def _ply_texture(elements, faces):
     """Texture coordinates of a PLY: each vertex's, or each corner's."""
-    vertex, face = (elements.get(name, {}).get("data") for name in ("vertex", "face"))
+    vertex, face = (elements.get(name, {}).get("data", {}) for name in ("vertex", "face"))
     for names in (("texture_u", "texture_v"), ("u", "v"), ("s", "t")):
-        if vertex is not None and set(names) <= set(vertex.dtype.names or ()):
-            return np.stack([vertex[name] for name in names], 1).astype(np.float64), faces
-    try:
-        corners = np.asarray(face["texcoord"]["f1"] if isinstance(face, np.ndarray) else face["texcoord"], np.float64)
-        uv, index = np.unique(corners.reshape(len(faces) * 3, 2), axis=0, return_inverse=True)
-        return uv, index.reshape(faces.shape)
-    except (KeyError, IndexError, TypeError, ValueError):
-        return None, None
+        if set(names) <= set(_columns(vertex)):
+            return np.stack([np.asarray(vertex[name], np.float64).reshape(-1) for name in names], 1), faces
+    if "texcoord" in _columns(face):
+        corners = face["texcoord"]
+        corners = corners["f1"] if getattr(corners.dtype, "names", None) else corners  # binary files have their length beside them
+        if np.size(corners) == 6 * len(faces):
+            uv, index = np.unique(np.reshape(corners, (-1, 2)).astype(np.float64), axis=0, return_inverse=True)
+            return uv, index.reshape(faces.shape)
+    return None, None
+
+
+def _columns(data):
+    return (data.dtype.names or ()) if isinstance(data, np.ndarray) else data
 
 
 def obj_bytes(mesh: Mesh) -> bytes:
