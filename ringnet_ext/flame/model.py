@@ -131,6 +131,14 @@ class FlameModel:
             arrays |= {f"landmarks/{name}": array for name, array in self.landmarks.arrays().items()}
         write_arrays(path, arrays | {f"regions/{name}": ids for name, ids in self.regions.items()})
 
+    def with_regions(self, path: str | os.PathLike) -> FlameModel:
+        """The model with the regions of FLAME_masks.pkl. Raises ValueError, naming the file, where they are not this model's."""
+        content = read_file(path)
+        try:
+            return replace(self, regions=region_arguments(content))
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from error
+
     @classmethod
     def load(
         cls,
@@ -164,11 +172,7 @@ class FlameModel:
         if landmarks is not None:
             model = replace(model, landmarks=landmarks)
         if regions is not None:
-            content = read_file(regions)
-            try:
-                model = replace(model, regions=region_arguments(content))
-            except ValueError as error:
-                raise ValueError(f"{os.fspath(regions)}: {error}") from error
+            model = model.with_regions(regions)
         if eyelids is not None:
             try:
                 model = replace(model, eyeliddirs=eyelid_arguments(*(read_file(path) for path in eyelids)))
