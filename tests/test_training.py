@@ -54,9 +54,11 @@ def same(one, other):
 
 
 def test_training_lowers_the_losses_and_writes_the_run(faces, tmp_path):
-    run = trainer(faces, tmp_path, TrainingSettings(steps=60, rings_per_step=4, ring_size=4, checkpoint_steps=20))
+    # A rate at which the course doesn't depend on the last bits: over seeds the loss falls to 0.80 to 0.87.
+    settings = TrainingSettings(steps=60, rings_per_step=4, ring_size=4, checkpoint_steps=20, learning_rate=1e-3)
+    run = trainer(faces, tmp_path, settings, dropout=0.0)
     assert run.train()
-    assert run.history[-1]["loss"] < 0.97 * run.history[0]["loss"]
+    assert run.history[-1]["loss"] < 0.93 * run.history[0]["loss"]
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "best.safetensors", "history.csv"}
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000040.safetensors", "step-00000060.safetensors"]
     with open(tmp_path / "history.csv") as file:
