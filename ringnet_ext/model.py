@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from .camera import FILL, UPRIGHT, project, to_pixels, yaw_of
 from .checkpoint import CheckpointError, read_checkpoint, write_checkpoint
-from .images import INPUT_SIZE, Square, fit_square, read_image, to_input
+from .images import INPUT_SIZE, read_image, to_input
 from .encoder import ENCODERS, CompactEncoder, IterativeRegressor
 from .flame import FLAME, FlameModel, builtin_head
 from .flame.builtin import VERSION as BUILTIN_VERSION
+from .framing import find_face
+from .squares import Square
 
 class HeadParams(NamedTuple):
     """What RingNet says of an image, in the order of its 159-vector (camera 0:3, pose 3:9, shape 9:109, ...).
@@ -50,10 +52,14 @@ class HeadParams(NamedTuple):
 class Reconstruction:
     """One reconstructed face. Arrays are numpy, float32.
 
-    params: HeadParams with a batch of one. vertices (V, 3): metres, posed, y up. neutral_vertices (V, 3): the same
-    person without pose and expression, y up. faces (F, 3). landmarks (68, 2): pixels of the original image.
-    image (224, 224, 3): the square that the network saw; square_landmarks (68, 2): pixels of it. image_vertices (V, 3):
-    metres, in the frame of the camera (y down). yaw: radians, positive to the subject's left.
+    Both meshes are in FLAME's frame, near its origin: metres, y up, z out of the face, the head turned about its root
+    joint. They are what ``python -m ringnet_ext.flame`` makes of the same parameters, and the posed mesh lies where the
+    neutral one does.
+
+    params: HeadParams with a batch of one. vertices (V, 3): posed. neutral_vertices (V, 3): the same person without pose
+    and expression. faces (F, 3). landmarks (68, 2): pixels of the original image. square: what the network saw, (224, 224,
+    3), and where it lies in the original image. square_landmarks (68, 2): pixels of it. image_vertices (V, 3): metres, in
+    the frame of the camera (y down). yaw: radians, positive to the subject's left.
     """
 
     params: HeadParams
@@ -61,10 +67,15 @@ class Reconstruction:
     neutral_vertices: np.ndarray
     faces: np.ndarray
     landmarks: np.ndarray
-    image: np.ndarray
+    square: Square
     square_landmarks: np.ndarray
     image_vertices: np.ndarray
     yaw: float
+
+    @property
+    def image(self) -> np.ndarray:
+        """What the network saw, (224, 224, 3)."""
+        return self.square.image
 
 
 def fingerprint(head: FlameModel) -> str:
@@ -161,6 +172,10 @@ class RingNet(nn.Module):
             "shape_params": shape_params,
             "expression_params": expression_params,
         }
+        #: What it was trained on, ``synthetic faces`` or ``photographs``; None if that is not known.
+        self.trained_on: str | None = None
+        #: What :func:`ringnet_ext.framing.following` is at most on faces that it knows; None if not measured yet.
+        self.limit: float | None = None
 
     def forward(self, images: Tensor) -> HeadParams:
         """(B, 1 or 3, H, W) images in [-1, 1] -> HeadParams."""
@@ -180,38 +195,45 @@ class RingNet(nn.Module):
         return self.flame(shape).vertices
 
     @torch.no_grad()
-    def reconstruct(self, image: str | os.PathLike | np.ndarray) -> Reconstruction:
-        """Reconstruct one face.
-
-        Args:
-            image: a file, or (H, W, 3) uint8 RGB: a loose crop of one face.
-
-        Raises:
-            FileNotFoundError, ImageError: naming the file.
-        """
-        if not isinstance(image, np.ndarray):
-            image = read_image(image)
-        square = fit_square(image)
+    def answer(self, images: Tensor) -> HeadParams:
+        """What the network says of (B, 1 or 3, H, W) uint8 images, as it is used: without dropout, in no training mode."""
         training = self.training
         self.eval()
         try:
-            pixels = torch.from_numpy(square.image).to(self.flame.v_template.device)
-            params = self(to_input(pixels.permute(2, 0, 1)[None]))
+            return self(to_input(images.to(self.flame.v_template.device)))
         finally:
             self.train(training)
-        return self._reconstruction(square, params)
 
-    def _reconstruction(self, square: Square, params: HeadParams) -> Reconstruction:
+    @torch.no_grad()
+    def reconstruct(self, image: str | os.PathLike | np.ndarray | Square) -> Reconstruction:
+        """Reconstruct one face.
+
+        Args:
+            image: a file, or (H, W, 3) uint8 RGB: a picture of one face, which is found in it as
+                :func:`ringnet_ext.framing.find_face` does. Or a square cut from one, see :mod:`ringnet_ext.squares`: the
+                network sees it as it is, and whether it is a face isn't asked.
+
+        Raises:
+            FileNotFoundError, ImageError: naming the file.
+            NotAFaceError: the picture is not a face as the network knows them.
+        """
+        if isinstance(image, Square):
+            square = image
+        else:
+            square = find_face(self, image if isinstance(image, np.ndarray) else read_image(image))
+        params = self.answer(torch.from_numpy(square.image).permute(2, 0, 1)[None])
         posed = self.flame(params.shape, params.expression, params.global_pose, jaw_pose=params.jaw_pose)
-        landmarks = to_pixels(project(posed.landmarks, params.camera), INPUT_SIZE)[0].cpu().numpy()
+        landmarks = to_pixels(project(posed.landmarks, params.camera), len(square.image))[0].cpu().numpy()
         image_vertices = posed.vertices[0].cpu().numpy()
+        # Half a turn about the root joint, about which the head is posed, leads from the camera's frame to FLAME's.
+        root = posed.joints[0, 0].cpu().numpy()
         return Reconstruction(
             params=HeadParams(*(value.cpu() for value in params)),
-            vertices=image_vertices * np.float32([1, -1, -1]),
+            vertices=(image_vertices - root) * np.float32([1, -1, -1]) + root,
             neutral_vertices=self.neutral(params.shape)[0].cpu().numpy(),
             faces=self.head.faces,
             landmarks=square.to_original(landmarks).astype(np.float32),
-            image=square.image,
+            square=square,
             square_landmarks=landmarks,
             image_vertices=image_vertices,
             yaw=float(yaw_of(params.global_pose)[0]),
@@ -223,7 +245,11 @@ class RingNet(nn.Module):
 
     def checkpoint_facts(self) -> dict:
         """What :meth:`load` needs beside the tensors to rebuild the model."""
-        return {"model": self.configuration, "head": {"path": self.head_path, "fingerprint": fingerprint(self.head)}}
+        return {
+            "model": self.configuration,
+            "head": {"path": self.head_path, "fingerprint": fingerprint(self.head)},
+            "faces": {"trained_on": self.trained_on, "limit": self.limit},
+        }
 
     def save(self, path: str | os.PathLike) -> None:
         """Write one safetensors file from which :meth:`load` rebuilds the model; whole or not at all."""
@@ -255,6 +281,8 @@ class RingNet(nn.Module):
         if wrong:
             raise CheckpointError(f"{path}: lacks {', '.join(wrong[:3])} as this model has them")
         model.load_state_dict({name: tensors[name] for name in own}, strict=False)
+        known = facts.get("faces", {})  # of older checkpoints nothing
+        model.trained_on, model.limit = known.get("trained_on"), known.get("limit")
         return model.eval()
 
     @classmethod

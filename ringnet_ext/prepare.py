@@ -27,14 +27,15 @@ from .data.landmark_files import LandmarkError, NoFaceError, read_landmarks
 from .data.photographs import IMAGES, load_photographs, record, write_manifest
 from .flame import FLAME
 from .flame.files import written_whole
-from .images import SUFFIXES, ImageError, read_image, write_image
+from .images import MIN_IMAGE, SUFFIXES, ImageError, read_image, write_image
 from .render import mark_points, sheet
+from .squares import cut_square, landmark_square
 
 #: Part of a prepared crop that the larger side of the landmarks' box fills. Looser than what the network sees, so that
 #: training has room to shift, scale and rotate.
 FILL = 0.64
-#: Fewer known landmarks than these, or a smaller image, are of no use.
-MIN_POINTS, MIN_IMAGE = 34, 16
+#: Fewer known landmarks than these are of no use.
+MIN_POINTS = 34
 _RECORDS = 4096  # held at a time
 _YAWS = np.arange(-90, 91, 15)
 
@@ -121,7 +122,7 @@ def in_list(path: Path) -> Iterator[Photograph]:
 def loose_square(
     image: np.ndarray, points: np.ndarray, confidence: np.ndarray, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The square around a face of which its landmarks' box fills :data:`FILL`; beyond the image, its edges continue.
+    """The square of :mod:`ringnet_ext.squares`, of which the landmarks' box fills less, :data:`FILL`.
 
     Args:
         image: (H, W, 3) uint8. points: (68, 2) pixels. confidence: (68,), 0 for points that are not known.
@@ -129,20 +130,12 @@ def loose_square(
     Returns:
         (size, size, 3) uint8; (68, 2) float32 normalised coordinates in it, 0 for points that are not known.
     """
-    known = confidence > 0
-    low, high = points[known].min(0), points[known].max(0)
-    side = max(2, round(float((high - low).max()) / FILL))
-    left, top = (round(float(value)) for value in (low + high) / 2 - side / 2)
-    height, width = image.shape[:2]
-    inside = image[max(top, 0) : top + side, max(left, 0) : left + side]
-    square = cv2.copyMakeBorder(
-        inside, max(-top, 0), max(top + side - height, 0), max(-left, 0), max(left + side - width, 0),
-        cv2.BORDER_REPLICATE,
-    )  # fmt: skip
-    method = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
-    square = cv2.resize(square, (size, size), interpolation=method)
+    middle, side = landmark_square(points, confidence, FILL)
+    side = max(2, round(float(side)))
+    left, top = (round(float(value)) for value in middle - side / 2)
+    square = cut_square(image, np.array([left, top]) + side / 2, side, size).image
     normalised = (points - (left, top)) * (2 / side) - 1
-    return square, np.where(known[:, None], normalised, 0).astype(np.float32)
+    return square, np.where(confidence[:, None] > 0, normalised, 0).astype(np.float32)
 
 
 def landmark_file(folder: Path, name: str) -> Path | None:

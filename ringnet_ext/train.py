@@ -25,10 +25,12 @@ from .encoder import ENCODERS, PRETRAINED
 from .evaluation import PhotographReport, Report, evaluate, evaluate_photographs
 from .flame import FlameModel, builtin_head
 from .flame.files import written_whole
+from .framing import calibrated
 from .images import INPUT_SIZE, write_image
 from .model import RingNet, require_landmarks
 from .pictures import reconstructions, write_curves
 from .processes import Processes, joined_processes, restarted
+from .squares import fit_square
 from .trainer import Execution, Trainer, TrainingSettings, checkpoints
 
 #: Units of the regressor's output, about the spread of each in crops: camera scale, translation, rotation, jaw, shape,
@@ -257,6 +259,8 @@ def _run(options: argparse.Namespace, processes: Processes) -> int:
     trained = time.perf_counter()
 
     best = RingNet.load(options.out, head=options.head).to(processes.device)
+    best.limit = calibrated(best, validation)  # of what infer takes for a face
+    best.save(options.out / "best.safetensors")
     if options.data is not None:
         _tabulate(options, evaluate_photographs(best, validation))
         _, people = np.unique(validation.identity, return_index=True)
@@ -336,7 +340,7 @@ def _show(options: argparse.Namespace, model: RingNet, faces: FaceSet, indices: 
     (options.out / "examples").mkdir(exist_ok=True)
     for index, image in enumerate(pixels):
         write_image(options.out / "examples" / f"{index}.png", image)
-    write_image(options.out / "reconstructions.png", reconstructions([model.reconstruct(image) for image in pixels]))
+    write_image(options.out / "reconstructions.png", reconstructions([model.reconstruct(fit_square(image)) for image in pixels]))
 
 
 def _write_json(file_path: Path, value: dict) -> None:

@@ -140,6 +140,7 @@ class Trainer:
         processes: Processes | None = None,
     ):
         self.model, self.faces, self.validation = model, faces, validation
+        model.trained_on = "photographs" if faces.truth is None else "synthetic faces"
         self.settings, self.folder, self.execution = settings, Path(folder), execution
         self.device = next(model.parameters()).device
         self.processes = processes or Processes(self.device)

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ringnet_ext.camera import UPRIGHT, project, to_normalised, to_pixels, yaw_of
 from ringnet_ext.data.augment import FLIP, crop
@@ -17,7 +18,8 @@ from ringnet_ext.data.rings import RingSampler
 from ringnet_ext.data.synthetic import SyntheticFaces, global_pose
 from ringnet_ext.flame import FLAME, builtin_head
 from ringnet_ext.flame.files import folder_written_whole, remove_leftovers
-from ringnet_ext.images import ImageError, fit_square, read_image, to_input, write_image
+from ringnet_ext.images import ImageError, read_image, to_input, write_image
+from ringnet_ext.squares import fit_square
 
 SMALL = SyntheticFaces(identities=5, images_per_identity=3, size=64)
 
@@ -220,6 +222,26 @@ class TestImages:
             read_image(tmp_path / "x.png")
         with pytest.raises(FileNotFoundError, match="nowhere.jpg"):
             read_image(tmp_path / "nowhere.jpg")
+
+    @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif", ".gif", ".avif"])
+    def test_what_is_transparent_lies_over_white(self, tmp_path, suffix):
+        """Whatever colour is stored beneath, which no viewer shows."""
+        picture = np.zeros((32, 40, 4), np.uint8)
+        picture[..., :3], picture[:, 20:, 3] = (200, 30, 60), 255
+        if suffix not in (".gif", ".avif"):  # no or hardly any half transparent pixels
+            picture[:16, :20, 3] = 128
+        Image.fromarray(picture).save(tmp_path / f"a{suffix}", **({} if suffix == ".gif" else {"lossless": True, "quality": 100}))
+        image = read_image(tmp_path / f"a{suffix}").astype(int)
+        assert np.abs(image[:, 21:] - (200, 30, 60)).max() < 8 and (image[17:, :19] > 250).all()
+        if suffix not in (".gif", ".avif"):
+            assert np.abs(image[:16, :19] - (227, 142, 157)).max() < 8
+
+    def test_what_is_transparent_is_turned_upright_too(self, tmp_path):
+        picture = Image.fromarray(np.full((20, 30, 4), 128, np.uint8))
+        exif = picture.getexif()
+        exif[0x0112] = 6
+        picture.save(tmp_path / "a.png", exif=exif)
+        assert read_image(tmp_path / "a.png").shape == (30, 20, 3)
 
     @pytest.mark.parametrize("shape", [(100, 50), (50, 100), (1, 1), (300, 224), (3, 1000)])
     def test_fit_square(self, shape):

@@ -13,13 +13,17 @@ from ringnet_ext.camera import FILL
 from ringnet_ext.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from ringnet_ext.encoder import ENCODERS, PRETRAINED, CompactEncoder, ResNet50
 from ringnet_ext.flame import FlameModel, builtin_head
+from ringnet_ext.framing import NotAFaceError
 from ringnet_ext.model import HeadParams, RingNet, fingerprint
+from ringnet_ext.squares import fit_square
 
 
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return RingNet().eval()
+    model = RingNet().eval()
+    model.limit = 0.9
+    return model
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -151,11 +155,14 @@ def test_save_and_load(model, tmp_path):
 
 def test_reconstruct(model):
     image = np.random.default_rng(0).integers(0, 255, (300, 200, 3), dtype=np.uint8)
-    face = model.reconstruct(image)
+    face = model.reconstruct(fit_square(image))
     assert face.vertices.shape == (5023, 3) and face.landmarks.shape == (68, 2) and face.faces.shape == (9976, 3)
     assert np.abs(face.landmarks - np.array([100, 150])).max() < 150 and face.image.shape == (224, 224, 3)
-    # y up in the world, y down in the image
-    assert face.vertices[:, 1] @ face.image_vertices[:, 1] < 0
+    # y up in the world, y down in the image; half a turn about the root joint leads from one to the other
+    root = model.flame(face.params.shape).joints[0, 0].detach().numpy()
+    assert np.allclose(face.vertices - root, (face.image_vertices - root) * [1, -1, -1], atol=1e-6)
+    with pytest.raises(NotAFaceError):  # to a network that has learnt nothing
+        model.reconstruct(image)
 
 
 class TestCheckpoints:

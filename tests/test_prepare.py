@@ -24,6 +24,7 @@ from ringnet_ext.data.landmark_files import LandmarkError, NoFaceError, read_lan
 from ringnet_ext.data.photographs import hold_out, load_photographs, record, write_manifest
 from ringnet_ext.data.rings import RingSampler
 from ringnet_ext.data.synthetic import SyntheticFaces
+from ringnet_ext.flame import FLAME
 from ringnet_ext.images import read_image
 
 PEOPLE, EACH, SIDE = 31, 3, 160  # the last are nobody's: 30 people and a folder of extreme poses
@@ -420,7 +421,7 @@ class TestDetector:
 
 
 class TestLandmarkFiles:
-    points = np.random.default_rng(0).uniform(10, 90, (68, 2))
+    points = 50 + 400 * FLAME().landmarks()[0, :, :2].numpy().astype(np.float64) * (1, -1)
 
     @pytest.mark.parametrize("name, data", [
         ("a.json", openpose(points).encode()),
@@ -470,7 +471,7 @@ class TestTraining:
         config = json.loads((run / "config.json").read_text())
         assert config["faces"]["rotation"] > 0 and config["faces"]["held_out"] > 0
         photographs = [str(vggface2 / "n000004" / name) for name in ("0009_01.jpg", "phone.jpg", "cmyk.jpg")]
-        assert infer.main([*photographs, "--checkpoint", str(run), "--out", str(tmp_path / "heads")]) == 0
+        assert infer.main([*photographs, "--landmarks", str(vggface2 / "n000004"), "--checkpoint", str(run), "--out", str(tmp_path / "heads")]) == 0
         assert len(list((tmp_path / "heads" / "mesh").glob("*.obj"))) == 3
         (tmp_path / "nothing").mkdir()
         assert train.main(["--data", str(tmp_path / "nothing"), "--out", str(tmp_path / "other")]) == 1

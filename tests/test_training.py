@@ -369,7 +369,7 @@ def test_infer_command(run_folder, tmp_path, capsys):
     (folder / "notes.txt").write_text("not an image, and not named like one")
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
     out = tmp_path / "out"
-    arguments = [str(folder), str(images[0]), str(tmp_path / "missing.png"), "--checkpoint", str(run_folder), "--out", str(out)]
+    arguments = [str(folder), str(images[0]), str(tmp_path / "missing.png"), "--cropped", "--checkpoint", str(run_folder), "--out", str(out)]
     assert infer.main(arguments) == 1
     captured = capsys.readouterr()
     assert "broken.jpg" in captured.err and "missing.png" in captured.err and "notes.txt" not in captured.err

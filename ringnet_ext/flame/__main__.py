@@ -16,6 +16,7 @@ from ..render import head_picture, sheet
 from ..rotations import axis_angle_from_matrix, matrix_from_axis_angle
 from .files import write_arrays, written_whole
 from .layer import FLAME, FlameOutput
+from .meshes import Mesh, obj_bytes
 from .model import FlameModel
 from .sources import load_head
 
@@ -37,15 +38,19 @@ def _parser() -> argparse.ArgumentParser:
 
     head = parser.add_argument_group("head")
     add(head, "--model", "model file, or a mesh (metres, y up, face towards +z) [the built-in head]", type=Path)
+    add(head, "--eyelid-files", "l_eyelid.npy and r_eyelid.npy of SMIRK or metrical-tracker, for a model file [none]",
+        type=Path, nargs=2, metavar="FILE")  # fmt: skip
     add(head, "--landmarks", "landmark embedding in any format, or RingNet's static and dynamic ones [the model's own]",
         type=Path, nargs="+", metavar="FILE")  # fmt: skip
     given = parser.add_argument_group("parameters", "numbers given here replace those of the file")
-    add(given, "--parameters", "file: this project's .npz, RingNet's .npy or .npz, DECA's .npz or .mat, or FLAME's 415 "
-        "numbers as .npy; of one head or of many", type=Path, metavar="FILE")  # fmt: skip
+    add(given, "--parameters", "file of this project, of RingNet, DECA, EMOCA, SMIRK, MICA, VHAP, GaussianAvatars, "
+        "metrical-tracker, smplx or FLAME_PyTorch, or a folder of .npy files; of one head or of many", type=Path,
+        metavar="FILE")  # fmt: skip
     add(given, "--shape", "first shape coefficients", type=float, nargs="+", metavar="C")
     add(given, "--expression", "first expression coefficients", type=float, nargs="+", metavar="C")
     for name, count in (("global", 3), ("neck", 3), ("jaw", 3), ("eye", 6)):
         add(given, f"--{name}-pose", "axis-angle, degrees", type=float, nargs=count, metavar="A")
+    add(given, "--eyelids", "coefficients of the left and the right one, 1 for shut", type=float, nargs=2, metavar="C")
     add(given, "--translation", "metres", type=float, nargs=3, metavar="X")
     add(given, "--yaw", "turns to the subject's left after all that, degrees; one head each", type=float, nargs="+")
     parser.add_argument("--out", type=Path, nargs="+", default=[Path("heads.png")], metavar="FILE",
@@ -61,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         if path.suffix.lower() not in known:
             parser.error(f"--out: {path}: expected a name that ends in one of {', '.join(known)}")
     try:
-        head = load_head(options.model, options.landmarks)
+        head = load_head(options.model, options.landmarks, eyelids=options.eyelid_files)
         params = _parameters(options)
         layer = FLAME(
             head,
@@ -85,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parameters(options: argparse.Namespace) -> FlameParams:
     given = {}
     for name in FlameParams._fields:
-        value = getattr(options, name)
+        value = getattr(options, name, None)
         if value is not None:
             value = torch.tensor([value], dtype=torch.float64)
             given[name] = torch.deg2rad(value) if name.endswith("pose") else value
@@ -109,15 +114,26 @@ def _require_used(params: FlameParams, layer: FLAME) -> None:
     for name, count in (("shape", layer.shape_params), ("expression", layer.expression_params)):
         if getattr(params, name)[:, count:].any():
             raise ValueError(f"{name}: the model has {count} directions, got coefficients of more")
-    if layer.num_joints != 5 and torch.cat(params[3:6], dim=1).any():
+    if params.eyelids.any() and not layer.eyelid_params:
+        raise ValueError("eyelids: the model has no directions of them; give their files with --eyelid-files")
+    vertices, offsets = len(layer.v_template), params.static_offset.shape[1]
+    if offsets > vertices:
+        print(f"note: static_offset has {offsets} vertices and the model {vertices}; the rest, VHAP's teeth, is left out",
+              file=sys.stderr)  # fmt: skip
+    if layer.num_joints != 5 and torch.cat([params.neck_pose, params.jaw_pose, params.eye_pose], dim=1).any():
         raise ValueError(f"poses: the model has {layer.num_joints} joints, not FLAME's 5; only the global pose applies")
 
 
 def _posed(layer: FLAME, params: FlameParams) -> FlameOutput:
-    params = params.resized(layer.shape_params, layer.expression_params)
+    params = params.resized(layer.shape_params, layer.expression_params, len(layer.v_template))
+    if not layer.eyelid_params:
+        params = params._replace(eyelids=params.eyelids[:, :0])
     if layer.num_joints == 5:
         return layer(*params)
-    return layer(params.shape, params.expression, params.global_pose, translation=params.translation)
+    return layer(
+        params.shape, params.expression, params.global_pose, translation=params.translation, eyelids=params.eyelids,
+        static_offset=params.static_offset,
+    )  # fmt: skip
 
 
 def write_heads(path: Path, head: FlameModel, posed: FlameOutput) -> list[Path]:
@@ -142,6 +158,10 @@ def write_heads(path: Path, head: FlameModel, posed: FlameOutput) -> list[Path]:
 
     paths = [path] if len(vertices) == 1 else [path.with_stem(f"{path.stem}-{i}") for i in range(len(vertices))]
     for i, each in enumerate(paths):
+        if suffix == ".obj":
+            with written_whole(each) as file:
+                file.write(obj_bytes(Mesh(vertices[i], head.faces, head.uv, head.uv_faces)))
+            continue
         mesh = trimesh.Trimesh(vertices[i], head.faces, process=False)
         if suffix == ".glb" and landmarks is not None:
             colors = np.tile(np.uint8([220, 30, 40, 255]), (len(landmarks[i]), 1))

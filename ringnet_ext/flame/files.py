@@ -1,4 +1,5 @@
-"""Files of arrays: pickles, .npy, .npz and .safetensors, read as untrusted input and told apart by their content."""
+"""Files of arrays: pickles, .npy, .npz, .safetensors and those of torch.save, read as untrusted input and told apart by their
+content."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .pickles import read_pickle
+from .pickles import read_pickle, torch_archive
 
 try:
     import fcntl
@@ -24,7 +25,7 @@ _MAX_BYTES = 2**32  # unpacked; the largest model of the family, SMPL-X with 400
 
 
 def read_file(path: str | os.PathLike):
-    """The value in a file: for .npz and .safetensors a dict of arrays, for pickles and .npy whatever they hold.
+    """The value in a file: for .npz and .safetensors a dict of arrays, for pickles, .npy and torch.save's whatever they hold.
 
     Nothing in the file is executed, and no more memory is taken than the file's own data needs.
     Raises ValueError, naming the file, for what cannot be read.
@@ -41,7 +42,7 @@ def _read(data):
     if not data:
         raise ValueError("the file is empty")
     if data.startswith(b"PK"):
-        return _read_npz(data)
+        return _read_archive(data)
     if data.startswith(b"\x93NUMPY"):
         return _read_npy(data)
     if data[8:9] == b"{":
@@ -69,12 +70,16 @@ def _read_npy(data):
     return np.frombuffer(rest, dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def _read_npz(data):
-    arrays = {}
+def _read_archive(data):
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
         if sum(member.file_size for member in members) > _MAX_BYTES:
             raise ValueError(f"it claims to unpack to more than {_MAX_BYTES >> 30} GiB")
+        pickled = [member for member in members if re.fullmatch(r"[^/]+/data\.pkl", member.filename)]
+        if pickled:
+            folder = pickled[0].filename.removesuffix("data.pkl")
+            return torch_archive(archive.read(pickled[0]), lambda key: archive.read(f"{folder}data/{key}"))
+        arrays = {}
         for member in members:
             if not member.filename.endswith(".npy"):
                 raise ValueError(f"an archive with {member.filename!r:.80} is no .npz file")
