@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -209,7 +210,7 @@ def evaluate_photographs(model: RingNet, faces: FaceSet, *, people: int = 240, i
 
 
 def _finite(value) -> float | None:
-    return float(value) if np.isfinite(value) else None
+    return float(value) if math.isfinite(value) else None
 
 
 @torch.no_grad()
