@@ -190,7 +190,7 @@ def output_folder(folder: Path, parts: Sequence[str] = (), option: str = "--out"
 
 
 def output_file(file: Path, suffixes: tuple[str, ...] = (), option: str = "--out") -> Path:
-    """A file to write, in a folder that is made if missing.
+    """A file to write, in a folder that is there.
 
     Raises:
         OptionError: its name ends in none of `suffixes`.
@@ -200,10 +200,8 @@ def output_file(file: Path, suffixes: tuple[str, ...] = (), option: str = "--out
         raise OptionError(f"{option}: {file}: expected a name that ends in {' or '.join(suffixes)}")
     if file.is_dir():
         raise OSError(f"{option}: {file}: expected a file, and a folder is in its place")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        raise OSError(f"{option}: {file}: there is no folder {file.parent}, and it cannot be made") from None
+    if not file.parent.is_dir():
+        raise OSError(f"{option}: {file}: there is no folder {file.parent}")
     _require_writable(file.parent, file, option)
     remove_leftovers(file.parent, name=file.name)
     return file

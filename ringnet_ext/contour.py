@@ -8,16 +8,16 @@ from dataclasses import replace
 import numpy as np
 
 from .command_line import Parser, command, output_file, path
+from .convert import ARRAYS
 from .flame import FlameModel, LandmarkEmbedding
 from .flame.contour import contour_embedding, ear_embedding
 from .flame.landmarks import contour_row
 from .flame.sources import load_head
-from .images import write_image
+from .images import PICTURES, write_image
 from .render import head_picture, mark_points, sheet
 
 _YAWS = (-39, -30, -15, 0, 15, 30, 39)
 _SIZE, _EXTENT = 300, 0.24  # pixels, metres
-_EMBEDDINGS, _PICTURES = (".npz", ".safetensors"), (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _OURS, _OTHER = (220, 30, 40), (20, 90, 220)
 
 
@@ -51,9 +51,9 @@ def main(arguments: list[str]) -> int:
     if options.out is None and options.picture is None:
         parser.error("nothing to do: give --out or --picture")
     if options.out is not None:
-        output_file(options.out, _EMBEDDINGS)
+        output_file(options.out, ARRAYS)
     if options.picture is not None:
-        output_file(options.picture, _PICTURES, "--picture")
+        output_file(options.picture, PICTURES, "--picture")
     head = load_head(options.model, options.landmarks, options.regions)
     ears = ear_embedding(head) if options.ears else None
     landmarks = contour_embedding(head)

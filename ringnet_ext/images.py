@@ -12,6 +12,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .flame.files import written_whole
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".gif")
+#: Suffixes of pictures that are written.
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 INPUT_SIZE = 224
 #: Smaller images are of no use.
 MIN_IMAGE = 16
@@ -66,9 +68,11 @@ def to_input(images: torch.Tensor) -> torch.Tensor:
 
 
 def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
-    """Write an (H, W, 3) uint8 RGB image; the format follows the suffix, the file appears whole."""
+    """Write an (H, W, 3) uint8 RGB image; the format follows the suffix, one of :data:`PICTURES`; the file appears whole."""
+    if Path(path).suffix.lower() not in PICTURES:
+        raise ValueError(f"{os.fspath(path)}: expected a name that ends in one of {', '.join(PICTURES)}")
     ok, encoded = cv2.imencode(Path(path).suffix, np.ascontiguousarray(image[..., ::-1]))
     if not ok:
-        raise ValueError(f"{os.fspath(path)}: OpenCV cannot write this format")
+        raise ValueError(f"{os.fspath(path)}: a picture of {image.shape[1]} x {image.shape[0]} cannot be written in this format")
     with written_whole(path) as file:
         file.write(encoded.tobytes())

@@ -97,13 +97,14 @@ def _builtin_digest() -> str:
     return _digest(builtin_head())
 
 
-def require_landmarks(head: FlameModel) -> None:
-    """Raises ValueError, saying what to do, for a head without the 68 landmarks that RingNet is trained on."""
+def require_landmarks(head: FlameModel, name: str = "head") -> None:
+    """Raises ValueError, saying what to do, for a head without the 68 landmarks that RingNet is trained on; `name` says
+    which head."""
     found = head.landmarks
     count = 0 if found is None else found.num_contour + found.num_static
     if count != 68:
         raise ValueError(
-            f"head: expected a model with iBUG's 68 landmarks, 17 of the contour and 51 inner ones, and this one has "
+            f"{name}: expected a model with iBUG's 68 landmarks, 17 of the contour and 51 inner ones, and this one has "
             f"{count or 'none'}; store them with it: python -m ringnet_ext.convert MODEL HEAD.npz --landmarks EMBEDDING"
         )
 
