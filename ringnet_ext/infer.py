@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import sys
 from collections import Counter
@@ -31,6 +32,7 @@ from .squares import Square, around_landmarks, fit_square
 KINDS = ("images", "mesh", "neutral_mesh", "params")
 INDEX = "index.csv"
 _OUTER_EYE_CORNERS = 36, 45
+_NOWHERE_TO_WRITE = errno.ENOSPC, errno.EDQUOT, errno.EROFS  # every image after it would fail the same way
 
 
 def _parser() -> Parser:
@@ -92,8 +94,13 @@ def main(arguments: list[str]) -> int:
                 failures.append(text if text.startswith(str(file)) else f"{file}: {text}")
                 report(failures[-1])
                 rows.append([file, "", text.removeprefix(f"{file}: "), "", "", "", ""])
+                if isinstance(error, OSError) and error.errno in _NOWHERE_TO_WRITE:
+                    break
     finally:
-        _write_index(options.out / INDEX, rows)
+        try:
+            _write_index(options.out / INDEX, rows)
+        except OSError as error:
+            report(error)
     done = sum(bool(row[1]) for row in rows)
     if not_found:
         print(f"in {not_found} images no face was found: --landmarks, --detector or --boxes say where it is, --cropped takes images as they are")
@@ -217,14 +224,28 @@ def _box_of(file: Path, boxes: dict, source: Path) -> tuple[float, float, float,
 
 
 def write_reconstruction(folder: Path, name: str, face: Reconstruction) -> None:
-    """Write the panel picture, both meshes and the parameters of one face under a name."""
+    """Write the panel picture, both meshes and the parameters of one face under a name: all of them or none."""
     for kind in KINDS:
         (folder / kind).mkdir(parents=True, exist_ok=True)
-    write_image(folder / "images" / f"{name}.png", sheet([panel(face)], columns=PANELS))
-    for kind, vertices in (("mesh", face.vertices), ("neutral_mesh", face.neutral_vertices)):
-        mesh = trimesh.Trimesh(vertices, face.faces, process=False)
-        with written_whole(folder / kind / f"{name}.obj") as file:
-            file.write(mesh.export(file_type="obj", include_normals=False).encode())
+    picture, mesh, neutral, arrays = (
+        folder / kind / f"{name}.{suffix}" for kind, suffix in zip(KINDS, ("png", "obj", "obj", "npz"), strict=True)
+    )
+    try:
+        write_image(picture, sheet([panel(face)], columns=PANELS))
+        for target, vertices in ((mesh, face.vertices), (neutral, face.neutral_vertices)):
+            content = trimesh.Trimesh(vertices, face.faces, process=False).export(file_type="obj", include_normals=False)
+            with written_whole(target) as file:
+                file.write(content.encode())
+        with written_whole(arrays) as file:
+            file.write(_parameters(face))
+    except BaseException:
+        for target in (picture, mesh, neutral, arrays):
+            target.unlink(missing_ok=True)
+        raise
+
+
+def _parameters(face: Reconstruction) -> bytes:
+    """An .npz file."""
     params = face.params
     arrays = {
         "cam": params.camera[0],
@@ -234,8 +255,7 @@ def write_reconstruction(folder: Path, name: str, face: Reconstruction) -> None:
     }
     buffer = io.BytesIO()
     np.savez(buffer, landmarks=face.landmarks, **{key: value.numpy() for key, value in arrays.items()})
-    with written_whole(folder / "params" / f"{name}.npz") as file:
-        file.write(buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _place(square: Square) -> list[str]:
