@@ -1,9 +1,11 @@
 """The layer in PyTorch's own operators, and as others run it: ONNX Runtime."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from ringnet_ext.flame import FLAME, FlameModel
+from ringnet_ext.flame import FLAME, FlameModel, builtin_head
 from ringnet_ext.ops import reference
 
 WIDTHS = {"shape": 8, "expression": 4, "global_pose": 3, "neck_pose": 3, "jaw_pose": 3, "eye_pose": 6, "translation": 3}
@@ -57,6 +59,18 @@ def test_it_takes_what_the_layer_takes(layer, many_joints):
     matrices = torch.linalg.matrix_exp(torch.randn(2, 7, 3, 3) - torch.randn(2, 7, 3, 3))
     for value in (pose, matrices):
         torch.testing.assert_close(many_joints.exportable()(pose=value), tuple(many_joints(pose=value))[:2])
+
+
+def test_eyelids_and_a_static_offset():
+    lids = torch.randn(5023, 3, 2, generator=torch.Generator().manual_seed(1)).numpy() * 0.001
+    layer = FLAME(replace(builtin_head(), eyeliddirs=lids), shape_params=8, expression_params=4)
+    given = inputs(3, ("shape", "expression", "jaw_pose"))
+    given |= {"eyelids": torch.rand(3, 2), "static_offset": 0.001 * torch.randn(3, 5023, 3)}
+    torch.testing.assert_close(layer.exportable()(**given), tuple(layer(**given)), rtol=0, atol=1e-6)
+    del given["eyelids"]
+    torch.testing.assert_close(layer.exportable()(**given), tuple(layer(**given)), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="^static_offset: expected shape"):
+        layer.exportable()(static_offset=torch.zeros(3, 5022, 3))
 
 
 def test_errors_name_the_argument(layer, many_joints):

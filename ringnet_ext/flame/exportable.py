@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..ops import reference
-from .layer import _JOINTS, _POSES, _given, _rows
+from .layer import _COEFFICIENTS, _JOINTS, _POSES, _given, _rows
 
 
 class ExportableFLAME(nn.Module):
@@ -22,6 +22,7 @@ class ExportableFLAME(nn.Module):
             self.register_buffer(name, tensor)
         self.chain = layer.parents.tolist()  # numbers: which operators are exported depends on them
         self.shape_params, self.expression_params = layer.shape_params, layer.expression_params
+        self.eyelid_params = layer.eyelid_params
         self.neck_joint = layer.neck_joint
 
     def forward(
@@ -33,6 +34,8 @@ class ExportableFLAME(nn.Module):
         jaw_pose: Tensor | None = None,
         eye_pose: Tensor | None = None,
         translation: Tensor | None = None,
+        eyelids: Tensor | None = None,
+        static_offset: Tensor | None = None,
         pose: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """vertices (B, V, 3), joints (B, J, 3) and, for a model that has them, landmarks (B, C + L, 3); metres.
@@ -42,6 +45,8 @@ class ExportableFLAME(nn.Module):
             global_pose, neck_pose, jaw_pose: (B, 3) axis-angle, radians.
             eye_pose: (B, 6) axis-angle, left eye then right.
             translation: (B, 3) metres, added last.
+            eyelids: (B, 2) coefficients, for a model that has their directions.
+            static_offset: (B, V, 3) metres that vertices are off the model's, in its neutral pose.
             pose: all joints at once instead of the four poses, (B, 3J) axis-angle or (B, J, 3, 3) rotation matrices.
 
         Raises:
@@ -56,17 +61,22 @@ class ExportableFLAME(nn.Module):
         _require("pose", pose, (3 * joints,) if pose2rot else (joints, 3, 3))
         for name, value, width in (("translation", translation, 3), *zip(_POSES, poses, _POSES.values())):
             _require(name, value, (width,))
-        widths = (self.shape_params, self.expression_params)
-        shape, expression = _padded("shape", shape, widths[0]), _padded("expression", expression, widths[1])
+        if static_offset is not None and static_offset.shape[1:] == (0, 3):  # as in FlameParams without one
+            static_offset = None
+        _require("static_offset", static_offset, tuple(like.shape))
+        widths = (self.shape_params, self.expression_params, self.eyelid_params)
+        coefficients = [_padded(name, value, width)
+                        for name, value, width in zip(_COEFFICIENTS, (shape, expression, eyelids), widths)]  # fmt: skip
 
-        given = [value for value in (shape, expression, translation, pose, *poses) if value is not None]
+        given = [value for value in (*coefficients, translation, static_offset, pose, *poses) if value is not None]
         size = given[0].shape[0] if given else 1
-        betas = _rows((shape, expression), widths, size, like)
+        betas = _rows(coefficients, widths, size, like)
         if pose is None:
             pose = _rows(poses[:1], (3,), size, like) if joints != _JOINTS else _rows(poses, _POSES.values(), size, like)
             pose = pad(pose, (0, 3 * joints - pose.shape[1]))
 
-        model = (self.v_template, self.shapedirs, self.posedirs, self.J_regressor, self.chain, self.lbs_weights)
+        template = like if static_offset is None else like + static_offset
+        model = (template, self.shapedirs, self.posedirs, self.J_regressor, self.chain, self.lbs_weights)
         if self.lmk_faces_idx is None:
             outputs = reference.flame_lbs(betas, pose, *model, pose2rot=pose2rot)
         else:
