@@ -15,6 +15,7 @@ from ringnet_ext.encoder import CompactEncoder, IterativeRegressor, ResNet50
 from ringnet_ext.flame import FLAME
 from ringnet_ext.model import HeadParams, RingNet
 from ringnet_ext.render import overlay
+from ringnet_ext.squares import fit_square
 from ringnet_ext.trainer import Trainer, TrainingSettings
 
 SETTINGS = TrainingSettings(steps=3, rings_per_step=2, ring_size=3, checkpoint_steps=1, warmup_steps=0, learning_rate=1e-3)
@@ -106,7 +107,7 @@ def test_a_neutral_mesh_has_no_expression_and_no_pose():
         model.regressor.mean[9:109] = torch.from_numpy(random.normal(size=100))
         model.regressor.mean[109:] = 2.0
         model.regressor.mean[6:9] = torch.tensor([0.3, 0.0, 0.0])
-    face = model.reconstruct(random.integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    face = model.reconstruct(fit_square(random.integers(0, 255, (64, 64, 3), dtype=np.uint8)))
     assert face.params.expression.abs().mean() > 1 and face.params.jaw_pose.norm() > 0.1
     shape = face.params.shape[0].double().numpy()
     expected = model.head.v_template + model.head.shapedirs @ shape

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..command_line import Parser, command, output_file, path, real
 from ..contact_sheet import complexion
-from ..images import write_image
+from ..images import PICTURES, write_image
 from ..parameters import FlameParams, read_parameters
 from ..render import head_picture, sheet
 from ..rotations import axis_angle_from_matrix, matrix_from_axis_angle
@@ -20,13 +21,14 @@ from .meshes import Mesh, obj_bytes
 from .model import FlameModel
 from .sources import load_head
 
-PICTURES, MESHES, ARRAYS = (".png", ".jpg"), (".obj", ".ply", ".glb"), (".npz", ".safetensors")
+MESHES, ARRAYS = (".obj", ".ply", ".glb"), (".npz", ".safetensors")
 _DEMO_YAWS = (30.0, -30.0, 85.0, -48.0, 10.0, -15.0, 0.0)  # the poses that FLAME_PyTorch's main.py shows
+_LARGEST = 1000  # coefficients and metres: beyond, there is nothing to see, and numbers overflow in files and pictures
 _SIZE, _EXTENT, _COLUMNS = 256, 0.34, 8  # pixels, metres, pictures in a row
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m ringnet_ext.flame",
         description="Pose a head and write it with its landmarks: as a picture (.png, .jpg), a mesh in the model's "
         "vertex order (.obj, .ply; .glb with the landmarks as points) or arrays (.npz, .safetensors: vertices, joints, "
@@ -37,53 +39,48 @@ def _parser() -> argparse.ArgumentParser:
         group.add_argument(flag, help=text, **kwargs)
 
     head = parser.add_argument_group("head")
-    add(head, "--model", "model file, or a mesh (metres, y up, face towards +z) [the built-in head]", type=Path)
+    add(head, "--model", "model file, or a mesh (metres, y up, face towards +z) [the built-in head]", type=path)
     add(head, "--eyelid-files", "l_eyelid.npy and r_eyelid.npy of SMIRK or metrical-tracker, for a model file [none]",
-        type=Path, nargs=2, metavar="FILE")  # fmt: skip
+        type=path, nargs=2, metavar="FILE")  # fmt: skip
     add(head, "--landmarks", "landmark embedding in any format, or RingNet's static and dynamic ones [the model's own]",
-        type=Path, nargs="+", metavar="FILE")  # fmt: skip
+        type=path, nargs="+", metavar="FILE")  # fmt: skip
     given = parser.add_argument_group("parameters", "numbers given here replace those of the file")
     add(given, "--parameters", "file of this project, of RingNet, DECA, EMOCA, SMIRK, MICA, VHAP, GaussianAvatars, "
-        "metrical-tracker, smplx or FLAME_PyTorch, or a folder of .npy files; of one head or of many", type=Path,
+        "metrical-tracker, smplx or FLAME_PyTorch, or a folder of .npy files; of one head or of many", type=path,
         metavar="FILE")  # fmt: skip
-    add(given, "--shape", "first shape coefficients", type=float, nargs="+", metavar="C")
-    add(given, "--expression", "first expression coefficients", type=float, nargs="+", metavar="C")
+    coefficient = real(-_LARGEST, _LARGEST)
+    add(given, "--shape", "first shape coefficients", type=coefficient, nargs="+", metavar="C")
+    add(given, "--expression", "first expression coefficients", type=coefficient, nargs="+", metavar="C")
     for name, count in (("global", 3), ("neck", 3), ("jaw", 3), ("eye", 6)):
-        add(given, f"--{name}-pose", "axis-angle, degrees", type=float, nargs=count, metavar="A")
-    add(given, "--eyelids", "coefficients of the left and the right one, 1 for shut", type=float, nargs=2, metavar="C")
-    add(given, "--translation", "metres", type=float, nargs=3, metavar="X")
-    add(given, "--yaw", "turns to the subject's left after all that, degrees; one head each", type=float, nargs="+")
-    parser.add_argument("--out", type=Path, nargs="+", default=[Path("heads.png")], metavar="FILE",
+        add(given, f"--{name}-pose", "axis-angle, degrees", type=real(-3600, 3600), nargs=count, metavar="A")
+    add(given, "--eyelids", "coefficients of the left and the right one, 1 for shut", type=coefficient, nargs=2, metavar="C")
+    add(given, "--translation", "metres", type=coefficient, nargs=3, metavar="X")
+    add(given, "--yaw", "turns to the subject's left after all that, degrees; one head each", type=real(-3600, 3600), nargs="+")
+    parser.add_argument("--out", type=path, nargs="+", default=[path("heads.png")], metavar="FILE",
                         help="files to write; meshes of several heads are numbered [heads.png]")  # fmt: skip
     return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    known = PICTURES + MESHES + ARRAYS
-    for path in options.out:
-        if path.suffix.lower() not in known:
-            parser.error(f"--out: {path}: expected a name that ends in one of {', '.join(known)}")
-    try:
-        head = load_head(options.model, options.landmarks, eyelids=options.eyelid_files)
-        params = _parameters(options)
-        layer = FLAME(
-            head,
-            shape_params=params.shape.shape[1],
-            expression_params=params.expression.shape[1],
-            neck_joint=min(1, len(head.parents) - 1),
-            dtype=torch.float64,
-        )
-        _require_used(params, layer)
-        with torch.no_grad():
-            posed = _posed(layer, params)
-        for path in options.out:
-            for written in write_heads(path, head, posed):
-                print(written)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+@command
+def main(arguments: list[str]) -> int:
+    options = _parser().parse_args(arguments)
+    for file in options.out:
+        output_file(file, PICTURES + MESHES + ARRAYS)
+    head = load_head(options.model, options.landmarks, eyelids=options.eyelid_files)
+    params = _parameters(options)
+    layer = FLAME(
+        head,
+        shape_params=params.shape.shape[1],
+        expression_params=params.expression.shape[1],
+        neck_joint=min(1, len(head.parents) - 1),
+        dtype=torch.float64,
+    )
+    _require_used(params, layer)
+    with torch.no_grad():
+        posed = _posed(layer, params)
+    for file in options.out:
+        for written in write_heads(file, head, posed):
+            print(written)
     return 0
 
 
@@ -97,6 +94,11 @@ def _parameters(options: argparse.Namespace) -> FlameParams:
     from_file = {}
     if options.parameters is not None:
         from_file = read_parameters(options.parameters, torch.float64)._asdict()
+        for name, value in from_file.items():
+            if value.shape[0] == 0:
+                raise ValueError(f"{options.parameters}: holds no head: {name} has 0 rows")
+            if not (value.abs() <= _LARGEST).all():  # NaN isn't either
+                raise ValueError(f"{options.parameters}: {name}: expected numbers of at most {_LARGEST}, got larger ones or NaN")
     anything = from_file | given
     params = FlameParams.make(**anything or {"global_pose": torch.zeros(1, 3, dtype=torch.float64)})
     yaws = options.yaw or ([] if anything else _DEMO_YAWS)

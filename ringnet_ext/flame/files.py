@@ -7,6 +7,7 @@ import io
 import math
 import os
 import re
+import shutil
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from .pickles import read_pickle, torch_archive
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 _MAX_BYTES = 2**32  # unpacked; the largest model of the family, SMPL-X with 400 directions, has 0.2 GB
 
@@ -108,12 +114,86 @@ def write_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None
 
 @contextmanager
 def written_whole(path: str | os.PathLike):
-    """A binary file to write to, which appears under `path` once it is complete, or not at all."""
+    """A binary file to write to, which appears under `path` once it is complete, or not at all.
+
+    An OSError names `path`. What a process that is killed leaves behind is for :func:`remove_leftovers`.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with _locked(temporary) as file:
             yield file
-        os.replace(temporary, path)
+            file.flush()
+            if not fcntl:  # Windows renames no open file
+                file.close()
+            os.replace(temporary, path)
+    except OSError as error:
+        if error.errno and error.filename in (None, temporary, os.fspath(temporary)):
+            error.filename, error.filename2 = os.fspath(path), None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_whole(path: str | os.PathLike):
+    """A folder to write into, which appears as `path` once the block is done, in place of what was there, or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        lock = os.open(temporary, os.O_RDONLY) if fcntl else None
+        try:
+            _lock(lock)
+            yield temporary
+            if path.exists():
+                shutil.rmtree(path)
+            temporary.rename(path)
+        finally:
+            if lock is not None:
+                os.close(lock)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+# A temporary file is locked by whoever writes it. The system releases the locks of a process that dies, so a temporary file
+# that can be locked is nobody's any more; process numbers would not tell, as they come again and differ between machines.
+
+
+def _locked(temporary: Path):
+    while True:
+        file = open(temporary, "wb")
+        _lock(file)
+        if fcntl and os.fstat(file.fileno()).st_nlink == 0:  # taken for a leftover before it was locked
+            file.close()
+            continue
+        return file
+
+
+def _lock(file) -> None:
+    if fcntl:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks, on which no leftover is removed either
+            pass
+
+
+def remove_leftovers(*folders: str | os.PathLike, name: str | None = None) -> None:
+    """Remove what killed processes left half-written in these folders, not below them: of the file `name`, or of any."""
+    pattern = re.compile(rf"\.{re.escape(name) if name else '.+'}\.\d+\.tmp")
+    for folder in map(Path, folders):
+        if not fcntl or not folder.is_dir():
+            continue
+        for leftover in [folder / entry for entry in os.listdir(folder) if pattern.fullmatch(entry)]:
+            try:
+                descriptor = os.open(leftover, os.O_RDONLY)
+            except OSError:  # gone, or another's
+                continue
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            except OSError:  # being written
+                pass
+            finally:
+                os.close(descriptor)

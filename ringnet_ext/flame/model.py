@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -110,6 +111,18 @@ class FlameModel:
             uv_faces=uv_faces,
         )
 
+    def digest(self) -> str:
+        """Tells heads apart by everything in them; the same for a head in any file format, in float32 or float64."""
+        digest = hashlib.sha256()
+        landmarks = {} if self.landmarks is None else self.landmarks.arrays()
+        for group in ({name: getattr(self, name) for name in MODEL_ARRAYS}, landmarks, self.regions):
+            for name in sorted(group):
+                array = np.asarray(group[name])
+                array = np.ascontiguousarray(array, np.float32 if array.dtype.kind == "f" else np.int64)
+                digest.update(f"{name} {array.shape} ".encode())
+                digest.update(array.data)
+        return digest.hexdigest()[:16]
+
     def save(self, path: str | os.PathLike) -> None:
         """Writes the model as `.npz` (uncompressed) or `.safetensors`, whole or not at all."""
         arrays = {name: getattr(self, name) for name in MODEL_ARRAYS}
@@ -117,6 +130,14 @@ class FlameModel:
         if self.landmarks is not None:
             arrays |= {f"landmarks/{name}": array for name, array in self.landmarks.arrays().items()}
         write_arrays(path, arrays | {f"regions/{name}": ids for name, ids in self.regions.items()})
+
+    def with_regions(self, path: str | os.PathLike) -> FlameModel:
+        """The model with the regions of FLAME_masks.pkl. Raises ValueError, naming the file, where they are not this model's."""
+        content = read_file(path)
+        try:
+            return replace(self, regions=region_arguments(content))
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from error
 
     @classmethod
     def load(
@@ -151,11 +172,7 @@ class FlameModel:
         if landmarks is not None:
             model = replace(model, landmarks=landmarks)
         if regions is not None:
-            content = read_file(regions)
-            try:
-                model = replace(model, regions=region_arguments(content))
-            except ValueError as error:
-                raise ValueError(f"{os.fspath(regions)}: {error}") from error
+            model = model.with_regions(regions)
         if eyelids is not None:
             try:
                 model = replace(model, eyeliddirs=eyelid_arguments(*(read_file(path) for path in eyelids)))

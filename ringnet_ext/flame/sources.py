@@ -21,7 +21,7 @@ def load_head(
     """A model file, a mesh (metres, y up, face towards +z) as a rigid head, or the built-in head for None.
 
     landmarks  paths of an embedding, or of RingNet's static and dynamic ones, in place of the head's own
-    regions    path of FLAME_masks.pkl, for a model file
+    regions    path of FLAME_masks.pkl
     eyelids    paths of l_eyelid.npy and r_eyelid.npy, for a model file
 
     A mesh keeps the order of its file's vertices and triangles, and its texture coordinates.
@@ -29,11 +29,15 @@ def load_head(
     Raises ValueError, naming the file, for what cannot be read.
     """
     embedding = LandmarkEmbedding.load(*landmarks) if landmarks else None
+    if path is not None and Path(path).suffix.lower() not in MESHES:
+        return FlameModel.load(path, embedding, regions, eyelids)
+    if eyelids is not None:
+        raise ValueError(f"eyelids: expected a model file to go with them, got {'no model' if path is None else os.fspath(path)}")
     if path is None:
         from .builtin import builtin_head
 
-        return builtin_head() if embedding is None else replace(builtin_head(), landmarks=embedding)
-    if Path(path).suffix.lower() not in MESHES:
-        return FlameModel.load(path, embedding, regions, eyelids)
-    mesh = read_mesh(path)
-    return FlameModel.rigid(mesh.vertices, mesh.faces, embedding, mesh.uv, mesh.uv_faces)
+        head = builtin_head() if embedding is None else replace(builtin_head(), landmarks=embedding)
+    else:
+        mesh = read_mesh(path)
+        head = FlameModel.rigid(mesh.vertices, mesh.faces, embedding, mesh.uv, mesh.uv_faces)
+    return head if regions is None else head.with_regions(regions)
