@@ -185,6 +185,8 @@ class TestFaceLandmarker:
         image = np.zeros((100, 200, 3), np.uint8)[:, ::-1]
         assert detector(image) is None
         meshes = [size * turned(0.3) / 100 for size in (0.3, 0.9, 0.5)]
+        meshes.append(meshes[1] * (0.95, 1, 1) + (80, 0, 0))  # elsewhere, and a little narrower
+        meshes[3][:, 1] = meshes[3][:, 1].mean()
         for mesh in meshes:
             rows = zip(mesh[:, 0] / 200, mesh[:, 1] / 100, mesh[:, 2] / 200, strict=True)
             stub.append([SimpleNamespace(x=x, y=y, z=z) for x, y, z in rows])
