@@ -28,6 +28,8 @@ def _parser() -> Parser:
         "SRC, the file of its contour [the model's own, if it has any]",
     )  # fmt: skip
     parser.add_argument("--regions", type=path, metavar="FILE", help="FLAME_masks.pkl, to store with the model [none]")
+    parser.add_argument("--eyelids", type=path, nargs=2, metavar="FILE", help="l_eyelid.npy and r_eyelid.npy of SMIRK or "
+                        "metrical-tracker, to store with the model [the model's own, if it has any]")  # fmt: skip
     parser.add_argument("--format", choices=FORMATS, help="write a landmark embedding for that project instead: "
                         "RingNet's static .pkl or dynamic .npy, or DECA's .npy")  # fmt: skip
     parser.add_argument("--full", action="store_true", help="of DECA's embedding, take the 68 static points")
@@ -43,13 +45,14 @@ def main(arguments: list[str]) -> int:
             raise OptionError(f"--format: only for landmarks, and {options.source} is a head model")
         output_file(options.destination, ARRAYS, "DST")
         landmarks = LandmarkEmbedding.load(*options.landmarks, full=options.full) if options.landmarks else None
-        model = FlameModel.load(options.source, landmarks, options.regions)
+        model = FlameModel.load(options.source, landmarks, options.regions, options.eyelids)
         model.save(options.destination)
         print(f"{options.destination}: {_describe_model(model)}")
     else:
         output_file(options.destination, () if options.format else ARRAYS, "DST")
-        if options.regions is not None:
-            raise OptionError(f"--regions: only for a head model, and {options.source} is a landmark embedding")
+        for name in ("regions", "eyelids"):
+            if getattr(options, name) is not None:
+                raise OptionError(f"--{name}: only for a head model, and {options.source} is a landmark embedding")
         landmarks = LandmarkEmbedding.load(options.source, *(options.landmarks or ()), full=options.full)
         if options.format is None:
             landmarks.save(options.destination)
@@ -67,6 +70,8 @@ def _describe_model(model: FlameModel) -> str:
         f"{vertices} vertices, {len(model.faces)} faces, {len(model.parents)} joints",
         f"{shapes} shape and {model.expressiondirs.shape[2]} expression directions",
     ]
+    if model.eyeliddirs is not None:
+        parts.append("eyelids")
     if model.landmarks is not None:
         parts.append(_describe_landmarks(model.landmarks))
     if model.regions:

@@ -44,6 +44,16 @@ class TestRings:
             assert people.shape == (4, 6)
             assert (people[:, :-1] == people[:, :1]).all() and (people[:, -1] != people[:, 0]).all()
 
+    def test_everybody_else_is_as_often_the_other(self):
+        sampler = RingSampler(self.identity, 3, 10, seed=2)
+        pairs = np.zeros((10, 10), int)
+        for step in range(300):
+            rings = self.identity[sampler.rings(step)]
+            np.add.at(pairs, (rings[:, 0], rings[:, -1]), 1)
+        others = pairs[~np.eye(10, dtype=bool)]
+        assert not pairs.diagonal().any() and (pairs.sum(1) == 300).all()
+        assert (abs(others - 300 / 9) < 5 * (300 / 9) ** 0.5).all()
+
     def test_images_of_a_ring_differ_where_there_are_enough(self):
         rings = RingSampler(self.identity, 6, 10, seed=0).rings(0)
         assert all(len(set(ring)) == 6 for ring in rings)

@@ -145,7 +145,7 @@ class TestFaceLandmarker:
     def test_missing_package(self, tmp_path, monkeypatch):
         (tmp_path / "a.task").write_bytes(b"")
         monkeypatch.setitem(sys.modules, "mediapipe", None)
-        with pytest.raises(ImportError, match=r"pip install 'ringnet_ext\[detector\]'"):
+        with pytest.raises(ImportError, match="pip install 'mediapipe>="):
             FaceLandmarker(tmp_path / "a.task")
 
     @pytest.fixture
@@ -185,6 +185,8 @@ class TestFaceLandmarker:
         image = np.zeros((100, 200, 3), np.uint8)[:, ::-1]
         assert detector(image) is None
         meshes = [size * turned(0.3) / 100 for size in (0.3, 0.9, 0.5)]
+        meshes.append(meshes[1] * (0.95, 1, 1) + (80, 0, 0))  # elsewhere, and a little narrower
+        meshes[3][:, 1] = meshes[3][:, 1].mean()
         for mesh in meshes:
             rows = zip(mesh[:, 0] / 200, mesh[:, 1] / 100, mesh[:, 2] / 200, strict=True)
             stub.append([SimpleNamespace(x=x, y=y, z=z) for x, y, z in rows])

@@ -74,14 +74,22 @@ def test_of_two_faces_the_box_chooses():
 
 @pytest.mark.parametrize(
     "image",
-    [picture(), np.random.default_rng(0).integers(0, 100, (100, 100, 3), dtype=np.uint8), picture(size=(16, 400))],
-    ids=["nothing", "noise", "strip"],
+    [picture(), np.random.default_rng(0).integers(0, 100, (100, 100, 3), dtype=np.uint8), picture(size=(16, 400)), picture(size=(1, 1))],
+    ids=["nothing", "noise", "strip", "pixel"],
 )
 def test_what_is_no_face_is_said_to_be_none(image):
     with pytest.raises(NotAFaceError, match="not a face as the network knows them"):
         find_face(Seer(), image)
     with pytest.raises(NotAFaceError):
-        find_face(Seer(), image, (2, 2, 14, 14))
+        find_face(Seer(), image, (0, 0, 14, 14))
+
+
+@pytest.mark.parametrize("image", [np.zeros((0, 5, 3), np.uint8), np.zeros((40, 40)), np.zeros((40, 40, 3))])
+def test_what_is_no_picture_and_boxes_outside_of_it_are_named(image):
+    with pytest.raises(ValueError, match="image: expected"):
+        find_face(Seer(), image)
+    with pytest.raises(ValueError, match="square: expected one that has part of the image of 160 x 120"):
+        find_face(Seer(), picture(), (500, 500, 530, 540))
 
 
 def test_landmarks_follow_the_square_where_there_is_no_face_and_stay_where_there_is_one():

@@ -59,8 +59,9 @@ void get_pages([[maybe_unused]] T* p, [[maybe_unused]] index_t n, [[maybe_unused
     const index_t begin = round_up(first, huge), end = (first + n * index_t(sizeof(T))) / huge * huge, pages = (end - begin) / huge;
     if (n * index_t(sizeof(T)) <= index_t(32) << 20) return;
     (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (index_t i = 0; i < pages; ++i) (void)madvise(reinterpret_cast<void*>(begin + i * huge), huge, populate_write);
+    Team(threads, double(end - begin)).each(pages, [&](index_t i) {
+        (void)madvise(reinterpret_cast<void*>(begin + i * huge), huge, populate_write);
+    });
 #endif
 }
 

@@ -13,6 +13,7 @@
 
 #include "../ops.h"
 #include "simd.h"
+#include "threads.h"
 
 namespace ringnet {
 namespace {
@@ -126,7 +127,7 @@ void list_joint_tiles(const LbsLayout<T>& lay, const std::int32_t* index, index_
 }
 
 template <class T>
-void pack_lbs(const LbsConstants<T>& c, T* packed, std::int32_t* index, [[maybe_unused]] int threads) {
+void pack_lbs(const LbsConstants<T>& c, T* packed, std::int32_t* index, int threads) {
     using Layout = LbsLayout<T>;
     constexpr int W = lanes<T>;
     const Layout lay(c.V, c.K, c.J);
@@ -134,8 +135,7 @@ void pack_lbs(const LbsConstants<T>& c, T* packed, std::int32_t* index, [[maybe_
         if (v >= c.V) return T(0);
         return k < c.K ? c.shapedirs[(3 * v + xyz) * c.K + k] : c.posedirs[(k - c.K) * 3 * c.V + 3 * v + xyz];
     };
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (index_t block = 0; block < lay.blocks(); ++block) {
+    Team(threads, double(lay.packed_size())).each(lay.blocks(), [&](index_t block) {
         const index_t t0 = block * Layout::tiles_per_block, t1 = min_of(t0 + Layout::tiles_per_block, lay.tiles);
         std::int32_t* features = index + lay.block_features(block);
         list_features(c, t0 * W, min_of(t1 * W, c.V), features);
@@ -163,7 +163,7 @@ void pack_lbs(const LbsConstants<T>& c, T* packed, std::int32_t* index, [[maybe_
             }
         }
         list_joint_tiles(lay, index, t0, t1, index + lay.joint_tiles(block));
-    }
+    });
 }
 
 // A block's directions and the features that they belong to.

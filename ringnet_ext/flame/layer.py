@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import _ringnet_core as core
 import torch
@@ -13,6 +13,9 @@ from torch.nn.functional import pad
 
 from ..ops import flame_head, flame_landmarks, flame_lbs, vertices2landmarks
 from .model import FlameModel
+
+if TYPE_CHECKING:
+    from .exportable import ExportableFLAME
 
 _JOINTS = 5  # global, neck, jaw, left eye, right eye
 _POSES = {"global_pose": 3, "neck_pose": 3, "jaw_pose": 3, "eye_pose": 6}  # columns of the pose, in the joints' order
@@ -224,6 +227,17 @@ class FLAME(nn.Module):
         layer.v_template = template.to(like.dtype)
         layer.shapedirs = torch.cat([*free, eyelids], dim=-1)
         return layer
+
+    def exportable(self) -> ExportableFLAME:
+        """This layer in PyTorch's own operators, which ``torch.onnx.export`` and ``torch.export`` can take along.
+
+        It takes the arguments that :meth:`forward` takes, ``pose`` too, all of one batch size and in the layer's dtype; the batch
+        may be dynamic. It returns a plain tuple, without landmarks where the model has none. The results are the same to rounding
+        and as differentiable, in several times the time. It shares the constants that this layer has now.
+        """
+        from .exportable import ExportableFLAME
+
+        return ExportableFLAME(self).eval()
 
     def extra_repr(self) -> str:
         vertices, joints = self.lbs_weights.shape

@@ -53,6 +53,11 @@ def batch_rodrigues(rot_vecs: Tensor, epsilon: float = 1e-8) -> Tensor:
     return identity + a * cross + b * (cross @ cross)
 
 
+def _chain(parents) -> list[int]:
+    """The joints' parents as numbers; they are given as such where a graph that is exported must not depend on a tensor's values."""
+    return parents.tolist() if isinstance(parents, Tensor) else list(parents)
+
+
 def _rotations(pose: Tensor, num_joints: int, pose2rot: bool) -> Tensor:
     batch = pose.shape[0]
     if pose2rot:
@@ -80,7 +85,7 @@ def flame_lbs(
         shapedirs: (V, 3, K), metres per unit of beta.
         posedirs: ((J-1)*9, V*3), metres per unit of vec(R_j - I), joints 1 to J-1.
         J_regressor: (J, V), joints as weighted sums of vertices.
-        parents: (J,), parents[0] = -1.
+        parents: (J,), parents[0] = -1; a tensor, or a list as where a graph is exported.
         lbs_weights: (V, J) skinning weights.
         pose2rot: whether ``pose`` is axis-angle.
 
@@ -99,7 +104,7 @@ def flame_lbs(
 
     # World transform of each joint: x -> world_r x + world_t in the joint's own frame.
     world_r, world_t = [rotations[:, 0]], [joints[:, 0]]
-    for j, parent in enumerate(parents.tolist()[1:], start=1):
+    for j, parent in enumerate(_chain(parents)[1:], start=1):
         offset = joints[:, j] - joints[:, parent]
         world_r.append(world_r[parent] @ rotations[:, j])
         world_t.append(world_t[parent] + (world_r[parent] @ offset[..., None])[..., 0])
@@ -140,7 +145,7 @@ def contour_rows(rotation: Tensor) -> Tensor:
     frontal, 1..39 are +1..+39 degrees, 40..78 are -1..-39; beyond 39 degrees the last row is used.
     """
     r20, r22 = rotation[:, 2, 0], rotation[:, 2, 2]
-    degrees = torch.rad2deg(torch.atan2(torch.where(r22 < 0, r20, -r20), r22.abs()))
+    degrees = torch.atan2(torch.where(r22 < 0, r20, -r20), r22.abs()) * (180 / math.pi)
     rounded = degrees.nan_to_num(0.0).clamp(-39, 39).round().long()
     return torch.where(rounded < 0, 39 - rounded, rounded)
 
@@ -156,7 +161,7 @@ def landmark_points(
     pose2rot: bool,
 ) -> tuple[Tensor, Tensor]:
     """The faces (B, C + L) and barycentric coordinates (B, C + L, 3) of each batch element's landmarks."""
-    batch, chain = pose.shape[0], parents.tolist()
+    batch, chain = pose.shape[0], _chain(parents)
     index, bary = lmk_faces_idx.expand(batch, -1), lmk_bary_coords.expand(batch, -1, -1)
     if contour_faces_idx is not None:
         rotations = _rotations(pose.detach(), len(chain), pose2rot)
