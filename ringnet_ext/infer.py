@@ -100,6 +100,8 @@ def main(arguments: list[str]) -> int:
                 rows.append([file, "", text.removeprefix(f"{file}: "), "", "", "", ""])
                 if isinstance(error, OSError) and error.errno in _NOWHERE_TO_WRITE:
                     break
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted after {len(rows)} of {len(files)} images; {options.out / INDEX} names them") from None
     finally:
         try:
             _write_index(options.out / INDEX, rows)
