@@ -19,7 +19,7 @@ import torch
 from .camera import to_pixels
 from .data.augment import crop
 from .images import INPUT_SIZE
-from .squares import Square, cut_square, landmark_square
+from .squares import Square, cut_square, landmark_square, shrunk
 
 if TYPE_CHECKING:
     from .data.faces import FaceSet
@@ -147,17 +147,18 @@ def find_face(model: RingNet, image: np.ndarray, box: tuple[float, float, float,
 
     Raises:
         NotAFaceError: nothing there is a face as the network knows them.
+        ValueError: it is no such image, or the box lies outside of it.
     """
-    small, shrunk = _shrunk(image, _DETAIL * model.encoder.input_size)
+    small, scale = shrunk(image, _DETAIL * model.encoder.input_size)
     limit, least = limit_of(model), math.inf
-    for starts in _starts(small, None if box is None else shrunk * np.array(box)):
+    for starts in _starts(small, None if box is None else scale * np.array(box)):
         _, middles, sides = settled(model, [small] * len(starts[1]), *starts)
         middles, sides = _distinct(middles, sides)
         values = following(model, [small] * len(sides), middles, sides)
         least = min([least, *values])
         if least <= limit:
             best = int(values.argmin())
-            return cut_square(image, middles[best] / shrunk, sides[best] / shrunk)
+            return cut_square(image, middles[best] / scale, sides[best] / scale)
     if least == math.inf:
         raise NotAFaceError("not a face as the network knows them: wherever it looks, its own landmarks lie elsewhere")
     raise NotAFaceError(
@@ -216,16 +217,6 @@ def _distinct(middles: np.ndarray, sides: np.ndarray) -> tuple[np.ndarray, np.nd
     return middles[kept], sides[kept]
 
 
-def _shrunk(image: np.ndarray, longest: int) -> tuple[np.ndarray, float]:
-    """The image with its longer side brought down to ``longest`` pixels, and by how much."""
-    height, width = image.shape[:2]
-    scale = longest / max(height, width)
-    if scale >= 1:
-        return image, 1.0
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA), scale
-
-
 def _starts(image: np.ndarray, box: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Middles and sides of the squares to start from, in the order to try them: around the box, or in the whole image and
     then in smaller and smaller parts all over it."""
@@ -237,6 +228,8 @@ def _starts(image: np.ndarray, box: np.ndarray | None) -> Iterator[tuple[np.ndar
     yield extent[None] / 2, extent.max(keepdims=True)
     for part in _PARTS:
         side = part * extent.max()
+        if side < _SMALLEST:
+            return
         rooms = np.maximum(0, extent - side)
         across, down = (
             np.linspace((length - room) / 2, (length + room) / 2, 1 + math.ceil(room / (_STRIDE * side)))

@@ -275,7 +275,10 @@ class RingNet(nn.Module):
             configuration, saved_head = facts["model"], facts["head"]
         except (KeyError, TypeError):
             raise CheckpointError(f"{path}: a checkpoint, but not of a RingNet") from None
-        model = cls._on_its_head(path, head, saved_head, configuration, tensors)
+        try:
+            model = cls._on_its_head(path, head, saved_head, configuration, tensors)
+        except TypeError as error:  # an argument that there isn't
+            raise CheckpointError(f"{path}: made by another version of ringnet_ext: {error}") from error
         own = model.checkpoint_tensors()
         wrong = [name for name in own if name not in tensors or tensors[name].shape != own[name].shape]
         if wrong:

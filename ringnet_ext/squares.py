@@ -49,6 +49,20 @@ def landmark_square(
     return (low + high) / 2, (high - low).max(-1) / fill
 
 
+def shrunk(image: np.ndarray, longest: int) -> tuple[np.ndarray, float]:
+    """An image with its longer side brought down to ``longest`` pixels where it is longer, and by how much.
+
+    Raises:
+        ValueError: it is not (H, W, 3) uint8, or has no pixels.
+    """
+    height, width = _size(image)
+    scale = longest / max(height, width)
+    if scale >= 1:
+        return image, 1.0
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA), scale
+
+
 def cut_square(image: np.ndarray, middle: np.ndarray, side: float, size: int = INPUT_SIZE) -> Square:
     """Cut a square from an image and scale it to ``size`` pixels a side.
 
@@ -60,11 +74,7 @@ def cut_square(image: np.ndarray, middle: np.ndarray, side: float, size: int = I
     Raises:
         ValueError: the image is not such an array, or no part of it lies in the square.
     """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"image: expected (H, W, 3) uint8, got {image.shape} {image.dtype}")
-    height, width = image.shape[:2]
-    if min(height, width) == 0:
-        raise ValueError(f"image: expected at least one pixel, got {image.shape}")
+    height, width = _size(image)
     low, high = np.asarray(middle, np.float64) - side / 2, np.asarray(middle, np.float64) + side / 2
     if not (np.isfinite([*low, *high]).all() and side >= 1 and (high > 0).all() and (low < (width, height)).all()):
         raise ValueError(
@@ -77,14 +87,14 @@ def cut_square(image: np.ndarray, middle: np.ndarray, side: float, size: int = I
     right, bottom = (min(most, math.ceil(value) + margin) for value, most in zip(high, (width, height), strict=True))
     inside = image[top:bottom, left:right]
     # Bilinear sampling would skip pixels, so they are averaged down first, to about one for each of the square's.
-    shrunk = np.array([1.0, 1.0])
+    fewer = np.array([1.0, 1.0])
     if scale < 1:
         extent = np.array([right - left, bottom - top])
         target = np.maximum(1, np.round(extent * scale)).astype(int)
-        inside, shrunk = cv2.resize(inside, tuple(map(int, target)), interpolation=cv2.INTER_AREA), target / extent
+        inside, fewer = cv2.resize(inside, tuple(map(int, target)), interpolation=cv2.INTER_AREA), target / extent
     # From the square's pixels to those of `inside`; pixel centres are at whole numbers here.
-    step = shrunk / scale
-    start = (low - (left, top)) * shrunk + step / 2 - 0.5
+    step = fewer / scale
+    start = (low - (left, top)) * fewer + step / 2 - 0.5
     matrix = np.array([[step[0], 0, start[0]], [0, step[1], start[1]]])
     method = cv2.INTER_LINEAR if scale < 1 else cv2.INTER_CUBIC
     pixels = cv2.warpAffine(
@@ -94,9 +104,18 @@ def cut_square(image: np.ndarray, middle: np.ndarray, side: float, size: int = I
     return Square(pixels, scale, tuple(map(float, -low * scale)))
 
 
+def _size(image: np.ndarray) -> tuple[int, int]:
+    """Height and width of an image. Raises ValueError where it is none."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"image: expected (H, W, 3) uint8, got {image.shape} {image.dtype}")
+    if min(image.shape) == 0:
+        raise ValueError(f"image: expected at least one pixel, got {image.shape}")
+    return image.shape[:2]
+
+
 def fit_square(image: np.ndarray, size: int = INPUT_SIZE) -> Square:
     """The image as it is, its shorter side continued to a square."""
-    height, width = image.shape[:2]
+    height, width = _size(image)
     return cut_square(image, np.array([width, height]) / 2, max(height, width), size)
 
 

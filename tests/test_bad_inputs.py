@@ -6,6 +6,7 @@ import importlib
 import shlex
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 
 import cv2
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from ringnet_ext.checkpoint import read_checkpoint, write_checkpoint
 from ringnet_ext.data.photographs import record, write_manifest
 from ringnet_ext.flame import builtin_head
 from ringnet_ext.flame import files
@@ -306,6 +308,48 @@ def test_a_full_disk_ends_the_batch_and_keeps_what_is_done(places, tmp_path, mon
     assert errors and all(line.startswith("error: ") and line.endswith("No space left on device") for line in errors)
     assert str(out / "neutral_mesh" / "1.obj") in errors[0] and len(errors) <= 2
     assert {path.name for path in out.rglob("*") if path.is_file()} == {"0.png", "0.obj", "0.npz"}  # not half a face
+
+
+def test_an_interrupted_batch_keeps_what_is_done(places, tmp_path, monkeypatch, capsys):
+    photos = [tmp_path / f"{index}.png" for index in range(3)]
+    for photo in photos:
+        cv2.imwrite(str(photo), cv2.imread(places["image"]))
+    write, names = files.written_whole, []
+
+    @contextmanager
+    def pressed(path):
+        names.append(path.name)
+        if names.count("1.obj"):  # in the middle of the second face
+            names.clear()
+            raise KeyboardInterrupt
+        with write(path) as file:
+            yield file
+
+    monkeypatch.setattr("ringnet_ext.infer.written_whole", pressed)
+    out = tmp_path / "out"
+    assert infer(places, *photos, "--out", out) == 130
+    assert capsys.readouterr().err == f"error: interrupted after 1 of 3 images; {out / 'index.csv'} names them\n"
+    assert sorted(path.name for path in out.rglob("*") if path.is_file()) == ["0.npz", "0.obj", "0.obj", "0.png", "index.csv"]
+
+
+def test_more_faces_than_the_disk_holds(places, tmp_path, capsys):
+    line = f"--out {tmp_path / 'run'} --cache {tmp_path / 'cache'} --identities 1000000000 --device cpu"
+    assert run("train", line.split()) == 1
+    assert "the faces need" in capsys.readouterr().err and not list((tmp_path / "cache").iterdir())
+
+
+def test_tensorboard_that_is_not_installed_is_missed_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert run("train", ["--tensorboard", "--out", str(tmp_path / "run")]) == 2
+    assert "error: --tensorboard: the package is not installed; pip install tensorboard" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_a_later_version(places, tmp_path, capsys):
+    tensors, facts = read_checkpoint(places["model"])
+    facts["model"]["wings"] = 2
+    write_checkpoint(tmp_path / "later", tensors, facts)
+    assert run("infer", [places["image"], "--checkpoint", str(tmp_path / "later"), "--out", str(tmp_path / "out")]) == 1
+    assert f"{tmp_path / 'later'}: made by another version of ringnet_ext: " in capsys.readouterr().err
 
 
 def test_prepare_that_keeps_nothing_fails_and_gives_no_advice(places, tmp_path, capsys):

@@ -74,14 +74,22 @@ def test_of_two_faces_the_box_chooses():
 
 @pytest.mark.parametrize(
     "image",
-    [picture(), np.random.default_rng(0).integers(0, 100, (100, 100, 3), dtype=np.uint8), picture(size=(16, 400))],
-    ids=["nothing", "noise", "strip"],
+    [picture(), np.random.default_rng(0).integers(0, 100, (100, 100, 3), dtype=np.uint8), picture(size=(16, 400)), picture(size=(1, 1))],
+    ids=["nothing", "noise", "strip", "pixel"],
 )
 def test_what_is_no_face_is_said_to_be_none(image):
     with pytest.raises(NotAFaceError, match="not a face as the network knows them"):
         find_face(Seer(), image)
     with pytest.raises(NotAFaceError):
-        find_face(Seer(), image, (2, 2, 14, 14))
+        find_face(Seer(), image, (0, 0, 14, 14))
+
+
+@pytest.mark.parametrize("image", [np.zeros((0, 5, 3), np.uint8), np.zeros((40, 40)), np.zeros((40, 40, 3))])
+def test_what_is_no_picture_and_boxes_outside_of_it_are_named(image):
+    with pytest.raises(ValueError, match="image: expected"):
+        find_face(Seer(), image)
+    with pytest.raises(ValueError, match="square: expected one that has part of the image of 160 x 120"):
+        find_face(Seer(), picture(), (500, 500, 530, 540))
 
 
 def test_landmarks_follow_the_square_where_there_is_no_face_and_stay_where_there_is_one():
@@ -136,15 +144,16 @@ def test_a_model_keeps_its_limit_and_what_it_was_trained_on(tmp_path):
     assert again.limit == 0.4 == limit_of(again) and again.trained_on == "synthetic faces"
 
 
+@pytest.fixture(scope="module")
+def trained():
+    return RingNet.load(CHECKPOINT)
+
+
 @pytest.mark.skipif(not CHECKPOINT, reason="needs RINGNET_CHECKPOINT, a run folder of the default training")
 class TestTrainedNetwork:
-    @pytest.fixture(scope="class")
-    def model(self):
-        return RingNet.load(CHECKPOINT)
-
     @pytest.mark.parametrize("loose", [False, True])
-    def test_at_most_two_of_200_held_out_faces_are_not_found(self, model, loose):
-        faces = SyntheticFaces(split="test", identities=100, images_per_identity=2).load(model.head)
+    def test_at_most_two_of_200_held_out_faces_are_not_found(self, trained, loose):
+        faces = SyntheticFaces(split="test", identities=100, images_per_identity=2).load(trained.head)
         pictures, _, _ = crop(faces, np.arange(200)[:, None], 224, np.random.default_rng(0))
         failed = 0
         for i in range(200):
@@ -155,16 +164,16 @@ class TestTrainedNetwork:
             else:
                 image = np.ascontiguousarray(pictures[i].permute(1, 2, 0).expand(-1, -1, 3))
             try:
-                find_face(model, image)
+                find_face(trained, image)
             except NotAFaceError:
                 failed += 1
         assert failed <= 2
 
-    def test_an_astronaut_is_found_and_a_cat_a_cup_and_noise_are_not(self, model):
+    def test_an_astronaut_is_found_and_a_cat_a_cup_and_noise_are_not(self, trained):
         data = pytest.importorskip("skimage.data")
-        square = find_face(model, data.astronaut())
+        square = find_face(trained, data.astronaut())
         assert np.abs(square.to_original(np.array([112.0, 112.0])) - (223, 125)).max() < 20  # her face
         noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
         for image in (data.chelsea(), data.coffee(), noise):
             with pytest.raises(NotAFaceError):
-                find_face(model, image)
+                find_face(trained, image)

@@ -26,6 +26,7 @@ from ringnet_ext.data.rings import RingSampler
 from ringnet_ext.data.synthetic import SyntheticFaces
 from ringnet_ext.flame import FLAME
 from ringnet_ext.images import read_image
+from ringnet_ext.model import RingNet
 
 PEOPLE, EACH, SIDE = 31, 3, 160  # the last are nobody's: 30 people and a folder of extreme poses
 OPTIONS = ["--size", "96", "--anonymous", "extreme"]
@@ -475,6 +476,7 @@ class TestTraining:
         photographs = [str(vggface2 / "n000004" / name) for name in ("0009_01.jpg", "phone.jpg", "cmyk.jpg")]
         assert infer.main([*photographs, "--landmarks", str(vggface2 / "n000004"), "--checkpoint", str(run), "--out", str(tmp_path / "heads")]) == 0
         assert len(list((tmp_path / "heads" / "mesh").glob("*.obj"))) == 3
+        assert RingNet.load(run).trained_on == "photographs" and 0 < RingNet.load(run).limit <= 0.9
         (tmp_path / "nothing").mkdir()
         assert train.main(["--data", str(tmp_path / "nothing"), "--out", str(tmp_path / "other")]) == 1
         assert "ringnet_ext.prepare" in capsys.readouterr().err

@@ -299,6 +299,8 @@ def test_train_command(run_folder):
     report = json.loads((run_folder / "report.json").read_text())
     assert report["identities"] == 4 and report["map_fit"]["head"] < report["mean_shape"]["head"]
     assert read_image(run_folder / "reconstructions.png").shape[1] == 5 * 224
+    best = RingNet.load(run_folder)  # which infer asks
+    assert best.trained_on == "synthetic faces" and 0 < best.limit <= 0.9
 
 
 def test_train_command_does_not_overwrite_by_accident(run_folder, cache, capsys):

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,11 @@ class SyntheticFaces:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         chunk = max(1, 96 // self.images_per_identity)
         bar = progress(total=count, desc=f"rendering {self.split} faces", unit="face")
+        folder.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder.parent)
+        needed, free = math.prod(shape), shutil.disk_usage(folder.parent).free
+        if needed > free:
+            raise OSError(f"{folder.parent}: the faces need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
         with folder_written_whole(folder) as unfinished, ThreadPoolExecutor(workers) as pool, bar:
             images = np.lib.format.open_memmap(unfinished / "images.npy", "w+", np.uint8, shape)
             for first in range(0, self.identities, chunk):
