@@ -49,17 +49,20 @@ def _parser() -> Parser:
     )
     parser.add_argument("images", nargs="+", type=path, metavar="IMAGE", help="image files, or folders of them: "
                         + ", ".join(SUFFIXES))  # fmt: skip
-    parser.add_argument("--checkpoint", type=path, required=True, metavar="RUN", help="run folder of training, or a checkpoint file")
+    parser.add_argument("--checkpoint", type=path, required=True, metavar="RUN",
+                        help="run folder of training, or a checkpoint file")  # fmt: skip
     parser.add_argument("--out", type=path, required=True, metavar="DIR", help="folder to write to; made if missing")
     where = parser.add_argument_group("where the face is (one of these)").add_mutually_exclusive_group()
     where.add_argument("--landmarks", type=path, metavar="DIR", help="folder with a file of 68 landmarks for each image: NAME and "
                        f"one of {', '.join(LANDMARK_SUFFIXES)}, as for prepare")  # fmt: skip
-    where.add_argument("--detector", type=path, metavar="FILE", help="MediaPipe's face_landmarker.task; needs the package mediapipe")
+    where.add_argument("--detector", type=path, metavar="FILE", help="MediaPipe's face_landmarker.task; needs the package "
+                       "mediapipe")  # fmt: skip
     where.add_argument("--boxes", type=path, metavar="FILE", help="lines IMAGE,left,top,right,bottom: about where the face is, "
                        "pixels; IMAGE as it is given here, or its name. The network looks from there")  # fmt: skip
-    where.add_argument("--cropped", action="store_true", help="the images are such squares already: they are taken whole, and whether "
-                       "they are faces is not asked")  # fmt: skip
-    parser.add_argument("--head", type=path, metavar="FILE", help="head model file, if it has moved since training [the one trained on]")
+    where.add_argument("--cropped", action="store_true", help="the images are such squares already: they are taken whole, "
+                       "and whether they are faces is not asked")  # fmt: skip
+    parser.add_argument("--head", type=path, metavar="FILE",
+                        help="head model file, if it has moved since training [the one trained on]")  # fmt: skip
     parser.add_argument("--device", help="cpu, cuda or cuda:N [cuda if there is one, else cpu]")
     return parser
 
@@ -83,7 +86,8 @@ def main(arguments: list[str]) -> int:
             try:
                 image = read_image(file)
                 if min(image.shape[:2]) < MIN_IMAGE:
-                    raise ImageError(f"{image.shape[1]} x {image.shape[0]} pixels, expected at least {MIN_IMAGE} x {MIN_IMAGE}")
+                    size = f"{image.shape[1]} x {image.shape[0]}"
+                    raise ImageError(f"{size} pixels, expected at least {MIN_IMAGE} x {MIN_IMAGE}")
                 found = cut(file, image)
                 face = model.reconstruct(found.square)
                 write_reconstruction(options.out, name, face)
@@ -105,7 +109,10 @@ def main(arguments: list[str]) -> int:
             report(error)
     done = sum(bool(row[1]) for row in rows)
     if not_found:
-        print(f"in {not_found} images no face was found: --landmarks, --detector or --boxes say where it is, --cropped takes images as they are")
+        print(
+            f"in {not_found} images no face was found: --landmarks, --detector or --boxes say where it is, --cropped takes "
+            "images as they are"
+        )
     print(f"{done} of {len(files)} images reconstructed in {options.out}")
     return FAILED if failures else 0
 

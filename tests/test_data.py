@@ -12,10 +12,10 @@ from PIL import Image
 
 from ringnet_ext.camera import UPRIGHT, project, to_normalised, to_pixels, yaw_of
 from ringnet_ext.data.augment import FLIP, crop
-from ringnet_ext.data.faces import FaceSet
+from ringnet_ext.data.faces import Augmentation, FaceSet
 from ringnet_ext.data.photographs import AUGMENTATION
 from ringnet_ext.data.rings import RingSampler
-from ringnet_ext.data.synthetic import SyntheticFaces, global_pose
+from ringnet_ext.data.synthetic import SyntheticFaces, _mixed, global_pose
 from ringnet_ext.flame import FLAME, builtin_head
 from ringnet_ext.flame.files import folder_written_whole, remove_leftovers
 from ringnet_ext.images import ImageError, read_image, to_input, write_image
@@ -177,6 +177,14 @@ class TestSynthetic:
             SyntheticFaces(yaw_limit=90)
 
 
+    def test_colours_of_people_lie_along_the_palette(self):
+        palette = np.array([[0.0, 0.1, 0.5], [0.2, 0.1, 0.9], [1.0, 0.7, 0.4]])
+        colors = np.array([_mixed(np.random.default_rng(seed), palette) for seed in range(300)])
+        for channel in (1, 2):
+            assert np.allclose(np.interp(colors[:, 0], palette[:, 0], palette[:, channel]), colors[:, channel])
+        assert colors[:, 0].min() < 0.02 and colors[:, 0].max() > 0.98 and 0.3 < (colors[:, 0] < 0.2).mean() < 0.7
+
+
 class TestCrop:
     def test_flip_is_an_involution_that_mirrors_the_mean_head(self):
         assert np.array_equal(FLIP[FLIP], np.arange(68))
@@ -264,6 +272,54 @@ class TestImages:
     def test_fit_square_refuses(self):
         with pytest.raises(ValueError, match="uint8"):
             fit_square(np.zeros((5, 5, 3)))
+
+
+class TestDegradation:
+    """What training does to the pixels of photographs, one kind at a time."""
+
+    @staticmethod
+    def crops(images, **settings):
+        """Plain crops of images as they are, but for these settings, and the images that they are of."""
+        landmarks = np.full((len(images), 68, 2), 0.8, np.float32) * np.where(np.arange(68)[:, None] % 2, 1, -1)
+        faces = FaceSet(images, landmarks, np.ones((len(images), 68), np.float32), np.arange(len(images)),
+                        augmentation=Augmentation(zoom=0, shift=0, **settings))  # fmt: skip
+        cut, _, _ = crop(faces, np.arange(len(images))[:, None], 64, np.random.default_rng(0))
+        plain, _, _ = crop(dataclasses.replace(faces, augmentation=Augmentation(zoom=0, shift=0)),
+                           np.arange(len(images))[:, None], 64, np.random.default_rng(0))  # fmt: skip
+        return cut.numpy().astype(np.float64), plain.numpy().astype(np.float64)
+
+    flat = np.tile(np.uint8([60, 120, 180]), (80, 64, 64, 1))
+    noise = np.random.default_rng(1).integers(60, 190, (80, 64, 64, 3), dtype=np.uint8)
+
+    def test_light(self):
+        cut, plain = self.crops(self.flat, color=0.3)
+        assert (cut.std((2, 3)) == 0).all()  # every pixel alike
+        colors = cut[..., 0, 0] / plain[..., 0, 0]
+        brightness, balance = colors.mean(1), colors / colors.mean(1, keepdims=True)
+        assert 0.5 < brightness.min() < 0.85 and 1.15 < brightness.max() < 2
+        assert 0.05 < np.abs(np.log(balance)).max() < 0.7 and abs(np.log(brightness).mean()) < 0.1
+        assert not np.array_equal(*self.crops(self.noise, color=0.01)) and np.array_equal(*self.crops(self.noise))
+
+    def test_blur(self):
+        cut, plain = self.crops(self.noise, blur=1.0)
+        assert np.abs(cut.mean((1, 2, 3)) - plain.mean((1, 2, 3))).max() < 1
+        kept = cut.std((1, 2, 3)) / plain.std((1, 2, 3))
+        assert kept.max() < 1.01 and kept.min() < 0.97
+        always = (cut != plain).any((1, 2, 3)).mean()  # weak ones change nothing
+        assert 0.3 * always < (self.crops(self.noise, blur=0.5)[0] != plain).any((1, 2, 3)).mean() < 0.7 * always
+
+    def test_occlusion(self):
+        cut, plain = self.crops(self.flat, occlusion=1.0)
+        covered = (cut != plain).any(1).mean((1, 2))
+        assert (covered > 0).mean() > 0.9 and covered.max() < 0.3 and 0.02 < covered.mean() < 0.15
+        for image in cut[:10]:  # something of one colour
+            colors, counts = np.unique(image.reshape(3, -1), axis=1, return_counts=True)
+            assert np.sort(counts)[-2:].sum() > 0.9 * 64 * 64
+
+    def test_compression(self):
+        cut, plain = self.crops(self.noise, jpeg=1.0)
+        errors = np.sqrt(np.square(cut - plain).mean((1, 2, 3)))
+        assert errors.min() > 2 and errors.max() < 60 and np.ptp(errors) > 3
 
 
 def test_a_ring_is_cropped_the_same_whichever_others_are_cut_with_it(faces):

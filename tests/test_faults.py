@@ -71,6 +71,14 @@ def test_a_ring_is_mirrored_as_a_whole():
     assert (torch.where(dark_left, x[..., 0], -x[..., 16]) < -0.4).all()
 
 
+def test_a_network_knows_what_it_was_trained_on(trainer, tmp_path):
+    """What infer says of a network, and what keeps people from trusting one that has seen no photograph."""
+    run = trainer()
+    assert run.model.trained_on == "photographs"
+    rendered = dataclasses.replace(run.faces, truth={"shape": np.zeros((6, 100), np.float32)})
+    assert Trainer(RingNet(), rendered, rendered, SETTINGS, tmp_path / "other").model.trained_on == "synthetic faces"
+
+
 @pytest.mark.parametrize("limit", [1e-3, None])
 def test_the_whole_gradient_is_clipped(trainer, limit):
     """Without it a bad batch late in a long run throws the weights off. What is clipped is the length, not the direction."""
