@@ -1,6 +1,7 @@
-"""The compute core of ringnet_ext. Takes addresses: use :mod:`ringnet_ext.ops`, which checks them.
+"""The compute core of ringnet_ext. Trusts the tensors it is given: use :mod:`ringnet_ext.ops`, which checks them.
 
-``where`` is the number of threads on the CPU, the stream's handle on a CUDA device. Sizes and strides are in elements.
+Calls run where their tensors live: on the CPU with PyTorch's number of threads, on a CUDA device on PyTorch's current stream. Shapes
+and meanings are those of the structures in csrc/ops.h; rows may have any distance from each other, gradients any strides.
 """
 
 from collections.abc import Callable
@@ -43,7 +44,7 @@ def use_exchange(wanted: bool, /) -> None:
 
 class LbsModelF32:
     def __init__(
-        self, is_cuda: bool, V: int, K: int, J: int, parents: int, joint_dirs: int, packed: int, index: int
+        self, *, is_cuda: bool, V: int, parents: Tensor, joint_dirs: Tensor, packed: Tensor, index: Tensor
     ) -> None: ...
     @staticmethod
     def packed_size(is_cuda: bool, V: int, K: int, J: int, /) -> int: ...
@@ -55,31 +56,29 @@ class LbsModelF32:
     def workspace_size(is_cuda: bool, B: int, V: int, K: int, J: int, template_shared: bool, /) -> int: ...
     @staticmethod
     def pack(
-        is_cuda: bool, V: int, K: int, J: int, shapedirs: int, posedirs: int, lbs_weights: int, packed: int, index: int,
-        where: int, /,
+        *, is_cuda: bool, shapedirs: Tensor, posedirs: Tensor, lbs_weights: Tensor, packed: Tensor, index: Tensor
     ) -> None: ...
-    def with_landmarks(self, L: int, C: int, neck_joint: int, vertices: int, points: int, bary: int, /) -> Self:
+    def with_landmarks(
+        self, *, L: int, C: int, neck_joint: int, vertices: Tensor, points: Tensor, bary: Tensor
+    ) -> Self:
         """The model with landmarks, which forward can give then, and backward take. Only for the CPU."""
 
     def forward(
-        self, B: int, betas: int, betas_stride: int, pose: int, pose_stride: int, axis_angle: bool, v_template: int,
-        v_template_stride: int, joint_template: int, joint_template_stride: int, keep: bool, state: int, vertices: int,
-        joints: int, landmarks: int, where: int, /,
+        self, *, betas: Tensor, pose: Tensor, axis_angle: bool, v_template: Tensor, joint_template: Tensor, keep: bool,
+        state: Tensor | None, vertices: Tensor, joints: Tensor, landmarks: Tensor | None,
     ) -> None: ...
     def backward(
-        self, B: int, betas: int, betas_stride: int, pose: int, pose_stride: int, axis_angle: bool, joint_template: int,
-        joint_template_stride: int, state: int, grad_vertices: int, stride_b: int, stride_v: int, stride_c: int,
-        grad_joints: int, grad_landmarks: int, landmarks_stride_b: int, landmarks_stride_l: int, landmarks_stride_c: int,
-        grad_betas: int, grad_pose: int, grad_v_template: int, grad_v_template_shared: bool, grad_joint_template: int,
-        workspace: int, where: int, /,
+        self, *, betas: Tensor, pose: Tensor, axis_angle: bool, joint_template: Tensor, state: Tensor,
+        grad_vertices: Tensor | None, grad_joints: Tensor | None, grad_landmarks: Tensor | None, grad_betas: Tensor | None,
+        grad_pose: Tensor | None, grad_v_template: Tensor | None, grad_joint_template: Tensor | None, workspace: Tensor | None,
     ) -> None: ...
 
 class LbsModelF64(LbsModelF32): ...
 
 class LandmarkModelF32:
     def __init__(
-        self, is_cuda: bool, K: int, J: int, L: int, C: int, neck_joint: int, parents: int, joint_dirs: int,
-        joint_template: int, packed: int, index: int,
+        self, *, is_cuda: bool, L: int, C: int, neck_joint: int, parents: Tensor, joint_dirs: Tensor, joint_template: Tensor,
+        packed: Tensor, index: Tensor,
     ) -> None: ...
     @staticmethod
     def packed_size(is_cuda: bool, K: int, J: int, L: int, C: int, /) -> int: ...
@@ -91,49 +90,34 @@ class LandmarkModelF32:
     def workspace_size(is_cuda: bool, B: int, K: int, J: int, L: int, C: int, /) -> int: ...
     @staticmethod
     def pack(
-        is_cuda: bool, V: int, K: int, J: int, L: int, C: int, shapedirs: int, posedirs: int, lbs_weights: int,
-        v_template: int, static_vertices: int, static_bary: int, contour_vertices: int, contour_bary: int, packed: int,
-        index: int, where: int, /,
+        *, is_cuda: bool, shapedirs: Tensor, posedirs: Tensor, lbs_weights: Tensor, v_template: Tensor, static_vertices: Tensor,
+        static_bary: Tensor, contour_vertices: Tensor | None, contour_bary: Tensor | None, packed: Tensor, index: Tensor,
     ) -> None: ...
     def forward(
-        self, B: int, betas: int, betas_stride: int, pose: int, pose_stride: int, axis_angle: bool, keep: bool, state: int,
-        landmarks: int, where: int, /,
+        self, *, betas: Tensor, pose: Tensor, axis_angle: bool, keep: bool, state: Tensor | None, landmarks: Tensor
     ) -> None: ...
     def backward(
-        self, B: int, betas: int, betas_stride: int, pose: int, pose_stride: int, axis_angle: bool, state: int,
-        grad_landmarks: int, stride_b: int, stride_l: int, stride_c: int, grad_betas: int, grad_pose: int, workspace: int,
-        where: int, /,
+        self, *, betas: Tensor, pose: Tensor, axis_angle: bool, state: Tensor, grad_landmarks: Tensor, grad_betas: Tensor | None,
+        grad_pose: Tensor | None, workspace: Tensor | None,
     ) -> None: ...
 
 class LandmarkModelF64(LandmarkModelF32): ...
 
-def regress_joints_f32(
-    B: int, V: int, J: int, M: int, regressor: int, values: int, values_stride: int, joints: int, threads: int, /
-) -> None: ...
-def regress_joints_f64(
-    B: int, V: int, J: int, M: int, regressor: int, values: int, values_stride: int, joints: int, threads: int, /
-) -> None: ...
-def rodrigues_forward_f32(is_cuda: bool, N: int, rot_vecs: int, matrices: int, where: int, /) -> None: ...
-def rodrigues_forward_f64(is_cuda: bool, N: int, rot_vecs: int, matrices: int, where: int, /) -> None: ...
-def rodrigues_backward_f32(
-    is_cuda: bool, N: int, rot_vecs: int, grad_matrices: int, grad_rot_vecs: int, where: int, /
-) -> None: ...
-def rodrigues_backward_f64(
-    is_cuda: bool, N: int, rot_vecs: int, grad_matrices: int, grad_rot_vecs: int, where: int, /
-) -> None: ...
+def regress_joints_f32(*, regressor: Tensor, values: Tensor, joints: Tensor) -> None: ...
+def regress_joints_f64(*, regressor: Tensor, values: Tensor, joints: Tensor) -> None: ...
+def rodrigues_forward_f32(*, is_cuda: bool, rot_vecs: Tensor, matrices: Tensor) -> None: ...
+def rodrigues_forward_f64(*, is_cuda: bool, rot_vecs: Tensor, matrices: Tensor) -> None: ...
+def rodrigues_backward_f32(*, is_cuda: bool, rot_vecs: Tensor, grad_matrices: Tensor, grad_rot_vecs: Tensor) -> None: ...
+def rodrigues_backward_f64(*, is_cuda: bool, rot_vecs: Tensor, grad_matrices: Tensor, grad_rot_vecs: Tensor) -> None: ...
 def vertices2landmarks_forward_f32(
-    is_cuda: bool, B: int, V: int, F: int, L: int, vertices: int, vertices_stride: int, faces: int, lmk_faces_idx: int,
-    lmk_faces_idx_stride: int, lmk_bary_coords: int, lmk_bary_coords_stride: int, landmarks: int, where: int, /,
+    *, is_cuda: bool, vertices: Tensor, faces: Tensor, lmk_faces_idx: Tensor, lmk_bary_coords: Tensor, landmarks: Tensor
 ) -> None: ...
 def vertices2landmarks_forward_f64(
-    is_cuda: bool, B: int, V: int, F: int, L: int, vertices: int, vertices_stride: int, faces: int, lmk_faces_idx: int,
-    lmk_faces_idx_stride: int, lmk_bary_coords: int, lmk_bary_coords_stride: int, landmarks: int, where: int, /,
+    *, is_cuda: bool, vertices: Tensor, faces: Tensor, lmk_faces_idx: Tensor, lmk_bary_coords: Tensor, landmarks: Tensor
 ) -> None: ...
 def vertices2landmarks_backward_f32(
-    is_cuda: bool, B: int, V: int, F: int, L: int, faces: int, lmk_faces_idx: int, lmk_faces_idx_stride: int,
-    lmk_bary_coords: int, lmk_bary_coords_stride: int, grad_landmarks: int, grad_vertices: int, where: int, /,
+    *, is_cuda: bool, faces: Tensor, lmk_faces_idx: Tensor, lmk_bary_coords: Tensor, grad_landmarks: Tensor, grad_vertices: Tensor
 ) -> None: ...
 def vertices2landmarks_backward_f64(
-    is_cuda: bool, B: int, V: int, F: int, L: int, faces: int, lmk_faces_idx: int, lmk_faces_idx_stride: int,
-    lmk_bary_coords: int, lmk_bary_coords_stride: int, grad_landmarks: int, grad_vertices: int, where: int, /,
+    *, is_cuda: bool, faces: Tensor, lmk_faces_idx: Tensor, lmk_bary_coords: Tensor, grad_landmarks: Tensor, grad_vertices: Tensor
 ) -> None: ...

@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 
 from . import _autograd as autograd
 from . import _library as operators
-from ._prepared import Cache, launch, prepared_head, prepared_landmarks, prepared_mesh
+from ._prepared import Cache, prepared_head, prepared_landmarks, prepared_mesh
 
 try:
     from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
@@ -115,7 +115,7 @@ class _DirectRodrigues(torch.autograd.Function):
             result = autograd.without_graph(operators.rodrigues_backward, grad, rot_vecs)
         else:
             result, run = rot_vecs.new_empty((N, 3)), _RODRIGUES[rot_vecs.dtype][1]
-            launch(run, rot_vecs.device, rot_vecs.is_cuda, N, rot_vecs.data_ptr(), grad.data_ptr(), result.data_ptr())
+            run(is_cuda=rot_vecs.is_cuda, rot_vecs=rot_vecs, grad_matrices=grad, grad_rot_vecs=result)
         return autograd.first_derivatives("batch_rodrigues", (result,), (True,), (grad, rot_vecs))[0]
 
 
@@ -128,7 +128,7 @@ _apply_rodrigues = super(torch.autograd.Function, _DirectRodrigues).apply
 
 def _matrices(rot_vecs: Tensor) -> Tensor:
     matrices, run = rot_vecs.new_empty((rot_vecs.shape[0], 3, 3)), _RODRIGUES[rot_vecs.dtype][0]
-    launch(run, rot_vecs.device, rot_vecs.is_cuda, rot_vecs.shape[0], rot_vecs.data_ptr(), matrices.data_ptr())
+    run(is_cuda=rot_vecs.is_cuda, rot_vecs=rot_vecs, matrices=matrices)
     return matrices
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import _checks as checks
 from ._prepared import (
-    _LANDMARKS, _LBS, PreparedHead, PreparedLandmarks, PreparedLbs, gradient_like, launch, place, prepared_head,
+    _LANDMARKS, _LBS, PreparedHead, PreparedLandmarks, PreparedLbs, gradient_like, prepared_head,
     prepared_landmarks, prepared_lbs, prepared_mesh, require_device, rows_of_points,
 )
 
@@ -70,7 +70,7 @@ def rodrigues_forward(rot_vecs):
     matrices = _rodrigues_forward_fake(rot_vecs)
     cuda, rot_vecs = require_device(rot_vecs, "rot_vecs"), rot_vecs.contiguous()
     run = core.rodrigues_forward_f32 if rot_vecs.dtype == torch.float32 else core.rodrigues_forward_f64
-    launch(run, rot_vecs.device, cuda, rot_vecs.shape[0], rot_vecs.data_ptr(), matrices.data_ptr())
+    run(is_cuda=cuda, rot_vecs=rot_vecs, matrices=matrices)
     return matrices
 
 
@@ -85,7 +85,7 @@ def rodrigues_backward(grad, rot_vecs):
     out = _rodrigues_backward_fake(grad, rot_vecs)
     cuda, grad, rot_vecs = require_device(rot_vecs, "rot_vecs"), grad.contiguous(), rot_vecs.contiguous()
     run = core.rodrigues_backward_f32 if rot_vecs.dtype == torch.float32 else core.rodrigues_backward_f64
-    launch(run, rot_vecs.device, cuda, rot_vecs.shape[0], rot_vecs.data_ptr(), grad.data_ptr(), out.data_ptr())
+    run(is_cuda=cuda, rot_vecs=rot_vecs, grad_matrices=grad, grad_rot_vecs=out)
     return out
 
 
@@ -107,9 +107,9 @@ def lbs_forward(betas, pose, v_template, shapedirs, posedirs, J_regressor, paren
     model: PreparedLbs = prepared_lbs((shapedirs, posedirs, J_regressor, parents, lbs_weights))
     checks.lbs_call(betas, pose, v_template, model.like, *model.sizes, pose2rot)
     joint_template = _joint_template(model, v_template, (shapedirs, posedirs, J_regressor, parents, lbs_weights))
-    v_template = rows_of_points(v_template)
-    template = *place(v_template), *place(joint_template)
-    vertices, joints, state = model.forward(_rows(betas), _rows(pose), template, pose2rot, keep)
+    vertices, joints, state = model.forward(
+        _rows(betas), _rows(pose), rows_of_points(v_template), joint_template, pose2rot, keep
+    )
     return vertices, joints, _state(state, betas)
 
 
@@ -165,7 +165,7 @@ def lbs_backward(
     grad_joint_template = None if grad_v_template is None else betas.new_empty((B, J, 3))
     joint_template = _joint_template(model, v_template, (shapedirs, posedirs, J_regressor, parents, lbs_weights))
     model.backward(
-        grad_vertices, grad_joints, _rows(betas), _rows(pose), place(joint_template),
+        grad_vertices, grad_joints, _rows(betas), _rows(pose), joint_template,
         state.contiguous(), pose2rot, grad_betas, grad_pose, grad_v_template, grad_joint_template,
     )
     if grad_v_template is not None:  # through the rest joints
@@ -332,10 +332,9 @@ def vertices2landmarks_forward(vertices, faces, lmk_faces_idx, lmk_bary_coords):
         vertices = vertices.contiguous()
     faces, index, bary = _embedding_rows(faces, lmk_faces_idx, lmk_bary_coords)
     run = core.vertices2landmarks_forward_f32 if vertices.dtype == torch.float32 else core.vertices2landmarks_forward_f64
-    launch(
-        run, vertices.device, cuda, vertices.shape[0], vertices.shape[1], faces.shape[0], index.shape[1], vertices.data_ptr(),
-        vertices.stride(0), faces.data_ptr(), index.data_ptr(), index.stride(0), bary.data_ptr(), bary.stride(0),
-        landmarks.data_ptr(),
+    run(
+        is_cuda=cuda, vertices=vertices, faces=faces, lmk_faces_idx=index, lmk_bary_coords=bary,
+        landmarks=landmarks,
     )  # fmt: skip
     return landmarks
 
@@ -355,8 +354,8 @@ def vertices2landmarks_backward(grad, faces, lmk_faces_idx, lmk_bary_coords, num
     checks.require(grad.shape[1] == lmk_faces_idx.shape[1], "grad", "one row per landmark", tuple(grad.shape))
     faces, index, bary = _embedding_rows(faces, lmk_faces_idx, lmk_bary_coords)
     run = core.vertices2landmarks_backward_f32 if grad.dtype == torch.float32 else core.vertices2landmarks_backward_f64
-    launch(
-        run, grad.device, cuda, grad.shape[0], num_vertices, faces.shape[0], index.shape[1], faces.data_ptr(), index.data_ptr(),
-        index.stride(0), bary.data_ptr(), bary.stride(0), grad.data_ptr(), out.data_ptr(),
+    run(
+        is_cuda=cuda, faces=faces, lmk_faces_idx=index, lmk_bary_coords=bary, grad_landmarks=grad,
+        grad_vertices=out,
     )  # fmt: skip
     return out

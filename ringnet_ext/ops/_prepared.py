@@ -17,24 +17,6 @@ _LANDMARKS = {torch.float32: core.LandmarkModelF32, torch.float64: core.Landmark
 _CPU = torch.device("cpu")
 
 
-def where(device: torch.device) -> int:
-    """The core's last argument: the number of threads on the CPU, the current stream's handle on a CUDA device."""
-    if device == _CPU:
-        return torch.get_num_threads()
-    return torch.cuda.current_stream(device).cuda_stream
-
-
-def launch(entry: Callable, device: torch.device, *arguments) -> None:
-    """Calls an entry point of the core where its tensors live, that device being the current one."""
-    if device == _CPU:
-        entry(*arguments, torch.get_num_threads())
-    elif device.index == torch.cuda.current_device():
-        entry(*arguments, where(device))
-    else:
-        with torch.cuda.device(device):
-            entry(*arguments, where(device))
-
-
 def require_device(tensor: Tensor, argument: str) -> bool:
     """Whether the tensor lives on a CUDA device; an error where the core can't run."""
     kind = tensor.device.type
@@ -112,24 +94,8 @@ def _regress(J_regressor: Tensor, values: Tensor) -> Tensor:
         return torch.matmul(J_regressor.double(), flat.double()).to(values.dtype).reshape(B, J, *shape)
     joints, flat, J_regressor = values.new_empty((B, J, *shape)), flat.contiguous(), J_regressor.contiguous()
     run = core.regress_joints_f32 if values.dtype == torch.float32 else core.regress_joints_f64
-    run(
-        B, V, J, flat.shape[2], J_regressor.data_ptr(), flat.data_ptr(), flat.stride(0), joints.data_ptr(), torch.get_num_threads()
-    )  # fmt: skip
+    run(regressor=J_regressor, values=flat, joints=joints.flatten(2))
     return joints
-
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
-
-
-def _points(t: Tensor | None) -> tuple[int, int, int, int]:
-    """Address and strides of (B, N, 3), any strides."""
-    return (0, 0, 0, 0) if t is None else (t.data_ptr(), *t.stride())
-
-
-def place(points: Tensor) -> tuple[int, int]:
-    """Address and batch stride of points (N, 3) or (B, N, 3)."""
-    return points.data_ptr(), points.stride(0) if points.ndim == 3 else 0
 
 
 def rows_of_points(t: Tensor) -> Tensor:
@@ -172,12 +138,12 @@ class PreparedLbs:
         self.joint_dirs = _regress(J_regressor, shapedirs[None])[0].permute(2, 0, 1).contiguous()  # (K, J, 3)
         self.packed = shapedirs.new_empty(model.packed_size(cuda, V, K, J))
         self.index = shapedirs.new_empty(model.index_size(cuda, V, K, J), dtype=torch.int32)
-        inputs = [t.contiguous() for t in (shapedirs, posedirs, lbs_weights)]
-        launch(
-            model.pack, self.device, cuda, V, K, J, *(t.data_ptr() for t in inputs), self.packed.data_ptr(), self.index.data_ptr()
-        )
+        model.pack(
+            is_cuda=cuda, shapedirs=shapedirs.contiguous(), posedirs=posedirs.contiguous(),
+            lbs_weights=lbs_weights.contiguous(), packed=self.packed, index=self.index,
+        )  # fmt: skip
         self.core = model(
-            cuda, V, K, J, self.parents.data_ptr(), self.joint_dirs.data_ptr(), self.packed.data_ptr(), self.index.data_ptr()
+            is_cuda=cuda, V=V, parents=self.parents, joint_dirs=self.joint_dirs, packed=self.packed, index=self.index
         )
         self.state_sizes = tuple(model.state_size(cuda, V, K, J, keep) for keep in (False, True))
         # Detached: the model ends with the tensors it was made of, so it must not keep them alive.
@@ -196,21 +162,22 @@ class PreparedLbs:
         self,
         betas: Tensor,
         pose: Tensor,
-        template: tuple[int, int, int, int],
+        v_template: Tensor,
+        joint_template: Tensor,
         pose2rot: bool,
         keep: bool,
         landmarks: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """vertices, joints, and state, None where it has no size. Fills landmarks, where a model with them is given some.
 
-        The arguments are checked; those of a batch element are contiguous. template: the places of v_template and its joints.
+        The arguments are checked; those of a batch element are contiguous.
         """
         (V, _, J), B = self.sizes, betas.shape[0]
         vertices, joints = _room(betas, B, V, 3), betas.new_empty((B, J, 3))
         state = _state(betas, B, self.state_sizes[keep])
-        launch(
-            self.core.forward, self.device, B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot,
-            *template, keep, _address(state), vertices.data_ptr(), joints.data_ptr(), _address(landmarks),
+        self.core.forward(
+            betas=betas, pose=pose, axis_angle=pose2rot, v_template=v_template,
+            joint_template=joint_template, keep=keep, state=state, vertices=vertices, joints=joints, landmarks=landmarks,
         )  # fmt: skip
         return vertices, joints, state
 
@@ -220,7 +187,7 @@ class PreparedLbs:
         grad_joints: Tensor | None,
         betas: Tensor,
         pose: Tensor,
-        joint_template: tuple[int, int],
+        joint_template: Tensor,
         state: Tensor,
         pose2rot: bool,
         grad_betas: Tensor | None,
@@ -239,11 +206,11 @@ class PreparedLbs:
             grad_joints = grad_joints.contiguous()
         size = self.core.workspace_size(self.cuda, B, *self.sizes, shared)
         workspace = betas.new_empty(size) if size else None
-        launch(
-            self.core.backward, self.device, B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot,
-            *joint_template, state.data_ptr(), *_points(grad_vertices), _address(grad_joints), *_points(grad_landmarks),
-            _address(grad_betas), _address(grad_pose), _address(grad_v_template), shared,
-            _address(grad_joint_template), _address(workspace),
+        self.core.backward(
+            betas=betas, pose=pose, axis_angle=pose2rot, joint_template=joint_template,
+            state=state, grad_vertices=grad_vertices, grad_joints=grad_joints, grad_landmarks=grad_landmarks,
+            grad_betas=grad_betas, grad_pose=grad_pose, grad_v_template=grad_v_template,
+            grad_joint_template=grad_joint_template, workspace=workspace,
         )  # fmt: skip
 
 
@@ -257,7 +224,6 @@ class PreparedMesh:
         checks.require_tensor("v_template", v_template, (V, 3), self.like)
         self.v_template = rows_of_points(v_template.detach())
         self.joint_template = self.lbs.joint_template(v_template)
-        self.template = *place(self.v_template), *place(self.joint_template)
 
     def shapes(self, B: int) -> tuple[tuple[int, int, int], ...]:
         """Of vertices and joints."""
@@ -265,7 +231,7 @@ class PreparedMesh:
 
     def forward(self, betas: Tensor, pose: Tensor, pose2rot: bool, keep: bool) -> tuple[tuple, tuple]:
         """(vertices, joints) and what backward needs. The arguments are checked; those of a batch element are contiguous."""
-        vertices, joints, state = self.lbs.forward(betas, pose, self.template, pose2rot, keep)
+        vertices, joints, state = self.lbs.forward(betas, pose, self.v_template, self.joint_template, pose2rot, keep)
         return (vertices, joints), (state,)
 
     def backward(
@@ -273,7 +239,7 @@ class PreparedMesh:
     ) -> tuple[Tensor | None, Tensor | None]:
         """The gradients of betas and pose."""
         grad_betas, grad_pose = gradient_like(betas, wanted[0]), gradient_like(pose, wanted[1])
-        self.lbs.backward(*gradients, betas, pose, self.template[2:], *states, pose2rot, grad_betas, grad_pose)
+        self.lbs.backward(*gradients, betas, pose, self.joint_template, *states, pose2rot, grad_betas, grad_pose)
         return grad_betas, grad_pose
 
 
@@ -314,16 +280,18 @@ class PreparedLandmarks:
         self.packed = shapedirs.new_empty(model.packed_size(cuda, K, J, L, C))
         self.index = shapedirs.new_empty(model.index_size(cuda, K, J, L, C), dtype=torch.int32)
         faces = faces.long()
-        inputs = [shapedirs, posedirs, lbs_weights, v_template, faces[lmk_faces_idx.long()], lmk_bary_coords]
-        if contour_faces_idx is not None:
-            inputs += [faces[contour_faces_idx.long()], contour_bary_coords]
-        inputs = [t.contiguous() for t in inputs]
-        addresses = [t.data_ptr() for t in inputs] + [0] * (8 - len(inputs))
-        launch(model.pack, self.device, cuda, V, K, J, L, C, *addresses, self.packed.data_ptr(), self.index.data_ptr())
+        contour = contour_faces_idx is not None
+        model.pack(
+            is_cuda=cuda, shapedirs=shapedirs.contiguous(), posedirs=posedirs.contiguous(),
+            lbs_weights=lbs_weights.contiguous(), v_template=v_template.contiguous(),
+            static_vertices=faces[lmk_faces_idx.long()].contiguous(), static_bary=lmk_bary_coords.contiguous(),
+            contour_vertices=faces[contour_faces_idx.long()].contiguous() if contour else None,
+            contour_bary=contour_bary_coords.contiguous() if contour else None, packed=self.packed, index=self.index,
+        )  # fmt: skip
         self.core = model(
-            cuda, K, J, L, C, neck_joint, self.parents.data_ptr(), self.joint_dirs.data_ptr(),
-            self.joint_template.data_ptr(), self.packed.data_ptr(), self.index.data_ptr(),
-        )
+            is_cuda=cuda, L=L, C=C, neck_joint=neck_joint, parents=self.parents, joint_dirs=self.joint_dirs,
+            joint_template=self.joint_template, packed=self.packed, index=self.index,
+        )  # fmt: skip
         self.state_sizes = tuple(model.state_size(cuda, K, J, L, C, keep) for keep in (False, True))
         self.K, self.J, self.landmark_sizes = K, J, (K, J, L, C)
 
@@ -336,10 +304,9 @@ class PreparedLandmarks:
         B = betas.shape[0]
         landmarks = betas.new_empty((B, self.points, 3))
         state = _state(betas, B, self.state_sizes[keep])
-        launch(
-            self.core.forward, self.device, B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot, keep,
-            _address(state), landmarks.data_ptr(),
-        )  # fmt: skip
+        self.core.forward(
+            betas=betas, pose=pose, axis_angle=pose2rot, keep=keep, state=state, landmarks=landmarks
+        )
         return (landmarks,), (state,)
 
     def backward(
@@ -352,10 +319,9 @@ class PreparedLandmarks:
         grad_betas, grad_pose = gradient_like(betas, wanted[0]), gradient_like(pose, wanted[1])
         size = self.core.workspace_size(self.cuda, B, *self.landmark_sizes)
         workspace = betas.new_empty(size) if size else None
-        launch(
-            self.core.backward, self.device, B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot,
-            state.data_ptr(), *_points(grad_landmarks), _address(grad_betas), _address(grad_pose),
-            _address(workspace),
+        self.core.backward(
+            betas=betas, pose=pose, axis_angle=pose2rot, state=state,
+            grad_landmarks=grad_landmarks, grad_betas=grad_betas, grad_pose=grad_pose, workspace=workspace,
         )  # fmt: skip
         return grad_betas, grad_pose
 
@@ -377,7 +343,10 @@ class PreparedHead:
             self._corners = _corners(*tensors[5:])
             _, _, L, C = self.landmarks.landmark_sizes
             self.lbs = copy.copy(self.lbs)
-            self.lbs.core = self.lbs.core.with_landmarks(L, C, neck_joint, *(t.data_ptr() for t in self._corners))
+            vertices, points, bary = self._corners
+            self.lbs.core = self.lbs.core.with_landmarks(
+                L=L, C=C, neck_joint=neck_joint, vertices=vertices, points=points, bary=bary
+            )
 
     def shapes(self, B: int) -> tuple[tuple[int, int, int], ...]:
         """Of vertices, joints and landmarks."""
@@ -390,7 +359,9 @@ class PreparedHead:
             landmarks, landmark_states = self.landmarks.forward(betas, pose, pose2rot, keep)
             return points + landmarks, landmark_states + states
         landmarks = betas.new_empty((betas.shape[0], self.landmarks.points, 3))
-        vertices, joints, state = self.lbs.forward(betas, pose, self.mesh.template, pose2rot, keep, landmarks)
+        vertices, joints, state = self.lbs.forward(
+            betas, pose, self.mesh.v_template, self.mesh.joint_template, pose2rot, keep, landmarks
+        )
         return (vertices, joints, landmarks), (None, state)
 
     def backward(
@@ -403,7 +374,7 @@ class PreparedHead:
         if grad_vertices is not None and not self.lbs.cuda:
             result = gradient_like(betas, wanted[0]), gradient_like(pose, wanted[1])
             self.lbs.backward(
-                grad_vertices, grad_joints, betas, pose, self.mesh.template[2:], states[1], pose2rot, *result,
+                grad_vertices, grad_joints, betas, pose, self.mesh.joint_template, states[1], pose2rot, *result,
                 grad_landmarks=grad_landmarks,
             )  # fmt: skip
             return result
