@@ -1,7 +1,6 @@
 """Models prepared for the core: packed once, reused while nothing about their tensors has changed, gone when they go."""
 
 import copy
-import math
 import threading
 import weakref
 from collections.abc import Callable
@@ -394,14 +393,11 @@ class PreparedLandmarks:
         self.joint_template = _regress(J_regressor, v_template[None])[0]
         self.packed = shapedirs.new_empty(model.packed_size(cuda, K, J, L, C))
         self.index = shapedirs.new_empty(model.index_size(cuda, K, J, L, C), dtype=torch.int32)
-        faces = faces.long()
-        contour = contour_faces_idx is not None
         model.pack(
-            is_cuda=cuda, shapedirs=shapedirs.contiguous(), posedirs=posedirs.contiguous(),
-            lbs_weights=lbs_weights.contiguous(), v_template=v_template.contiguous(),
-            static_vertices=faces[lmk_faces_idx.long()].contiguous(), static_bary=lmk_bary_coords.contiguous(),
-            contour_vertices=faces[contour_faces_idx.long()].contiguous() if contour else None,
-            contour_bary=contour_bary_coords.contiguous() if contour else None, packed=self.packed, index=self.index,
+            is_cuda=cuda, shapedirs=shapedirs.contiguous(), posedirs=posedirs.contiguous(), lbs_weights=lbs_weights.contiguous(),
+            v_template=v_template.contiguous(), static_vertices=corners.static, static_bary=lmk_bary_coords.contiguous(),
+            contour_vertices=corners.contour, contour_bary=None if contour_bary_coords is None else contour_bary_coords.contiguous(),
+            packed=self.packed, index=self.index,
         )  # fmt: skip
         self.core = model(
             is_cuda=cuda, L=L, C=C, neck_joint=neck_joint, parents=self.parents, joint_dirs=self.joint_dirs,
@@ -452,7 +448,9 @@ class PreparedHead:
         *tensors, neck_joint = constants
         self.mesh: PreparedMesh = prepared_mesh((v_template, *tensors[:5]))
         self.K, self.J, self.like, self.lbs = self.mesh.K, self.mesh.J, self.mesh.like, self.mesh.lbs
-        self._landmarks, self._constants, self.landmark_state_size = None, (v_template.detach(), *constants), 0
+        # Detached: the model ends with the tensors it was made of, so it must not keep them alive.
+        self._constants = (*(t if t is None else t.detach() for t in (v_template, *tensors)), neck_joint)
+        self._landmarks, self.landmark_state_size = None, 0
         if self.lbs.cuda:
             self.points, self.landmark_state_size = self.landmarks.points, self.landmarks.state_sizes[True]
         else:
