@@ -23,11 +23,14 @@ class Marks:
 
     Holds them weakly."""
 
+    constant: bool
+    """Whether they are all of PyTorch's own types."""
+
     def __init__(self, tensors: tuple[Tensor | None, ...], on_death: Callable[[object], object], /) -> None: ...
     def unchanged(self, tensors: tuple[Tensor | None, ...], /) -> bool:
         """Whether these are the same tensors, and nothing is seen to have happened to them."""
     def usable(self, tensors: tuple[Tensor | None, ...], /) -> bool:
-        """The same, and autograd follows none."""
+        """Whether they are unchanged, and autograd follows none."""
 
 def batch_size(tensors: tuple[Tensor | None, ...], widths: tuple[int, ...], like: Tensor, /) -> int:
     """B where a kernel can take the tensors that are there, (B, width) each, and of the type and device of ``like``; otherwise -1."""

@@ -268,7 +268,8 @@ PYBIND11_MODULE(_ringnet_core, m) {
     py::class_<Marks>(m, "Marks")
         .def(py::init<const py::tuple&, const py::object&>())
         .def("unchanged", &Marks::unchanged)
-        .def("usable", &Marks::usable);
+        .def("usable", &Marks::usable)
+        .def_property_readonly("constant", &Marks::constant);
     m.def("batch_size", &batch_size);
     m.def("shaped_like", &shaped_like);
     m.def("use_exchange", [](bool wanted) { Torch::get().use_exchange(wanted); });

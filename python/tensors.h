@@ -321,7 +321,7 @@ class Marks {
                 known.changes = known.mark->changes();
                 known.death = py::reinterpret_steal<py::object>(PyWeakref_NewRef(t.ptr(), on_death.ptr()));
                 if (!known.death) throw py::error_already_set();
-                readable_ = readable_ && known.mark->readable();
+                readable_ = readable_ && known.mark->readable(), constant_ = constant_ && Torch::get().plain(t);
             }
             known_.push_back(std::move(known));
         }
@@ -345,7 +345,9 @@ class Marks {
             if (known.mark && known.mark->changes() != known.changes) return false;
         return true;
     }
-    // The same, and autograd doesn't follow any.
+    // Whether they are all of PyTorch's own types.
+    bool constant() const { return constant_; }
+    // Whether they are unchanged, and autograd doesn't follow any.
     bool usable(const py::tuple& tensors) {
         const Torch& torch = Torch::get();
         for (const py::handle t : tensors)
@@ -369,7 +371,7 @@ class Marks {
     };
     std::vector<Known> known_;
     std::size_t turn_ = 0, piece_ = 0;
-    bool readable_ = true;
+    bool readable_ = true, constant_ = true;
 };
 
 // B, where every tensor (or None) is (B, its width), of the dtype and device of `like`, plain and with contiguous rows; -1 where

@@ -131,7 +131,7 @@ def rows_of_points(t: Tensor) -> Tensor:
 
 def _state(like: Tensor, B: int, size: int) -> Tensor | None:
     """Room for a state; None where it has no size."""
-    return _memory.empty(like, B, size) if size else None
+    return _memory.empty(like, B, size, inner=True) if size else None
 
 
 def gradient_like(t: Tensor, wanted: bool) -> Tensor | None:
