@@ -76,7 +76,10 @@ class Prepared:
 class Cache:
     """build(*tensors, *settings), kept while the tensors live and don't change, where they are constant."""
 
+    all: "list[Cache]" = []
+
     def __init__(self, build: Callable):
+        Cache.all.append(self)
         self._build = build
         self._entries: dict[tuple, Prepared] = {}
         self._lock = threading.RLock()
@@ -522,8 +525,6 @@ def clear_prepared() -> None:
     they change a few values only, or a tensor on a CUDA device. Everything else is noticed by the next call: what PyTorch counts
     (in-place operators, ``load_state_dict``, ``Module.to``), what changes all of a tensor's values, and optimisers.
     """
-    for cache in (
-        prepared_head, prepared_landmarks, prepared_mesh, prepared_lbs, landmark_corners, packed_lbs, directions, joint_dirs, joint_tree
-    ):  # fmt: skip
+    for cache in Cache.all:
         cache.clear()
     _memory.release()
