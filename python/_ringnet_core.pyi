@@ -27,10 +27,14 @@ class Marks:
     """Whether they are all of PyTorch's own types."""
 
     def __init__(self, tensors: tuple[Tensor | None, ...], on_death: Callable[[object], object], /) -> None: ...
-    def unchanged(self, tensors: tuple[Tensor | None, ...], /) -> bool:
-        """Whether these are the same tensors, and nothing is seen to have happened to them."""
+    def unchanged(self, tensors: tuple[Tensor | None, ...], again: bool = True) -> bool:
+        """Whether these are the same tensors, and nothing is seen to have happened to them. When they are looked for again for the
+        first time, they aren't: their values are noted only then. ``again`` is false for the use that the marks were made for."""
     def usable(self, tensors: tuple[Tensor | None, ...], /) -> bool:
         """Whether they are unchanged, and autograd follows none."""
+
+def seen_again(tensor: Tensor, /) -> bool:
+    """Whether a tensor of which there are marks was looked for again."""
 
 def batch_size(tensors: tuple[Tensor | None, ...], widths: tuple[int, ...], like: Tensor, /) -> int:
     """B where a kernel can take the tensors that are there, (B, width) each, and of the type and device of ``like``; otherwise -1."""

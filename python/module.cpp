@@ -267,9 +267,10 @@ PYBIND11_MODULE(_ringnet_core, m) {
     m.def("discard", &discard);
     py::class_<Marks>(m, "Marks")
         .def(py::init<const py::tuple&, const py::object&>())
-        .def("unchanged", &Marks::unchanged)
+        .def("unchanged", &Marks::unchanged, py::arg("tensors"), py::arg("again") = true)
         .def("usable", &Marks::usable)
         .def_property_readonly("constant", &Marks::constant);
+    m.def("seen_again", &Mark::seen_again);
     m.def("batch_size", &batch_size);
     m.def("shaped_like", &shaped_like);
     m.def("use_exchange", [](bool wanted) { Torch::get().use_exchange(wanted); });

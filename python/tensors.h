@@ -189,8 +189,8 @@ class Values {
             const std::size_t first = words < samples ? sampled_ : sampled_ * within + within / 2;
             const std::size_t last = words < samples ? first + 1 : (sampled_ + 1) * within;
             std::size_t w = first;
-            while (w < last && w < first + 4096 && word(w * sizeof(Word)) == 0) ++w;
-            if (w == last || w == first + 4096) w = first;
+            while (w < last && w < first + 512 && word(w * sizeof(Word)) == 0) ++w;
+            if (w == last || w == first + 512) w = first;
             sample_[sampled_] = {w * sizeof(Word), word(w * sizeof(Word))};
         }
     }
@@ -226,12 +226,18 @@ class Mark {
         std::weak_ptr<Mark>& known = all()[t.ptr()];
         std::shared_ptr<Mark> mark = known.lock();
         if (mark && mark->is(t)) {
-            mark->update(t);
+            mark->update(t, mark->seen_again_);
             return mark;
         }
         mark = std::make_shared<Mark>(t);
         known = mark;
         return mark;
+    }
+    // Whether a tensor's values are known: it was looked for again after a mark was made.
+    static bool seen_again(py::handle t) {
+        const auto known = all().find(t.ptr());
+        const std::shared_ptr<Mark> mark = known == all().end() ? nullptr : known->second.lock();
+        return mark && mark->is(t) && mark->seen_again_;
     }
     explicit Mark(py::handle t) : tensor_(t.ptr()), reference_(py::reinterpret_steal<py::object>(PyWeakref_NewRef(t.ptr(), nullptr))) {
         if (!reference_) throw py::error_already_set();
@@ -248,22 +254,23 @@ class Mark {
     // How many changes have been seen.
     std::int64_t changes() const { return changes_; }
     bool readable() const { return readable_; }
-    // Looks whether anything has happened to it.
-    void update(py::handle t) {
+    // Looks whether anything has happened to it. Its values are read from when it is seen again on, which is a change: what was made of
+    // it before is not known to be true. Many a tensor is never seen again.
+    void update(py::handle t, bool again) {
         View now;
-        if (!read(t, now)) return changed(t);
+        if (!read(t, now) || !(now == view_)) return changed(t, again);
         const std::int64_t version = attribute(t, Torch::get().version);
-        if (!(now == view_)) return changed(t);
+        if (again && !seen_again_) return changed(t, again);
         if (version != version_) {
             // DistributedDataParallel writes all buffers anew at every step, as they were.
-            if (!values_.all_same(now)) return changed(t);
+            if (!seen_again_ || !values_.all_same(now)) return changed(t, again);
             version_ = version;
         }
-        if (!values_.sampled_same()) changed(t);
+        if (seen_again_ && !values_.sampled_same()) changed(t, again);
     }
     std::size_t pieces() const { return values_.pieces(); }
     void update_piece(py::handle t, std::size_t piece) {
-        if (!values_.piece_same(piece)) changed(t);
+        if (!values_.piece_same(piece)) changed(t, true);
     }
 
   private:
@@ -280,21 +287,22 @@ class Mark {
         return PyWeakref_GetObject(reference_.ptr());
 #endif
     }
-    void changed(py::handle t) {
+    void changed(py::handle t, bool again) {
         ++changes_;
+        seen_again_ = seen_again_ || again;
         note(t);
     }
     void note(py::handle t) {
         version_ = attribute(t, Torch::get().version);  // first: of a write in between one notices too much, not too little
         readable_ = read(t, view_);
         if (!readable_) view_ = View();
-        values_.note(view_);
+        if (seen_again_) values_.note(view_);
     }
 
     PyObject* tensor_;
     py::object reference_;
     std::int64_t version_ = 0, changes_ = 0;
-    bool readable_ = false;
+    bool readable_ = false, seen_again_ = false;
     View view_;
     Values values_;
 };
@@ -317,8 +325,8 @@ class Marks {
         }
     }
     // Whether these are the same, and nothing is seen to have happened to them: a little of their values is looked at, every time
-    // something else. The rest of a tensor's attributes may have changed.
-    bool unchanged(const py::tuple& tensors) {
+    // something else. The rest of a tensor's attributes may have changed. Not again: it's the use that the marks were made for.
+    bool unchanged(const py::tuple& tensors, bool again) {
         if (!readable_ || tensors.size() != known_.size()) return false;
         for (std::size_t i = 0; i < known_.size(); ++i) {
             const py::handle t = PyTuple_GET_ITEM(tensors.ptr(), i);
@@ -328,9 +336,9 @@ class Marks {
                 continue;
             }
             if (!known.mark->is(t)) return false;
-            known.mark->update(t);
+            known.mark->update(t, again);
         }
-        next_piece(tensors);
+        if (again) next_piece(tensors);
         for (const Known& known : known_)
             if (known.mark && known.mark->changes() != known.changes) return false;
         return true;
@@ -342,7 +350,7 @@ class Marks {
         const Torch& torch = Torch::get();
         for (const py::handle t : tensors)
             if (!t.is_none() && attribute(t, torch.requires_grad)) return false;
-        return unchanged(tensors);
+        return unchanged(tensors, true);
     }
 
   private:

@@ -142,8 +142,12 @@ RN_KERNEL void read_tile(const DirectionsSource<T>& s, index_t tile, T* out) {
             for (int c = 0; c < 3; ++c) store(out + c * W, xyz[c]);
         }
     } else if (vertices == W && s.feature_stride == 1) {  // shapedirs: a row's features do
+        // Many rows at a time: more than the hardware foresees. Meanwhile the next tile, which lies behind this one, is fetched.
+        constexpr index_t line = 64 / sizeof(T);
+        const T* next = first + 3 * W * s.row_stride;
         for (; k + W <= s.count; k += W, out += 3 * W * W) {
-            for (int c = 0; c < 3; ++c) {
+            for (int c = 0; c < 3; ++c, next += W * W) {
+                for (index_t i = 0; i < W * W; i += line) __builtin_prefetch(next + i);
                 vec<T> v[W];
                 RN_UNROLL for (int l = 0; l < W; ++l) v[l] = load(first + (3 * l + c) * s.row_stride + k);
                 transpose<T>(v);

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from . import _checks as checks
+from . import _prepared
 from ._prepared import (
-    _LANDMARKS, _LBS, PreparedHead, PreparedLandmarks, PreparedLbs, gradient_like, prepared_head,
+    _LANDMARKS, _LBS, PreparedHead, PreparedLandmarks, PreparedLbs, PreparedMesh, gradient_like, prepared_head,
     prepared_landmarks, prepared_lbs, prepared_mesh, require_device, rows_of_points,
 )
 
@@ -104,20 +105,22 @@ def _lbs_forward_fake(
 
 @_operator(f"lbs_forward({_CALL}, bool pose2rot, bool keep) -> (Tensor, Tensor, Tensor)", _lbs_forward_fake)
 def lbs_forward(betas, pose, v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights, pose2rot, keep):
-    model: PreparedLbs = prepared_lbs((shapedirs, posedirs, J_regressor, parents, lbs_weights))
-    checks.lbs_call(betas, pose, v_template, model.like, *model.sizes, pose2rot)
-    joint_template = _joint_template(model, v_template, (shapedirs, posedirs, J_regressor, parents, lbs_weights))
+    model, joint_template = _model(betas, pose, v_template, (shapedirs, posedirs, J_regressor, parents, lbs_weights), pose2rot)
     vertices, joints, state = model.forward(
         _rows(betas), _rows(pose), rows_of_points(v_template), joint_template, pose2rot, keep
     )
     return vertices, joints, _state(state, betas)
 
 
-def _joint_template(model: PreparedLbs, v_template, constants):
-    # What requires grad is being optimised, and may be written in ways that leave no trace: never kept.
-    if v_template.ndim == 3 or v_template.requires_grad:
-        return model.joint_template(v_template)
-    return prepared_mesh((v_template, *constants)).joint_template
+def _model(betas, pose, v_template, constants, pose2rot):
+    """What is prepared, looked for once, and the template's joints."""
+    if v_template.ndim == 2 and not v_template.requires_grad:
+        mesh: PreparedMesh = prepared_mesh((v_template, *constants))
+        checks.lbs_call(betas, pose, v_template, mesh.like, *mesh.lbs.sizes, pose2rot)
+        return mesh.lbs, mesh.joint_template
+    model: PreparedLbs = prepared_lbs(constants)
+    checks.lbs_call(betas, pose, v_template, model.like, *model.sizes, pose2rot)
+    return model, model.joint_template(v_template)
 
 
 def _check_lbs_backward(grad_vertices, grad_joints, state, B, V, J, state_size, like):
@@ -156,14 +159,14 @@ def lbs_backward(
     grad_vertices, grad_joints, betas, pose, v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights, state,
     pose2rot, wanted,
 ):
-    model: PreparedLbs = prepared_lbs((shapedirs, posedirs, J_regressor, parents, lbs_weights))
-    V, K, J = model.sizes
-    B = checks.lbs_call(betas, pose, v_template, model.like, V, K, J, pose2rot)
+    constants = (shapedirs, posedirs, J_regressor, parents, lbs_weights)
+    with _prepared.backward():
+        model, joint_template = _model(betas, pose, v_template, constants, pose2rot)
+    (V, K, J), B = model.sizes, betas.shape[0]
     _check_lbs_backward(grad_vertices, grad_joints, state, B, V, J, model.state_sizes[True], betas)
     gradients = [gradient_like(t, w) for t, w in zip((betas, pose, v_template), wanted)]
     grad_betas, grad_pose, grad_v_template = gradients
     grad_joint_template = None if grad_v_template is None else betas.new_empty((B, J, 3))
-    joint_template = _joint_template(model, v_template, (shapedirs, posedirs, J_regressor, parents, lbs_weights))
     model.backward(
         grad_vertices, grad_joints, _rows(betas), _rows(pose), joint_template,
         state.contiguous(), pose2rot, grad_betas, grad_pose, grad_v_template, grad_joint_template,
@@ -246,11 +249,12 @@ def landmarks_backward(
     grad_landmarks, betas, pose, v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights, faces, lmk_faces_idx,
     lmk_bary_coords, contour_faces_idx, contour_bary_coords, neck_joint, state, pose2rot, wanted,
 ):
-    model: PreparedLandmarks = prepared_landmarks(
-        (v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights, faces, lmk_faces_idx, lmk_bary_coords,
-         contour_faces_idx, contour_bary_coords),
-        neck_joint,
-    )  # fmt: skip
+    with _prepared.backward():
+        model: PreparedLandmarks = prepared_landmarks(
+            (v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights, faces, lmk_faces_idx, lmk_bary_coords,
+             contour_faces_idx, contour_bary_coords),
+            neck_joint,
+        )  # fmt: skip
     B = checks.lbs_call(betas, pose, v_template, model.like, *model.sizes, pose2rot)
     _check_landmarks_backward(grad_landmarks, state, B, model.points, model.state_sizes[True], betas)
     states = (state.contiguous(),)
@@ -292,7 +296,8 @@ def _head_backward_fake(grad_vertices, grad_joints, grad_landmarks, *arguments):
 )
 def head_backward(grad_vertices, grad_joints, grad_landmarks, betas, pose, *arguments):
     *constants, neck_joint, landmark_state, state, pose2rot, wanted = arguments
-    head: PreparedHead = prepared_head(tuple(constants), neck_joint)
+    with _prepared.backward():
+        head: PreparedHead = prepared_head(tuple(constants), neck_joint)
     V, K, J = head.mesh.lbs.sizes
     B = checks.lbs_call(betas, pose, constants[0], head.like, V, K, J, pose2rot)
     _check_lbs_backward(grad_vertices, grad_joints, state, B, V, J, head.mesh.lbs.state_sizes[True], betas)

@@ -1,5 +1,6 @@
 """Models prepared for the core: packed once, reused while nothing about their tensors has changed, gone when they go."""
 
+import contextlib
 import copy
 import threading
 import weakref
@@ -16,7 +17,6 @@ _LBS = {torch.float32: core.LbsModelF32, torch.float64: core.LbsModelF64}
 _LANDMARKS = {torch.float32: core.LandmarkModelF32, torch.float64: core.LandmarkModelF64}
 _DIRECTIONS = {torch.float32: core.DirectionsF32, torch.float64: core.DirectionsF64}
 _CPU = torch.device("cpu")
-_settling = threading.Lock()
 
 
 def require_device(tensor: Tensor, argument: str) -> bool:
@@ -46,6 +46,9 @@ def require_device(tensor: Tensor, argument: str) -> bool:
 #   the zeros, is seen by the next call. One that changes a share p of them is missed by a call with a probability of (1 - p)^16, and one
 #   that changes a single value is seen after as many calls as the constants have 4 KiB, 2800 for FLAME with 150 directions, at the
 #   latest. On a CUDA device that would need a synchronisation: nothing is looked for there.
+# - What is seen for the first time is used and forgotten, or rather: nothing is read of it to recognise it by. When it comes back its values
+#   are noted, what was made of it before is made again, and only that is kept. Directions that never come back (smplx joins them anew
+#   for every call) are never packed: the kernels read them as they lie, with the same bits.
 # - Whoever writes a few values in such a way, or any on a CUDA device, calls clear_prepared().
 
 
@@ -73,6 +76,19 @@ class Prepared:
         self.storages = [t.untyped_storage() for t in tensors if t is not None]
 
 
+_backward = threading.local()
+
+
+@contextlib.contextmanager
+def backward():
+    """In a backward pass what was prepared for the forward pass is used, and doesn't count as coming back."""
+    before, _backward.now = getattr(_backward, "now", False), True
+    try:
+        yield
+    finally:
+        _backward.now = before
+
+
 class Cache:
     """build(*tensors, *settings), kept while the tensors live and don't change, where they are constant."""
 
@@ -90,6 +106,10 @@ class Cache:
         return entry if entry is not None and entry.marks.usable(tensors) else None
 
     def __call__(self, tensors: tuple[Tensor | None, ...], *settings):
+        if getattr(_backward, "now", False):
+            entry = self._entries.get((*map(id, tensors), *settings))
+            if entry is not None and entry.marks.unchanged(tensors, again=False):
+                return entry.model
         entry = self.find(tensors, *settings)
         if entry is not None:
             return entry.model
@@ -143,31 +163,20 @@ def gradient_like(t: Tensor, wanted: bool) -> Tensor | None:
 
 
 class Directions:
-    """Of the betas or of the pose. Used as they lie the first time, and packed when they come back: some are made anew for every call."""
+    """Of the betas or of the pose, as they lie. Packed where they come back: some are made anew for every call."""
 
     def __init__(self, directions: Tensor):
         # Detached: what is made of a tensor ends with it, so it must not keep it alive.
-        self._source = directions.detach()
+        self._source, kind = directions.detach(), _DIRECTIONS[directions.dtype]
         if directions.ndim == 3 and directions.stride(0) != 3 * directions.stride(1):
             self._source = self._source.contiguous()
-        self._kind = _DIRECTIONS[directions.dtype]
-        self.core, self.packed, self._index, self._used = self._as_they_lie(), None, None, False
-
-    def _as_they_lie(self):
-        return self._kind(source=self._source, packed=None, index=None)
-
-    def use(self) -> None:
-        """To be called before a forward pass, under the lock."""
-        if self._used and self.packed is None:
-            V, count = (len(self._source), self._source.shape[2]) if self._source.ndim == 3 else (
-                self._source.shape[1] // 3, len(self._source)
-            )  # fmt: skip
-            packed = self._source.new_empty(self._kind.packed_size(V, count))
-            self._index = self._source.new_empty(self._kind.index_size(V, count), dtype=torch.int32)
-            self._kind.pack(source=self._source, packed=packed, index=self._index)
-            self.packed = packed
-            self.core = self._kind(source=self._source, packed=packed, index=self._index)
-        self._used = True
+        self._packed = self._index = None
+        if core.seen_again(directions):
+            V, count = (len(directions), directions.shape[2]) if directions.ndim == 3 else (directions.shape[1] // 3, len(directions))
+            self._packed = directions.new_empty(kind.packed_size(V, count))
+            self._index = directions.new_empty(kind.index_size(V, count), dtype=torch.int32)
+            kind.pack(source=self._source, packed=self._packed, index=self._index)
+        self.core = kind(source=self._source, packed=self._packed, index=self._index)
 
 
 class PackedLbs:
@@ -210,33 +219,19 @@ class PreparedLbs:
         else:
             self._directions = ()
             self._packed = packed_lbs((lbs_weights, shapedirs, posedirs), K)
-        self._landmarks: dict = {}
-        self._make_core()
+        shape, pose = [d.core for d in self._directions] or (None, None)
+        self.core = model(
+            is_cuda=cuda, V=V, parents=self.parents, joint_dirs=self.joint_dirs, packed=self._packed.packed,
+            index=self._packed.index, shape=shape, pose=pose,
+        )  # fmt: skip
         self.state_sizes = tuple(model.state_size(cuda, V, K, J, keep) for keep in (False, True))
         # Detached: the model ends with the tensors it was made of, so it must not keep them alive.
         self._regressor = J_regressor.detach()
 
-    def _make_core(self) -> None:
-        shape, pose = [d.core for d in self._directions] or (None, None)
-        self.core = _LBS[self.like.dtype](
-            is_cuda=self.cuda, V=self.sizes[0], parents=self.parents, joint_dirs=self.joint_dirs, packed=self._packed.packed,
-            index=self._packed.index, shape=shape, pose=pose,
-        )  # fmt: skip
-        if self._landmarks:
-            self.core = self.core.with_landmarks(**self._landmarks)
-        self._settled = all(d.packed is not None for d in self._directions)
-
-    def _use_directions(self) -> None:
-        with _settling:
-            for d in self._directions:
-                d.use()
-            self._make_core()
-
     def with_landmarks(self, **landmarks) -> "PreparedLbs":
         """The model with landmarks on its mesh, as the core's function of the same name takes them."""
         model = copy.copy(self)
-        model._landmarks = landmarks
-        model._make_core()
+        model.core = self.core.with_landmarks(**landmarks)
         return model
 
     def joint_template(self, v_template: Tensor) -> Tensor:
@@ -262,8 +257,6 @@ class PreparedLbs:
 
         The arguments are checked; those of a batch element are contiguous.
         """
-        if not self._settled:
-            self._use_directions()
         (V, _, J), B = self.sizes, betas.shape[0]
         vertices, joints = _memory.empty(betas, B, V, 3), betas.new_empty((B, J, 3))
         state = _state(betas, B, self.state_sizes[keep])
