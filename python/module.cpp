@@ -241,7 +241,7 @@ PYBIND11_MODULE(_ringnet_core, m) {
         .def("unchanged", &Marks::unchanged)
         .def_property_readonly("constant", &Marks::constant);
     m.def("batch_size", &batch_size);
-    m.def("shaped_like", &shaped_like);
+    m.def("shaped_like", &shaped_like, py::arg(), py::arg(), py::arg(), py::arg("contiguous") = false);
     m.def("use_exchange", [](bool wanted) { Torch::get().use_exchange(wanted); });
     BoundLbs<float>::bind(m, "LbsModelF32");
     BoundLbs<double>::bind(m, "LbsModelF64");

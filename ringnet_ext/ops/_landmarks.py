@@ -2,7 +2,7 @@
 
 from . import _checks as checks
 from . import reference
-from ._lbs import LBS, ModelOperator, rows
+from ._lbs import LBS, ModelOperator, in_rows
 from ._operator import differentiated, watched
 from ._points import POINTS
 from ._prepared import _LANDMARKS, _LBS, Cache, prepared_head, prepared_landmarks
@@ -43,10 +43,10 @@ class _LandmarkOperator(ModelOperator):
         return model, (B, V, model.K, model.J, L, C)
 
     def forward_kernel(self, model, betas, pose, *rest, keep):
-        return model.forward(rows(betas), rows(pose), rest[-1], keep)
+        return model.forward(in_rows(betas), in_rows(pose), rest[-1], keep)
 
     def backward_kernel(self, model, gradients, inputs, states, wanted):
-        return model.backward(gradients, rows(inputs[0]), rows(inputs[1]), states, inputs[-1], wanted)
+        return model.backward(gradients, in_rows(inputs[0]), in_rows(inputs[1]), states, inputs[-1], wanted)
 
     def dispatch(self, *inputs):
         v_template = inputs[2]

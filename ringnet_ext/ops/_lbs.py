@@ -2,12 +2,13 @@
 
 from typing import NamedTuple
 
+import _ringnet_core as core
 import torch
 from torch import Tensor
 
 from . import _checks as checks
 from . import reference
-from ._operator import Operator, watched
+from ._operator import Operator, apply_call, watched
 from ._prepared import _LBS, PreparedLbs, gradient_like, prepared_lbs, prepared_mesh, rows_of_points
 
 
@@ -22,7 +23,7 @@ class Body(NamedTuple):
     lbs_weights: Tensor
 
 
-def rows(t: Tensor) -> Tensor:
+def in_rows(t: Tensor) -> Tensor:
     """Contiguous inside a row; any distance between rows, 0 where expanded."""
     return t if t.shape[1] <= 1 or t.stride(1) == 1 else t.contiguous()
 
@@ -31,18 +32,18 @@ class ModelOperator(Operator):
     """An operator on a model: of betas and pose, and a template where that moves too."""
 
     constants = ", ".join(f"Tensor {name}" for name in Body._fields)
-    options = slice(-1, None)  # pose2rot
 
     def __call__(self, betas: Tensor, pose: Tensor, constants: tuple, settings: tuple, pose2rot: bool) -> tuple[Tensor, ...]:
-        if not watched() and (pose2rot is True or pose2rot is False) and betas is not None and pose is not None:
+        if (pose2rot is True or pose2rot is False) and betas is not None and pose is not None and not watched():
             prepared = self.cache.find(constants, *settings)
             if prepared is not None and prepared.marks.constant:
                 model = prepared.model
-                matrices = pose.flatten(1) if type(pose) is Tensor and pose.ndim > 2 else pose
-                widths = (model.K, (3 if pose2rot else 9) * model.J)
-                outputs = self.fast(model, (betas, matrices), widths, model.like, (*constants, *settings, pose2rot))
-                if outputs is not None:
-                    return outputs
+                rows = pose.flatten(1) if type(pose) is Tensor and pose.ndim > 2 else pose
+                widths, like = (model.K, (3 if pose2rot else 9) * model.J), model.like
+                if core.batch_size((betas, rows), widths, like) >= 0:
+                    if torch.is_grad_enabled() and (betas.requires_grad or rows.requires_grad):
+                        return apply_call(self, (model, widths, like), constants, (*settings, pose2rot), betas, rows)
+                    return model.forward(betas, rows, pose2rot, False)[0]
         self.require_types(betas, pose, *constants, *settings, pose2rot)
         body = Body(*constants[:6])
         like = body.shapedirs.dtype
@@ -103,7 +104,7 @@ class Lbs(ModelOperator):
         *constants, pose2rot = rest
         joint_template = self._joint_template(model, v_template, constants)
         vertices, joints, state = model.forward(
-            rows(betas), rows(pose), rows_of_points(v_template), joint_template, pose2rot, keep
+            in_rows(betas), in_rows(pose), rows_of_points(v_template), joint_template, pose2rot, keep
         )
         return (vertices, joints), (state,)
 
@@ -114,7 +115,7 @@ class Lbs(ModelOperator):
         grad_joint_template = None if grad_v_template is None else betas.new_empty((B, model.sizes[2], 3))
         joint_template = self._joint_template(model, v_template, constants)
         model.backward(
-            *gradients, rows(betas), rows(pose), joint_template, *states, pose2rot, *results, grad_joint_template
+            *gradients, in_rows(betas), in_rows(pose), joint_template, *states, pose2rot, *results, grad_joint_template
         )
         if grad_v_template is not None:  # through the rest joints
             regressor = constants[2].T

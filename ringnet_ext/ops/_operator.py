@@ -58,8 +58,11 @@ def _has_tangent(values) -> bool:
     return any(isinstance(v, Tensor) and forward_ad.unpack_dual(v).tangent is not None for v in values)
 
 
-def _versions(values) -> list[int | None]:
-    return [v._version if isinstance(v, Tensor) and not v.is_inference() else None for v in values]
+def _versions(tensors) -> list[int | None]:
+    try:
+        return [t._version for t in tensors if t is not None]
+    except RuntimeError:  # inference tensors have none
+        return [None if t.is_inference() else t._version for t in tensors if t is not None]
 
 
 def _tuple(outputs) -> tuple:
@@ -72,49 +75,48 @@ def _unpacked(outputs: tuple):
 
 
 class _Call(torch.autograd.Function):
-    """A call of an operator as autograd sees it. rest: constants and settings; prepared: (model, widths, like) on the fast path."""
+    """A call of an operator as autograd sees it. fast: (model, widths, like), or None for the dispatcher path."""
 
     @staticmethod
-    def forward(ctx, operator, prepared, rest, *moving):
-        if prepared is None:
-            returned = _tuple(operator.forward_below(*moving, *rest, *operator.keep))
+    def forward(ctx, operator, fast, constants, settings, *moving):
+        if fast is None:
+            returned = _tuple(operator.forward_below(*moving, *constants, *settings, *operator.keep))
             states = returned[len(operator.results) :]
             ctx.mark_non_differentiable(*states)
-            states = [s if s.shape[1] else None for s in states]  # as the core has them
+            states = tuple([s if s.shape[1] else None for s in states])  # as the core has them
         else:
-            returned, states = prepared[0].forward(*moving, *rest[operator.options], True)
+            returned, states = fast[0].forward(*moving, *settings[-1:], True)
         saved, unsaved = operator.to_save(moving)
         ctx.save_for_backward(*saved, *states)
         ctx.set_materialize_grads(False)
-        ctx.call = operator, prepared, (*unsaved, *rest), len(saved), tuple([None if s is None else s.shape for s in states])
-        ctx.versions = _versions(ctx.call[2])
+        constants = (*unsaved, *constants)
+        ctx.call = operator, fast, constants, settings, len(saved), tuple([s if s is None else s.shape for s in states])
+        ctx.versions = _versions(constants)
         return returned
 
     @staticmethod
     def backward(ctx, *gradients):
-        operator, prepared, rest, num_saved, state_shapes = ctx.call
-        if _versions(rest) != ctx.versions:
+        operator, fast, constants, settings, num_saved, state_shapes = ctx.call
+        if _versions(constants) != ctx.versions:
             raise RuntimeError(
                 f"a constant of {operator.function} that is needed for its gradients has been modified by an inplace operation"
             )
-        gradients, wanted = gradients[: len(operator.results)], ctx.needs_input_grad[3:]
         kept = ctx.saved_tensors  # once: checkpointing gives them once
-        saved, states = kept[:num_saved], kept[num_saved:]
-        if prepared is not None and not torch.is_grad_enabled() and not watched():
-            model, widths, like = prepared
+        gradients, wanted, saved, states = gradients[: len(operator.results)], ctx.needs_input_grad[4:], kept[:num_saved], kept[num_saved:]
+        if fast is not None and not torch.is_grad_enabled() and not watched():
+            model, widths, like = fast
             # Hooks may have brought back what was saved in another shape, place or type, as gradients may come in any.
             B = core.batch_size(saved, widths, like)
             if (
                 B >= 0
                 and core.shaped_like(gradients, model.shapes(B), like)
-                and core.shaped_like(states, state_shapes, like)
-                and all(s is None or _in_rows(s) for s in states)
+                and core.shaped_like(states, state_shapes, like, contiguous=True)
             ):
-                return None, None, None, *model.backward(gradients, *saved, states, *rest[operator.options], wanted)
+                return None, None, None, None, *model.backward(gradients, *saved, states, *settings[-1:], wanted)
         states = [saved[0].new_empty((saved[0].shape[0], 0)) if s is None else s for s in states]
         all_wanted = [*wanted, *[False] * (len(operator.moving) - len(wanted))]
-        results = _tuple(operator.backward(*gradients, *saved, *rest, *states, all_wanted))
-        return None, None, None, *(r if w else None for r, w in zip(results, wanted))
+        results = _tuple(operator.backward(*gradients, *saved, *constants, *settings, *states, all_wanted))
+        return None, None, None, None, *[r if w else None for r, w in zip(results, wanted)]
 
 
 class _Gradient(torch.autograd.Function):
@@ -134,19 +136,16 @@ class _Gradient(torch.autograd.Function):
 
 
 # Function.apply without its care for torch.func, whose transforms come with the tensors: what it wraps is wrapped again below.
-_apply_call = super(torch.autograd.Function, _Call).apply
+apply_call = super(torch.autograd.Function, _Call).apply
 _apply_gradient = super(torch.autograd.Function, _Gradient).apply
 
 
-def _in_rows(state: Tensor) -> bool:
-    """Whether a state lies in memory as the core left it."""
-    return state.is_contiguous() and state.data_ptr() % 64 == 0
-
-
 def _rows(state: Tensor) -> Tensor | None:
+    """A state as the core left it: contiguous, and aligned as memory is when it is new."""
     if not state.shape[1]:
         return None
-    return state if _in_rows(state) else state.contiguous().clone()
+    state = state.contiguous()
+    return state if state.is_cpu or state.data_ptr() % 64 == 0 else state.clone()
 
 
 class Operator:
@@ -156,8 +155,7 @@ class Operator:
     function: str  # the public function
     moving: tuple[str, ...]  # tensors, batch first
     constants: str  # as in a schema
-    settings: str = ""
-    options = slice(0, 0)  # of constants and settings: what a prepared model is called with
+    settings: str = ""  # of which the last is the call's, the others a prepared model's
     results: tuple[str, ...]
     states: tuple[str, ...] = ()
     batched: tuple[str, ...] = ()  # constants that have a batch
@@ -198,7 +196,7 @@ class Operator:
         inputs = [f"Tensor {name}" for name in self.moving] + [p for p in (self.constants, self.settings) if p]
         self.inputs = [parameter.rsplit(" ", 1) for parameter in ", ".join(inputs).split(", ")]
         self.names = [name for _, name in self.inputs]
-        self.keep = (True,) if self.states else ()
+        self.keep, self.num_settings = (True,) if self.states else (), len(self.settings.split(", ")) if self.settings else 0
         given, states = ", ".join(inputs), [f"Tensor {name}" for name in self.states]
         outputs = ", ".join(["Tensor"] * (len(self.results) + len(states)))
         gradients = ", ".join([f"Tensor? grad_{name}" for name in self.results])
@@ -210,16 +208,6 @@ class Operator:
             f"{self.name}_backward({', '.join([gradients, given, *states, 'bool[] wanted'])}) -> ({', '.join(['Tensor'] * len(self.moving))})",
             self._backward, self._backward_fake, self._backward_autograd, self._backward_vmap,
         )  # fmt: skip
-
-    # --- the fast path ---
-
-    def fast(self, model, moving: tuple, widths: tuple[int, ...], like: Tensor, rest: tuple) -> tuple[Tensor, ...] | None:
-        """The results, of a model that is prepared; None where the dispatcher path has to be taken."""
-        if core.batch_size(moving, widths, like) < 0:
-            return None
-        if torch.is_grad_enabled() and any([t.requires_grad for t in moving]):
-            return _apply_call(self, (model, widths, like), rest, *moving)
-        return model.forward(*moving, *rest[self.options], False)[0]
 
     # --- the dispatcher path ---
 
@@ -286,9 +274,9 @@ class Operator:
 
     def _forward_autograd(self, *arguments):
         inputs, _ = self._inputs(arguments)
-        n = len(self.moving)
-        moving, rest = inputs[:n], inputs[n:]
-        if _has_tangent(inputs) or differentiated(rest):  # what the kernels can't is differentiated by the formula
+        n, m = len(self.moving), len(inputs) - self.num_settings
+        moving, constants, settings = inputs[:n], inputs[n:m], inputs[m:]
+        if _has_tangent(inputs) or differentiated(constants):  # what the kernels can't is differentiated by the formula
             B, *_ = self.check(*inputs)
             if not watched():
                 self.check_values(*inputs)
@@ -296,7 +284,7 @@ class Operator:
                 results = _tuple(self.reference(*inputs))
             return _unpacked((*results, *(inputs[0].new_empty((B, 0)) for _ in self.states)))
         if differentiated(moving):
-            return _unpacked(_apply_call(self, None, rest, *moving))
+            return _unpacked(apply_call(self, None, constants, settings, *moving))
         return self.forward_below(*arguments)
 
     def _backward_autograd(self, *arguments):

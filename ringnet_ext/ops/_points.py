@@ -5,7 +5,7 @@ import torch
 
 from . import _checks as checks
 from . import reference
-from ._lbs import rows
+from ._lbs import in_rows
 from ._operator import Operator
 from ._prepared import require_device, rows_of_points
 
@@ -49,7 +49,7 @@ class Points(Operator):
         try:
             kernel[vertices.dtype](
                 is_cuda=require_device(vertices, "vertices"), faces=faces.long().contiguous(),
-                lmk_faces_idx=rows(lmk_faces_idx.long()), lmk_bary_coords=rows_of_points(lmk_bary_coords), **arguments,
+                lmk_faces_idx=in_rows(lmk_faces_idx.long()), lmk_bary_coords=rows_of_points(lmk_bary_coords), **arguments,
             )  # fmt: skip
         except IndexError as error:
             raise ValueError(error) from None

@@ -7,7 +7,7 @@ import torch
 
 from . import _checks as checks
 from . import reference
-from ._operator import Operator, watched
+from ._operator import Operator, apply_call, watched
 from ._prepared import gradient_like, require_device
 
 _KERNELS = {
@@ -55,9 +55,10 @@ class Rodrigues(Operator):
         if not watched() and type(rot_vecs) in (torch.Tensor, torch.nn.Parameter) and rot_vecs.dtype in _KERNELS:
             if rot_vecs.is_cpu or (rot_vecs.is_cuda and core.cuda_architectures):
                 model = _kernels(rot_vecs.dtype, rot_vecs.device)
-                outputs = self.fast(model, (rot_vecs,), (3,), model.like, ())
-                if outputs is not None:
-                    return outputs[0]
+                if core.batch_size((rot_vecs,), (3,), model.like) >= 0:
+                    if torch.is_grad_enabled() and rot_vecs.requires_grad:
+                        return apply_call(self, (model, (3,), model.like), (), (), rot_vecs)[0]
+                    return model.forward(rot_vecs, False)[0][0]
         self.require_types(rot_vecs)
         return self.dispatch(rot_vecs.float() if rot_vecs.dtype in checks.HALVES else rot_vecs)[0]
 
