@@ -26,6 +26,18 @@ except ImportError:  # not the public interface
     _below_autograd = None
 
 try:
+    from torch._C._functorch import peek_interpreter_stack
+    from torch._functorch.utils import enable_single_level_autograd_function
+    from torch.autograd.forward_ad import _set_fwd_grad_enabled
+except ImportError:  # not the public interface: torch.func.grad raises without it
+    _in_transform = None
+else:
+
+    def _in_transform() -> bool:
+        return peek_interpreter_stack() is not None
+
+
+try:
     from torch._C import _get_tracing_state, _len_torch_dispatch_stack, _len_torch_function_stack
     from torch._C._autograd import _profiler_enabled
     from torch._C._functorch import peek_interpreter_stack
@@ -80,7 +92,7 @@ class _Call(torch.autograd.Function):
     @staticmethod
     def forward(ctx, operator, fast, constants, settings, *moving):
         if fast is None:
-            returned = _tuple(operator.forward_below(*moving, *constants, *settings, *operator.keep))
+            returned = _tuple(_at_lower_levels(operator.forward_below, *moving, *constants, *settings, *operator.keep))
             states = returned[len(operator.results) :]
             ctx.mark_non_differentiable(*states)
             states = tuple([s if s.shape[1] else None for s in states])  # as the core has them
@@ -125,7 +137,7 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, operator, *arguments):
         ctx.function = operator.function
-        return operator.backward_below(*arguments)
+        return _at_lower_levels(operator.backward_below, *arguments)
 
     @staticmethod
     def backward(ctx, *_):
@@ -135,9 +147,25 @@ class _Gradient(torch.autograd.Function):
         )
 
 
-# Function.apply without its care for torch.func, whose transforms come with the tensors: what it wraps is wrapped again below.
+# Function.apply without its care for torch.func, whose transforms are levels of the dispatcher here, as they are for PyTorch's operators.
 apply_call = super(torch.autograd.Function, _Call).apply
 _apply_gradient = super(torch.autograd.Function, _Gradient).apply
+
+
+def _at_this_level(apply, *arguments):
+    """apply(...), which knows of one level of torch.func's transforms alone."""
+    if _in_transform is None or not _in_transform():
+        return apply(*arguments)
+    with enable_single_level_autograd_function():
+        return apply(*arguments)
+
+
+def _at_lower_levels(operator, *arguments):
+    """operator(...) from inside of an autograd function, where nothing is recorded: that holds for its own level only."""
+    if _in_transform is None or not _in_transform():
+        return operator(*arguments)
+    with torch.enable_grad(), _set_fwd_grad_enabled(True):
+        return operator(*arguments)
 
 
 def _rows(state: Tensor) -> Tensor | None:
@@ -284,12 +312,12 @@ class Operator:
                 results = _tuple(self.reference(*inputs))
             return _unpacked((*results, *(inputs[0].new_empty((B, 0)) for _ in self.states)))
         if differentiated(moving):
-            return _unpacked(apply_call(self, None, constants, settings, *moving))
+            return _unpacked(_at_this_level(apply_call, self, None, constants, settings, *moving))
         return self.forward_below(*arguments)
 
     def _backward_autograd(self, *arguments):
         if _has_tangent(arguments) or differentiated(arguments):
-            return _apply_gradient(self, *arguments)
+            return _at_this_level(_apply_gradient, self, *arguments)
         return self.backward_below(*arguments)
 
     # --- torch.func.vmap: the batch is the batch ---
@@ -336,6 +364,9 @@ class Operator:
             if shared[i] and wanted[i]:  # a template's gradient is summed over the batch, not over the transform's elements
                 folded[i] = t.expand(N * B, *t.shape)
         gradients, states = (list(map(fold, values, dims)) for values, dims in ((gradients, dims_g), (states, dims_s)))
+        if any(d is None for d in dims_s):  # of a forward call that wasn't transformed: another batch's, which a state's layout depends on
+            with torch.no_grad():
+                states = _tuple(self.forward(*folded, True))[len(self.results) :]
         results = _tuple(self.backward(*gradients, *folded, *states, wanted))
         outputs, dims = [], []
         for i, (r, w) in enumerate(zip(results, wanted)):
