@@ -20,14 +20,21 @@ def require(condition: bool, argument: str, expected: str, got: object) -> None:
 
 
 def require_dense(argument: str, value: object) -> None:
-    """A tensor that is neither sparse, nested, quantised, on the meta device nor of another library's layout."""
+    """A tensor that is neither sparse, nested, quantised nor on the meta device."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{argument}: expected a tensor, got {type(value).__name__}")
     if value.is_nested or value.layout is not torch.strided:
-        raise ValueError(f"{argument}: expected a dense tensor, got a nested one" if value.is_nested
-                         else f"{argument}: expected a dense tensor, got one of layout {value.layout}")  # fmt: skip
+        raise ValueError(f"{argument}: expected a dense tensor, got {'a nested one' if value.is_nested else value.layout}")
     if value.is_quantized:
         raise TypeError(f"{argument}: expected float32 or float64, got {str(value.dtype).removeprefix('torch.')}, quantised")
+    if value.is_meta:
+        raise ValueError(f"{argument}: expected a tensor with values, got one on the meta device")
+
+
+def raised(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Those of half precision in the type of the last one that isn't, or in float32."""
+    full = [t.dtype for t in tensors if t.dtype in FLOATS]
+    return tuple(t.to(full[-1] if full else torch.float32) if t.dtype in HALVES else t for t in tensors)
 
 
 def require_integer(argument: str, value: object) -> None:
@@ -79,8 +86,7 @@ def lbs_constants(
     require_tensor("posedirs", posedirs, ((J - 1) * 9, V * 3), shapedirs)
     require_tensor("lbs_weights", lbs_weights, (V, J), shapedirs)
     require_tensor("parents", parents, (J,), dtypes=INTEGERS)
-    # The tree is read on the host once; it may live on any device that has values.
-    require(parents.device.type != "meta", "parents", "a tensor with values", "one on meta")
+    # The tree is read on the host once; it may live on any device.
     return V, K, J
 
 

@@ -46,10 +46,7 @@ class ModelOperator(Operator):
                     return model.forward(betas, rows, pose2rot, False)[0]
         self.require_types(betas, pose, *constants, *settings, pose2rot)
         body = Body(*constants[:6])
-        like = body.shapedirs.dtype
-        betas, pose, v_template = (
-            t.to(like) if t.dtype in checks.HALVES and like in checks.FLOATS else t for t in (betas, pose, body.v_template)
-        )
+        betas, pose, v_template, _ = checks.raised(betas, pose, body.v_template, body.shapedirs)
         if pose.ndim > 2:
             pose = pose.flatten(1)
         if betas.ndim == 2 and pose.ndim == 2 and betas.shape[0] != pose.shape[0]:  # a batch of one serves any

@@ -131,6 +131,12 @@ class _Call(torch.autograd.Function):
         return None, None, None, None, *[r if w else None for r, w in zip(results, wanted)]
 
 
+def _no_second_derivative(function: str) -> NotImplementedError:
+    return NotImplementedError(
+        f"{function} has no second derivative; ringnet_ext.ops.reference.{function} can be differentiated any number of times"
+    )
+
+
 class _Gradient(torch.autograd.Function):
     """A call of an operator's backward as autograd sees it, which can't be differentiated again."""
 
@@ -141,10 +147,7 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *_):
-        raise NotImplementedError(
-            f"{ctx.function} has no second derivative; "
-            f"ringnet_ext.ops.reference.{ctx.function} can be differentiated any number of times"
-        )
+        raise _no_second_derivative(ctx.function)
 
 
 # Function.apply without its care for torch.func, whose transforms are levels of the dispatcher here, as they are for PyTorch's operators.
@@ -316,7 +319,9 @@ class Operator:
         return self.forward_below(*arguments)
 
     def _backward_autograd(self, *arguments):
-        if _has_tangent(arguments) or differentiated(arguments):
+        if _has_tangent(arguments):
+            raise _no_second_derivative(self.function)
+        if differentiated(arguments):
             return _at_this_level(_apply_gradient, self, *arguments)
         return self.backward_below(*arguments)
 

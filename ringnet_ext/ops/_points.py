@@ -22,7 +22,7 @@ class Points(Operator):
 
     def __call__(self, vertices, faces, lmk_faces_idx, lmk_bary_coords):
         self.require_types(vertices, faces, lmk_faces_idx, lmk_bary_coords)
-        vertices, lmk_bary_coords = (t.float() if t.dtype in checks.HALVES else t for t in (vertices, lmk_bary_coords))
+        vertices, lmk_bary_coords = checks.raised(vertices, lmk_bary_coords)
         if vertices.ndim and lmk_faces_idx.ndim == 1:
             lmk_faces_idx = lmk_faces_idx.expand(vertices.shape[0], -1)
         if vertices.ndim and lmk_bary_coords.ndim == 2:
@@ -36,6 +36,10 @@ class Points(Operator):
         checks.require_tensor("lmk_faces_idx", lmk_faces_idx, (B, L), vertices, checks.INTEGERS)
         checks.require_tensor("lmk_bary_coords", lmk_bary_coords, (B, L, 3), vertices)
         return B, L
+
+    def check_values(self, vertices, faces, lmk_faces_idx, lmk_bary_coords):
+        checks.require_range("faces", faces, 0, vertices.shape[1], "vertices")
+        checks.require_range("lmk_faces_idx", lmk_faces_idx, 0, faces.shape[0], "faces")
 
     def shapes(self, sizes):
         return ((*sizes, 3),)

@@ -60,7 +60,7 @@ class Rodrigues(Operator):
                         return apply_call(self, (model, (3,), model.like), (), (), rot_vecs)[0]
                     return model.forward(rot_vecs, False)[0][0]
         self.require_types(rot_vecs)
-        return self.dispatch(rot_vecs.float() if rot_vecs.dtype in checks.HALVES else rot_vecs)[0]
+        return self.dispatch(*checks.raised(rot_vecs))[0]
 
     def check(self, rot_vecs):
         checks.require_tensor("rot_vecs", rot_vecs, (None, 3))
