@@ -15,23 +15,22 @@ openmp: bool
 
 def simd_level() -> str: ...
 
-class Buffer:
-    """Memory of so many bytes, with Python's buffer protocol. What the last one leaves is kept for the next one of its size."""
-
-    def __init__(self, bytes: int, /) -> None: ...
-    def __buffer__(self, flags: int, /) -> memoryview: ...
-    @staticmethod
-    def release_spare() -> None: ...
+def discard(address: int, bytes: int, /) -> None:
+    """Lets the system have these pages, if it runs short of them before they are written again. Their values are lost."""
 
 class Marks:
-    """What tensors (or None) were when something was made of them: which, where, and how often written to. Holds them weakly."""
+    """What tensors (or None) were when something was made of them: which, where, how often written to, and what they held.
+
+    Holds them weakly."""
 
     constant: bool
-    """Whether they are all of PyTorch's own types, and autograd follows none."""
+    """Whether they are all of PyTorch's own types."""
 
     def __init__(self, tensors: tuple[Tensor | None, ...], on_death: Callable[[object], object], /) -> None: ...
     def unchanged(self, tensors: tuple[Tensor | None, ...], /) -> bool:
-        """Whether these are the same tensors, and nothing has happened to them."""
+        """Whether these are the same tensors, and nothing is seen to have happened to them."""
+    def usable(self, tensors: tuple[Tensor | None, ...], /) -> bool:
+        """Whether they are unchanged, and autograd follows none."""
 
 def batch_size(tensors: tuple[Tensor | None, ...], widths: tuple[int, ...], like: Tensor, /) -> int:
     """B where a kernel can take the tensors that are there, (B, width) each, and of the type and device of ``like``; otherwise -1."""
@@ -44,10 +43,27 @@ def shaped_like(
 def use_exchange(wanted: bool, /) -> None:
     """Whether tensors are read through DLPack's C exchange interface, where PyTorch has it, or through their attributes."""
 
+class DirectionsF32:
+    """Those of shapedirs (V, 3, K) or posedirs (9 (J - 1), 3 V), packed or as they lie. Only for the CPU."""
+
+    def __init__(self, *, source: Tensor, packed: Tensor | None, index: Tensor | None) -> None: ...
+    @staticmethod
+    def packed_size(V: int, count: int, /) -> int: ...
+    @staticmethod
+    def index_size(V: int, count: int, /) -> int: ...
+    @staticmethod
+    def pack(*, source: Tensor, packed: Tensor, index: Tensor) -> None: ...
+
+class DirectionsF64(DirectionsF32): ...
+
 class LbsModelF32:
     def __init__(
-        self, *, is_cuda: bool, V: int, parents: Tensor, joint_dirs: Tensor, packed: Tensor, index: Tensor
+        self, *, is_cuda: bool, V: int, parents: Tensor, joint_dirs: Tensor, packed: Tensor, index: Tensor,
+        shape: DirectionsF32 | None, pose: DirectionsF32 | None,
     ) -> None: ...
+    @staticmethod
+    def separate_directions(is_cuda: bool, /) -> bool:
+        """Whether shape and pose are expected, and pack takes the weights only."""
     @staticmethod
     def packed_size(is_cuda: bool, V: int, K: int, J: int, /) -> int: ...
     @staticmethod
@@ -58,7 +74,7 @@ class LbsModelF32:
     def workspace_size(is_cuda: bool, B: int, V: int, K: int, J: int, template_shared: bool, /) -> int: ...
     @staticmethod
     def pack(
-        *, is_cuda: bool, shapedirs: Tensor, posedirs: Tensor, lbs_weights: Tensor, packed: Tensor, index: Tensor
+        *, is_cuda: bool, shapedirs: Tensor | None, posedirs: Tensor | None, lbs_weights: Tensor, packed: Tensor, index: Tensor
     ) -> None: ...
     def with_landmarks(
         self, *, L: int, C: int, neck_joint: int, vertices: Tensor, points: Tensor, bary: Tensor

@@ -55,6 +55,31 @@ index_t batch_stride(const Array<T>& points) {
 #define RN_SIZE(FUNCTION, is_cuda, ...) ((is_cuda) ? (throw_no_cuda(), index_t(0)) : cpu::FUNCTION<T>(__VA_ARGS__))
 #endif
 
+// Directions of shapedirs (V, 3, K), of which a row of K is at 3 v + xyz times their second stride, or posedirs (9 (J - 1), 3 V).
+template <class T>
+struct BoundDirections {
+    FeatureDirections<T> directions;
+
+    static BoundDirections of(const Array<const T>& s, const Optional<const T>& packed, const Optional<const std::int32_t>& index) {
+        if (s.ndim == 3) return {{{s.shape[0], s.shape[2], s.data, s.stride[1], s.stride[2]}, packed.data, index.data}};
+        if (s.ndim == 2) return {{{s.shape[1] / 3, s.shape[0], s.data, s.stride[1], s.stride[0]}, packed.data, index.data}};
+        throw std::invalid_argument("source: expected (V, 3, K) or (9 (J - 1), 3 V)");
+    }
+    static void bind(py::module_& m, const char* name) {
+        using namespace py::literals;
+        py::class_<BoundDirections>(m, name)
+            .def(py::init(&of), py::kw_only(), "source"_a, "packed"_a, "index"_a)
+            .def_static("packed_size", &cpu::directions_packed_size<T>)
+            .def_static("index_size", &cpu::directions_index_size<T>)
+            .def_static("pack", [](Array<const T> source, Array<T> packed, Array<std::int32_t> index) {
+                const DirectionsSource<T> s = of(source, {}, {}).directions.source;
+                const int threads = number_of_threads();
+                const py::gil_scoped_release release;
+                cpu::pack_directions<T>(s, packed.data, index.data, threads);
+            }, py::kw_only(), "source"_a, "packed"_a, "index"_a);
+    }
+};
+
 // Every argument of a call that computes goes by its name, and a tensor as it is: its sizes and strides are read here.
 template <class T>
 struct BoundLbs {
@@ -62,16 +87,22 @@ struct BoundLbs {
     LbsModel<T> model;
     MeshLandmarks<T> landmarks;
 
+    static bool separate_directions(bool is_cuda) { return !is_cuda && cpu::separate_directions(); }
     static void bind(py::module_& m, const char* name) {
         using namespace py::literals;
         py::class_<BoundLbs>(m, name)
             .def(py::init([](bool is_cuda, index_t V, Array<const std::int32_t> parents, Array<const T> joint_dirs,
-                             Array<const T> packed, Array<const std::int32_t> index) {
+                             Array<const T> packed, Array<const std::int32_t> index, const BoundDirections<T>* shape,
+                             const BoundDirections<T>* pose) {
                      const index_t K = joint_dirs.shape[0], J = joint_dirs.shape[1];
                      if (V < 1 || J < 1) throw std::invalid_argument("V, J: expected at least 1");
-                     return BoundLbs{is_cuda, {V, K, J, parents.data, joint_dirs.data, packed.data, index.data}, {}};
+                     if (separate_directions(is_cuda) && !(shape && pose)) throw std::invalid_argument("shape, pose: expected directions");
+                     return BoundLbs{is_cuda, {V, K, J, parents.data, joint_dirs.data, packed.data, index.data,
+                                               shape ? shape->directions : FeatureDirections<T>{},
+                                               pose ? pose->directions : FeatureDirections<T>{}}, {}};
                  }),
-                 py::kw_only(), "is_cuda"_a, "V"_a, "parents"_a, "joint_dirs"_a, "packed"_a, "index"_a)
+                 py::kw_only(), "is_cuda"_a, "V"_a, "parents"_a, "joint_dirs"_a, "packed"_a, "index"_a, "shape"_a, "pose"_a)
+            .def_static("separate_directions", &separate_directions)
             .def_static("packed_size", [](bool is_cuda, index_t V, index_t K, index_t J) {
                 return RN_SIZE(lbs_packed_size, is_cuda, V, K, J);
             })
@@ -84,9 +115,10 @@ struct BoundLbs {
             .def_static("workspace_size", [](bool is_cuda, index_t B, index_t V, index_t K, index_t J, bool template_shared) {
                 return RN_SIZE(lbs_workspace_size, is_cuda, B, V, K, J, template_shared);
             })
-            .def_static("pack", [](bool is_cuda, Array<const T> shapedirs, Array<const T> posedirs, Array<const T> lbs_weights,
+            .def_static("pack", [](bool is_cuda, Optional<const T> shapedirs, Optional<const T> posedirs, Array<const T> lbs_weights,
                                    Array<T> packed, Array<std::int32_t> index) {
-                const LbsConstants<T> c{shapedirs.shape[0], shapedirs.shape[2], lbs_weights.shape[1],
+                if (!separate_directions(is_cuda) && !(shapedirs.data && posedirs.data)) throw std::invalid_argument("directions: expected");
+                const LbsConstants<T> c{lbs_weights.shape[0], shapedirs.shape[2], lbs_weights.shape[1],
                                         shapedirs.data, posedirs.data, lbs_weights.data};
                 RN_RUN(pack_lbs, is_cuda, packed, c, packed.data, index.data);
             }, py::kw_only(), "is_cuda"_a, "shapedirs"_a, "posedirs"_a, "lbs_weights"_a, "packed"_a, "index"_a)
@@ -232,17 +264,17 @@ PYBIND11_MODULE(_ringnet_core, m) {
         false;
 #endif
     m.def("simd_level", &cpu::simd_level);
-    py::class_<Buffer>(m, "Buffer", py::buffer_protocol())
-        .def(py::init<std::size_t>())
-        .def_buffer([](const Buffer& buffer) { return buffer.info(); })
-        .def_static("release_spare", &Buffer::release_spare);
+    m.def("discard", &discard);
     py::class_<Marks>(m, "Marks")
         .def(py::init<const py::tuple&, const py::object&>())
         .def("unchanged", &Marks::unchanged)
+        .def("usable", &Marks::usable)
         .def_property_readonly("constant", &Marks::constant);
     m.def("batch_size", &batch_size);
     m.def("shaped_like", &shaped_like, py::arg(), py::arg(), py::arg(), py::arg("contiguous") = false);
     m.def("use_exchange", [](bool wanted) { Torch::get().use_exchange(wanted); });
+    BoundDirections<float>::bind(m, "DirectionsF32");
+    BoundDirections<double>::bind(m, "DirectionsF64");
     BoundLbs<float>::bind(m, "LbsModelF32");
     BoundLbs<double>::bind(m, "LbsModelF64");
     BoundLandmarks<float>::bind(m, "LandmarkModelF32");
