@@ -39,7 +39,9 @@ def seen_again(tensor: Tensor, /) -> bool:
 def batch_size(tensors: tuple[Tensor | None, ...], widths: tuple[int, ...], like: Tensor, /) -> int:
     """B where a kernel can take the tensors that are there, (B, width) each, and of the type and device of ``like``; otherwise -1."""
 
-def shaped_like(tensors: tuple[Tensor | None, ...], shapes: tuple[tuple[int, ...], ...], like: Tensor, /) -> bool:
+def shaped_like(
+    tensors: tuple[Tensor | None, ...], shapes: tuple[tuple[int, ...] | None, ...], like: Tensor, /, contiguous: bool = False
+) -> bool:
     """Whether a kernel can take the tensors that are there, of these shapes, and of the type and device of ``like``."""
 
 def use_exchange(wanted: bool, /) -> None:

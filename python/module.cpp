@@ -272,7 +272,7 @@ PYBIND11_MODULE(_ringnet_core, m) {
         .def_property_readonly("constant", &Marks::constant);
     m.def("seen_again", &Mark::seen_again);
     m.def("batch_size", &batch_size);
-    m.def("shaped_like", &shaped_like);
+    m.def("shaped_like", &shaped_like, py::arg(), py::arg(), py::arg(), py::arg("contiguous") = false);
     m.def("use_exchange", [](bool wanted) { Torch::get().use_exchange(wanted); });
     BoundDirections<float>::bind(m, "DirectionsF32");
     BoundDirections<double>::bind(m, "DirectionsF64");

@@ -94,6 +94,14 @@ struct View {
         return ndim < 0 ? 0 : static_cast<std::size_t>(last + 1) * item;
     }
     bool like(const View& o) const { return dtype == o.dtype && device == o.device; }
+    bool empty() const { return std::find(shape, shape + ndim, 0) != shape + ndim; }
+    bool has_memory() const { return address != 0 || empty(); }  // a ZeroTensor has none
+    bool contiguous() const {
+        std::int64_t expected = 1;
+        for (int i = ndim - 1; i >= 0; expected *= shape[i--])
+            if (shape[i] != 1 && stride[i] != expected) return empty();
+        return true;
+    }
     // Of two dimensions: whether the values of a row lie one after the other.
     bool contiguous_rows() const { return shape[1] <= 1 || stride[1] == 1; }
 };
@@ -113,7 +121,7 @@ bool read(py::handle t, View& view) {
             view.host = d.device_type == 1, view.item = (d.type_bits * d.type_lanes + 7) / 8;
             view.ndim = d.ndim;
             for (int i = 0; i < d.ndim; ++i) view.shape[i] = d.shape[i], view.stride[i] = d.strides[i];
-            return true;
+            return view.has_memory();
         }
         const py::tuple shape = t.attr(torch.shape), stride = t.attr(torch.stride)();
         if (shape.size() > View::max_ndim) return false;
@@ -125,7 +133,7 @@ bool read(py::handle t, View& view) {
         view.ndim = static_cast<int>(shape.size());
         for (int i = 0; i < view.ndim; ++i)
             view.shape[i] = shape[i].cast<std::int64_t>(), view.stride[i] = stride[i].cast<std::int64_t>();
-        return true;
+        return view.has_memory();
     } catch (const py::error_already_set&) {
         return false;
     }
@@ -389,8 +397,8 @@ std::int64_t batch_size(const py::tuple& tensors, const py::tuple& widths, py::h
     return B;
 }
 
-// Whether tensors (or None) have these shapes and the dtype and device of `like`, and are plain.
-bool shaped_like(const py::tuple& tensors, const py::tuple& shapes, py::handle like) {
+// Whether tensors (or None) have these shapes and the dtype and device of `like`, and are plain; and contiguous, where that is asked for.
+bool shaped_like(const py::tuple& tensors, const py::tuple& shapes, py::handle like, bool contiguous) {
     View l;
     if (tensors.size() != shapes.size() || !read(like, l)) return false;
     for (std::size_t i = 0; i < tensors.size(); ++i) {
@@ -400,6 +408,7 @@ bool shaped_like(const py::tuple& tensors, const py::tuple& shapes, py::handle l
         if (!read_plain(t, v) || !v.like(l) || v.ndim != PyTuple_GET_SIZE(shape.ptr())) return false;
         for (int d = 0; d < v.ndim; ++d)
             if (v.shape[d] != PyLong_AsLongLong(PyTuple_GET_ITEM(shape.ptr(), d))) return false;
+        if (contiguous && !v.contiguous()) return false;
     }
     return true;
 }

@@ -337,7 +337,7 @@ def call_head(model, betas, pose):
 
 
 def again(call):
-    """The call of a model that is prepared: the usual one, which goes the direct way to its kernel."""
+    """The call of a model that is prepared: the usual one, which takes the fast path to its kernel."""
 
     def second(model, *arguments):
         call(model, *(t.to(model.v_template) for t in model.inputs(2)))

@@ -80,7 +80,7 @@ _backward = threading.local()
 
 
 @contextlib.contextmanager
-def backward():
+def in_backward():
     """In a backward pass what was prepared for the forward pass is used, and doesn't count as coming back."""
     before, _backward.now = getattr(_backward, "now", False), True
     try:
