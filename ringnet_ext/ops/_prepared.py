@@ -160,7 +160,7 @@ def _state(like: Tensor, B: int, size: int) -> Tensor | None:
 
 def gradient_like(t: Tensor, wanted: bool) -> Tensor | None:
     """Room for a gradient that is wanted."""
-    return t.new_empty(t.shape) if wanted else None
+    return t.new_empty(*t.shape) if wanted else None
 
 
 class Directions:
@@ -259,7 +259,7 @@ class PreparedLbs:
         The arguments are checked; those of a batch element are contiguous.
         """
         (V, _, J), B = self.sizes, betas.shape[0]
-        vertices, joints = _memory.empty(betas, B, V, 3), betas.new_empty((B, J, 3))
+        vertices, joints = _memory.empty(betas, B, V, 3), betas.new_empty(B, J, 3)
         state = _state(betas, B, self.state_sizes[keep])
         self.core.forward(
             betas=betas, pose=pose, axis_angle=pose2rot, v_template=v_template,
@@ -410,7 +410,7 @@ class PreparedLandmarks:
     def forward(self, betas: Tensor, pose: Tensor, pose2rot: bool, keep: bool) -> tuple[tuple, tuple]:
         """(landmarks,) and what backward needs. The arguments are checked; those of a batch element are contiguous."""
         B = betas.shape[0]
-        landmarks = betas.new_empty((B, self.points, 3))
+        landmarks = betas.new_empty(B, self.points, 3)
         state = _state(betas, B, self.state_sizes[keep])
         self.core.forward(
             betas=betas, pose=pose, axis_angle=pose2rot, keep=keep, state=state, landmarks=landmarks
@@ -473,7 +473,7 @@ class PreparedHead:
             points, states = self.mesh.forward(betas, pose, pose2rot, keep)
             landmarks, landmark_states = self.landmarks.forward(betas, pose, pose2rot, keep)
             return points + landmarks, landmark_states + states
-        landmarks = betas.new_empty((betas.shape[0], self.points, 3))
+        landmarks = betas.new_empty(betas.shape[0], self.points, 3)
         vertices, joints, state = self.lbs.forward(
             betas, pose, self.mesh.v_template, self.mesh.joint_template, pose2rot, keep, landmarks
         )
