@@ -115,7 +115,7 @@ class Cache:
             return entry.model
         key = (*map(id, tensors), *settings)
         with self._lock, torch.no_grad():
-            self._entries.pop(key, None)
+            before = self._entries.pop(key, None)  # its marks know the tensors: they go when the new ones are there
             if not all(map(constant, tensors)):
                 return self._build(*tensors, *settings)
 
@@ -126,6 +126,7 @@ class Cache:
             entry = Prepared(tensors, on_death)
             entry.model = self._build(*tensors, *settings)
             self._entries[key] = entry
+            del before
             return entry.model
 
     def clear(self) -> None:
@@ -422,7 +423,7 @@ class PreparedLandmarks:
         """The gradients of betas and pose."""
         B, (grad_landmarks,), (state,) = betas.shape[0], gradients, states
         if grad_landmarks is None:
-            return None, None
+            return tuple(torch.zeros_like(t) if w else None for t, w in zip((betas, pose), wanted))
         grad_betas, grad_pose = gradient_like(betas, wanted[0]), gradient_like(pose, wanted[1])
         size = self.core.workspace_size(self.cuda, B, *self.landmark_sizes)
         workspace = betas.new_empty(size) if size else None
