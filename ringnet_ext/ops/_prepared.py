@@ -155,9 +155,9 @@ class Cache:
     def __call__(self, tensors: tuple[Tensor | None, ...], *settings):
         if getattr(_backward, "now", False):
             entry = self._entries.get((*map(id, tensors), *settings))
-            if entry is not None and entry.marks.unchanged(tensors, again=False):
-                return entry.on_current_stream().model
-        entry = self.find(tensors, *settings)
+            entry = entry.on_current_stream() if entry is not None and entry.marks.unchanged(tensors, again=False) else None
+        else:
+            entry = self.find(tensors, *settings)
         if entry is not None:
             return entry.model
         key = (*map(id, tensors), *settings)
