@@ -21,4 +21,8 @@ from . import reference
 from ._prepared import clear_prepared
 from .functions import batch_rodrigues, flame_head, flame_landmarks, flame_lbs, vertices2landmarks
 
-__all__ = ["batch_rodrigues", "clear_prepared", "flame_head", "flame_landmarks", "flame_lbs", "reference", "vertices2landmarks"]
+lbs = flame_lbs  # smplx's name for it
+
+__all__ = [
+    "batch_rodrigues", "clear_prepared", "flame_head", "flame_landmarks", "flame_lbs", "lbs", "reference", "vertices2landmarks",
+]  # fmt: skip

@@ -49,6 +49,11 @@ def require_boolean(argument: str, value: object) -> None:
         raise TypeError(f"{argument}: expected True or False, got {value!r}")
 
 
+def require_dtype(dtype: object) -> None:
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype: expected a torch.dtype or None, got {dtype!r}")
+
+
 def require_tensor(argument: str, value: object, shape: tuple, like: Tensor | None = None, dtypes: tuple = FLOATS) -> None:
     """A dense tensor of this shape (None: any size), of one of the dtypes; of ``like``'s dtype (floats) and device."""
     require_dense(argument, value)
