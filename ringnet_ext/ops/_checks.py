@@ -69,10 +69,25 @@ def require_tensor(argument: str, value: object, shape: tuple, like: Tensor | No
         raise ValueError(f"{argument}: expected device {like.device}, got {value.device}")
 
 
+def capturing(device: torch.device) -> bool:
+    """Whether the device's current stream is being captured in a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def require_readable(argument: str, device: torch.device) -> None:
+    """To be called before values are read on the host, for which a capture can't wait."""
+    if capturing(device):
+        raise RuntimeError(
+            f"{argument}: its values can't be checked while a CUDA graph is captured, and have not been before; call the operator with "
+            "the same tensors before the capture (where constants are no buffers of a module, before torch.compile, too)"
+        )
+
+
 def require_range(argument: str, value: Tensor, low: int, high: int, what: str) -> None:
     """Every element in [low, high). Reads the values."""
     if value.numel() == 0:
         return
+    require_readable(argument, value.device)
     smallest, largest = int(value.min()), int(value.max())
     bad = smallest if smallest < low else largest
     require(low <= bad < high, argument, f"{what} in [{low}, {high})", bad)
@@ -96,6 +111,7 @@ def lbs_constants(
 
 
 def parents_values(parents: Tensor) -> None:
+    require_readable("parents", parents.device)
     values = parents.tolist()
     require(values[0] == -1, "parents", "-1 for the root, parents[0]", values[0])
     for joint, parent in enumerate(values[1:], start=1):
