@@ -263,15 +263,18 @@ class Mark {
     std::int64_t changes() const { return changes_; }
     bool readable() const { return readable_; }
     // Looks whether anything has happened to it. Its values are read from when it is seen again on, which is a change: what was made of
-    // it before is not known to be true. Many a tensor is never seen again.
+    // it before is not known to be true. Many a tensor is never seen again. On a CUDA device values are never read.
     void update(py::handle t, bool again) {
         View now;
         if (!read(t, now) || !(now == view_)) return changed(t, again);
         const std::int64_t version = attribute(t, Torch::get().version);
-        if (again && !seen_again_) return changed(t, again);
+        if (again && !seen_again_) {
+            if (now.host) return changed(t, again);
+            seen_again_ = true;
+        }
         if (version != version_) {
             // DistributedDataParallel writes all buffers anew at every step, as they were.
-            if (!seen_again_ || !values_.all_same(now)) return changed(t, again);
+            if (!seen_again_ || !now.host || !values_.all_same(now)) return changed(t, again);
             version_ = version;
         }
         if (seen_again_ && !values_.sampled_same()) changed(t, again);

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .flame import FLAME as _Layer
 from .flame import FlameModel, FlameOutput, LandmarkEmbedding
-from .ops import batch_rodrigues, flame_lbs, vertices2landmarks
+from .ops import batch_rodrigues, lbs, vertices2landmarks
 
 
 def _boolean(text: str) -> bool:
@@ -78,7 +78,7 @@ class OriginalContour(_Layer):
                 row = torch.where(degrees < 0, 39 - degrees, degrees)
             faces_idx = torch.cat([self.contour_faces_idx[row], faces_idx], dim=1)
             bary_coords = torch.cat([self.contour_bary_coords[row], bary_coords], dim=1)
-        vertices, joints = flame_lbs(betas, pose, *self._body())
+        vertices, joints = lbs(betas, pose, *self._body())
         return vertices, joints, vertices2landmarks(vertices, self.faces, faces_idx, bary_coords)
 
     def _landmarks(self, betas, pose):

@@ -52,8 +52,8 @@ def _folder() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory()
 
 
-def body_model(name: str, batch_size: int = 1, **options) -> torch.nn.Module:
-    """An instance of smplx's class of this name; options are its own."""
+def body_model(name: str, batch_size: int = 1, layer: bool = False, **options) -> torch.nn.Module:
+    """An instance of smplx's class of this name, or of its layer's; options are its own."""
     import smplx
 
     folder = Path(_folder().name) / name
@@ -66,7 +66,7 @@ def body_model(name: str, batch_size: int = 1, **options) -> torch.nn.Module:
         path.write_bytes(pickle.dumps(data, 4))
     if name in ("SMPLH", "SMPLX", "MANO"):
         options.setdefault("ext", "pkl")
-    return getattr(smplx, name)(folder if name == "FLAME" else path, batch_size=batch_size, **options)
+    return getattr(smplx, name + "Layer" * layer)(folder if name == "FLAME" else path, batch_size=batch_size, **options)
 
 
 def arguments(module: torch.nn.Module, name: str, B: int, gradients: bool = False) -> dict[str, torch.Tensor]:

@@ -8,8 +8,10 @@ The same functions as readable formulas are in :mod:`ringnet_ext.ops.reference`.
 - Gradients are exact, or an error is raised. By betas, pose, template and vertices the kernels give them; by constants that require
   grad, and in forward mode (``torch.func.jvp``), the reference's formula does, slower. ``torch.func.grad``, ``vjp``, ``jacrev`` and
   ``vmap`` work, with the transform's elements in the kernels' batch. Second derivatives raise.
-- Constants (directions, weights, regressors, barycentric coordinates) are prepared once per model and reused while they
-  stay as they are; writes that PyTorch's version counter can't see need :func:`clear_prepared`.
+- Constants (directions, weights, regressors, barycentric coordinates) are prepared when they come back, each on its own, and reused while
+  they stay as they are. Changes are noticed, whoever makes them, but for a few values written past PyTorch's version counter, and such
+  writes on a CUDA device: these need :func:`clear_prepared`, which says more. What is or was trainable is never kept.
+- CUDA graphs: call an operator once before it is captured; a graph goes on with the constants that it was captured with.
 - Wrong arguments raise ValueError or TypeError with the argument's name, what was expected and what came.
 - Results are bitwise the same run to run, and on the CPU for any number of threads (``torch.set_num_threads``).
 - ``torch.compile(fullgraph=True)`` and ``torch.export`` work, with a batch of any size.
@@ -19,4 +21,8 @@ from . import reference
 from ._prepared import clear_prepared
 from .functions import batch_rodrigues, flame_head, flame_landmarks, flame_lbs, vertices2landmarks
 
-__all__ = ["batch_rodrigues", "clear_prepared", "flame_head", "flame_landmarks", "flame_lbs", "reference", "vertices2landmarks"]
+lbs = flame_lbs  # smplx's name for it
+
+__all__ = [
+    "batch_rodrigues", "clear_prepared", "flame_head", "flame_landmarks", "flame_lbs", "lbs", "reference", "vertices2landmarks",
+]  # fmt: skip

@@ -49,6 +49,11 @@ def require_boolean(argument: str, value: object) -> None:
         raise TypeError(f"{argument}: expected True or False, got {value!r}")
 
 
+def require_dtype(dtype: object) -> None:
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype: expected a torch.dtype or None, got {dtype!r}")
+
+
 def require_tensor(argument: str, value: object, shape: tuple, like: Tensor | None = None, dtypes: tuple = FLOATS) -> None:
     """A dense tensor of this shape (None: any size), of one of the dtypes; of ``like``'s dtype (floats) and device."""
     require_dense(argument, value)
@@ -64,10 +69,25 @@ def require_tensor(argument: str, value: object, shape: tuple, like: Tensor | No
         raise ValueError(f"{argument}: expected device {like.device}, got {value.device}")
 
 
+def capturing(device: torch.device) -> bool:
+    """Whether the device's current stream is being captured in a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def require_readable(argument: str, device: torch.device) -> None:
+    """To be called before values are read on the host, for which a capture can't wait."""
+    if capturing(device):
+        raise RuntimeError(
+            f"{argument}: its values can't be checked while a CUDA graph is captured, and have not been before; call the operator with "
+            "the same tensors before the capture (where constants are no buffers of a module, before torch.compile, too)"
+        )
+
+
 def require_range(argument: str, value: Tensor, low: int, high: int, what: str) -> None:
     """Every element in [low, high). Reads the values."""
     if value.numel() == 0:
         return
+    require_readable(argument, value.device)
     smallest, largest = int(value.min()), int(value.max())
     bad = smallest if smallest < low else largest
     require(low <= bad < high, argument, f"{what} in [{low}, {high})", bad)
@@ -91,6 +111,7 @@ def lbs_constants(
 
 
 def parents_values(parents: Tensor) -> None:
+    require_readable("parents", parents.device)
     values = parents.tolist()
     require(values[0] == -1, "parents", "-1 for the root, parents[0]", values[0])
     for joint, parent in enumerate(values[1:], start=1):

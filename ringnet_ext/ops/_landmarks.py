@@ -5,7 +5,7 @@ from . import reference
 from ._lbs import LBS, ModelOperator, in_rows
 from ._operator import differentiated, watched
 from ._points import POINTS
-from ._prepared import _LANDMARKS, _LBS, Cache, prepared_head, prepared_landmarks
+from ._prepared import _LANDMARKS, _LBS, Cache, joint_tree, prepared_head, prepared_landmarks
 
 _checked_values = Cache(checks.landmark_values)
 
@@ -31,7 +31,7 @@ class _LandmarkOperator(ModelOperator):
 
     def check_values(self, *inputs):
         _, _, _, shapedirs, _, _, parents, _, faces, lmk_faces_idx, _, contour_faces_idx, *_ = inputs
-        checks.parents_values(parents)
+        joint_tree((parents,), parents.device)
         _checked_values((faces, lmk_faces_idx, contour_faces_idx), shapedirs.shape[0])
 
     def prepared(self, betas, pose, *rest):

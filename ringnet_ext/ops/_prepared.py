@@ -49,6 +49,7 @@ def require_device(tensor: Tensor, argument: str) -> bool:
 # - What is seen for the first time is used and forgotten, or rather: nothing is read of it to recognise it by. When it comes back its values
 #   are noted, what was made of it before is made again, and only that is kept. Directions that never come back (smplx joins them anew
 #   for every call) are never packed: the kernels read them as they lie, with the same bits.
+# - What a CUDA graph was captured with is replayed: later writes to constants don't reach it, and it keeps its models for good.
 # - Whoever writes a few values in such a way, or any on a CUDA device, calls clear_prepared().
 
 
@@ -62,6 +63,47 @@ def constant(tensor: Tensor | None) -> bool:
     return tensor is None or not (tensor.is_inference() or trainable(tensor))
 
 
+def _tensors_of(model) -> list[Tensor]:
+    """All tensors that a prepared model has, those of its parts included."""
+    if isinstance(model, Tensor):
+        return [model]
+    if isinstance(model, (tuple, list)):
+        return [t for part in model for t in _tensors_of(part)]
+    if type(model).__module__ != __name__:
+        return []
+    return [t for part in vars(model).values() for t in _tensors_of(part)]
+
+
+_captured: dict[int, object] = {}  # models that graphs read whenever they are replayed, for good
+
+
+class Streams:
+    """The streams that may read a model on a CUDA device: the one that it was prepared on, and those that have waited for that.
+
+    A stream that is being captured can't wait for what was before the capture. It needn't: torch.cuda.graph, make_graphed_callables and
+    torch.compile wait for the device before they capture.
+    """
+
+    def __init__(self, device: torch.device, model):
+        self._device, self._model, self._prepared = device, model, torch.cuda.Event()
+        stream = torch.cuda.current_stream(device)
+        self._prepared.record(stream)
+        self._may_read = {stream.cuda_stream}
+
+    def admit(self) -> None:
+        """The current stream, which is about to read the model."""
+        stream, captured = torch.cuda.current_stream(self._device), checks.capturing(self._device)
+        if captured:
+            _captured[id(self._model)] = self._model
+        if stream.cuda_stream in self._may_read:
+            return
+        if not captured:
+            stream.wait_event(self._prepared)
+            self._may_read.add(stream.cuda_stream)
+        for tensor in _tensors_of(self._model):  # or its memory could be another's before this stream has read it
+            tensor.record_stream(stream)
+
+
 class Prepared:
     """A model, and the marks of the tensors that it was made of, which are held weakly.
 
@@ -69,11 +111,16 @@ class Prepared:
     tensors dies.
     """
 
-    __slots__ = ("marks", "model", "storages")
+    __slots__ = ("marks", "model", "storages", "streams")
 
     def __init__(self, tensors: tuple[Tensor | None, ...], on_death: Callable[[object], None]):
-        self.marks = core.Marks(tensors, on_death)
+        self.marks, self.streams = core.Marks(tensors, on_death), None
         self.storages = [t.untyped_storage() for t in tensors if t is not None]
+
+    def on_current_stream(self) -> "Prepared":
+        if self.streams is not None:
+            self.streams.admit()
+        return self
 
 
 _backward = threading.local()
@@ -103,20 +150,21 @@ class Cache:
     def find(self, tensors: tuple[Tensor | None, ...], *settings) -> Prepared | None:
         """What is there already and still true."""
         entry = self._entries.get((*map(id, tensors), *settings))
-        return entry if entry is not None and entry.marks.usable(tensors) else None
+        return entry.on_current_stream() if entry is not None and entry.marks.usable(tensors) else None
 
     def __call__(self, tensors: tuple[Tensor | None, ...], *settings):
         if getattr(_backward, "now", False):
             entry = self._entries.get((*map(id, tensors), *settings))
-            if entry is not None and entry.marks.unchanged(tensors, again=False):
-                return entry.model
-        entry = self.find(tensors, *settings)
+            entry = entry.on_current_stream() if entry is not None and entry.marks.unchanged(tensors, again=False) else None
+        else:
+            entry = self.find(tensors, *settings)
         if entry is not None:
             return entry.model
         key = (*map(id, tensors), *settings)
         with self._lock, torch.no_grad():
             before = self._entries.pop(key, None)  # its marks know the tensors: they go when the new ones are there
-            if not all(map(constant, tensors)):
+            # What is made during a capture is there only when the graph is replayed.
+            if not all(map(constant, tensors)) or any(t is not None and checks.capturing(t.device) for t in tensors):
                 return self._build(*tensors, *settings)
 
             def on_death(_, key=key):
@@ -125,6 +173,12 @@ class Cache:
             # Marked before they are read: a write in between makes the entry miss, never go stale.
             entry = Prepared(tensors, on_death)
             entry.model = self._build(*tensors, *settings)
+            device = next((t.device for t in _tensors_of(entry.model) if t.device.type == "cuda"), None)
+            if device is not None:
+                entry.streams = Streams(device, entry.model)
+                for t in tensors:
+                    if t is not None:  # as torch._dynamo.mark_static_address does: graphs of compiled functions don't copy it first
+                        t._dynamo_static_input_type = "unguarded"
             self._entries[key] = entry
             del before
             return entry.model
@@ -195,7 +249,8 @@ class PackedLbs:
 
 
 def _joint_tree(parents: Tensor, device: torch.device) -> Tensor:
-    """parents as the kernels read them, checked."""
+    """parents as the kernels read them, checked. They may come from another device."""
+    checks.require_readable("parents", device)
     checks.parents_values(parents)
     return parents.to(device, torch.int32, copy=True).contiguous()
 

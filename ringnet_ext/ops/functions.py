@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ._checks import require_dtype
 from ._landmarks import HEAD, LANDMARKS
 from ._lbs import LBS
 from ._points import POINTS
@@ -19,6 +20,8 @@ def batch_rodrigues(rot_vecs: Tensor, epsilon: float = 1e-8, dtype: torch.dtype 
     Returns:
         (N, 3, 3).
     """
+    if dtype is not None:
+        require_dtype(dtype)
     return RODRIGUES(rot_vecs)
 
 
@@ -54,6 +57,8 @@ def flame_lbs(
     Raises:
         ValueError, TypeError: an argument's shape, device, values or dtype; names it.
     """
+    if dtype is not None:
+        require_dtype(dtype)
     constants = (v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights)
     return LBS(betas, pose, constants, (), pose2rot)
 
