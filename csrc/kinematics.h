@@ -36,17 +36,16 @@ RN_HOST_DEVICE void chain(index_t joints, const std::int32_t* parents, const T* 
         } else {
             const index_t p = parents[j];
             const T *P = world_r + 9 * p, *u = posed + 3 * p, *r = rest + 3 * p;
-            matmul3(P, local_r + 9 * j, G);
             const T o[3] = {q[0] - r[0], q[1] - r[1], q[2] - r[2]};
             for (int i = 0; i < 3; ++i) t[i] = u[i] + P[3 * i] * o[0] + P[3 * i + 1] * o[1] + P[3 * i + 2] * o[2];
+            matmul3(P, local_r + 9 * j, G);
         }
-        T shift[3];
-        for (int i = 0; i < 3; ++i) shift[i] = t[i] - (G[3 * i] * q[0] + G[3 * i + 1] * q[1] + G[3 * i + 2] * q[2]);
+        T* A = transforms + 12 * j;
         copy<9>(G, world_r + 9 * j);
         copy<3>(t, posed + 3 * j);
         for (int i = 0; i < 3; ++i) {
-            copy<3>(G + 3 * i, transforms + 12 * j + 4 * i);
-            transforms[12 * j + 4 * i + 3] = shift[i];
+            copy<3>(G + 3 * i, A + 4 * i);
+            A[4 * i + 3] = t[i] - (G[3 * i] * q[0] + G[3 * i + 1] * q[1] + G[3 * i + 2] * q[2]);
         }
     }
 }
