@@ -99,6 +99,10 @@ class LandmarkModelF32:
         self, B: int, betas: int, betas_stride: int, pose: int, pose_stride: int, axis_angle: bool, keep: bool, state: int,
         landmarks: int, where: int, /,
     ) -> None: ...
+    def on_mesh(
+        self, static_vertices: int, contour_vertices: int, B: int, V: int, vertices: int, mesh_state: int, keep: bool,
+        state: int, landmarks: int, where: int, /,
+    ) -> None: ...
     def backward(
         self, B: int, betas: int, betas_stride: int, pose: int, pose_stride: int, axis_angle: bool, state: int,
         grad_landmarks: int, stride_b: int, stride_l: int, stride_c: int, grad_betas: int, grad_pose: int, workspace: int,

@@ -36,8 +36,10 @@ T* at(address a) {
         else                                                               \
             cpu::FUNCTION<T>(__VA_ARGS__, static_cast<int>(where));        \
     } while (0)
+#define RN_RUN_CUDA(FUNCTION, where, ...) cuda::FUNCTION<T>(__VA_ARGS__, reinterpret_cast<void*>(where))
 #define RN_SIZE(FUNCTION, is_cuda, ...) ((is_cuda) ? cuda::FUNCTION<T>(__VA_ARGS__) : cpu::FUNCTION<T>(__VA_ARGS__))
 #else
+#define RN_RUN_CUDA(FUNCTION, where, ...) ((void)(where), (void)(__VA_ARGS__), throw_no_cuda())
 #define RN_RUN(FUNCTION, is_cuda, where, ...)                       \
     do {                                                            \
         if (is_cuda) throw_no_cuda();                               \
@@ -162,6 +164,12 @@ struct BoundLandmarks {
                 const LandmarksForward<T> p{self.model, B, at<const T>(betas), betas_stride, at<const T>(pose), pose_stride,
                                             axis_angle, keep, at<T>(state), at<T>(landmarks)};
                 RN_RUN(landmarks_forward, self.is_cuda, where, p);
+            }, release)
+            .def("on_mesh", [](const BoundLandmarks& self, address static_vertices, address contour_vertices, index_t B, index_t V,
+                               address vertices, address mesh_state, bool keep, address state, address landmarks, address where) {
+                const LandmarksOnMesh<T> p{self.model, at<const std::int64_t>(static_vertices), at<const std::int64_t>(contour_vertices),
+                                           B, V, at<const T>(vertices), at<const T>(mesh_state), keep, at<T>(state), at<T>(landmarks)};
+                RN_RUN_CUDA(landmarks_on_mesh, where, p);
             }, release)
             .def("backward", [](const BoundLandmarks& self, index_t B, address betas, index_t betas_stride, address pose,
                                 index_t pose_stride, bool axis_angle, address state, address grad_landmarks, index_t stride_b,

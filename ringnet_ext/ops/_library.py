@@ -264,7 +264,7 @@ def _head_forward_fake(*arguments):
     *call, pose2rot, keep = arguments
     vertices, joints, state = _lbs_forward_fake(*call[:8], pose2rot, keep)
     landmarks, landmark_state = _landmarks_forward_fake(*arguments)
-    return vertices, joints, landmarks, landmark_state if vertices.is_cuda else vertices.new_empty((vertices.shape[0], 0)), state
+    return vertices, joints, landmarks, landmark_state if vertices.is_cuda and keep else vertices.new_empty((vertices.shape[0], 0)), state
 
 
 @_operator(

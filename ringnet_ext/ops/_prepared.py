@@ -17,11 +17,19 @@ _LANDMARKS = {torch.float32: core.LandmarkModelF32, torch.float64: core.Landmark
 _CPU = torch.device("cpu")
 
 
+try:
+    from torch._C import _cuda_getCurrentRawStream as _current_stream
+except ImportError:  # not the public interface, which makes a Stream object at every call
+
+    def _current_stream(index: int) -> int:
+        return torch.cuda.current_stream(index).cuda_stream
+
+
 def where(device: torch.device) -> int:
     """The core's last argument: the number of threads on the CPU, the current stream's handle on a CUDA device."""
     if device == _CPU:
         return torch.get_num_threads()
-    return torch.cuda.current_stream(device).cuda_stream
+    return _current_stream(torch.cuda.current_device() if device.index is None else device.index)
 
 
 def launch(entry: Callable, device: torch.device, *arguments) -> None:
@@ -314,9 +322,10 @@ class PreparedLandmarks:
         self.packed = shapedirs.new_empty(model.packed_size(cuda, K, J, L, C))
         self.index = shapedirs.new_empty(model.index_size(cuda, K, J, L, C), dtype=torch.int32)
         faces = faces.long()
-        inputs = [shapedirs, posedirs, lbs_weights, v_template, faces[lmk_faces_idx.long()], lmk_bary_coords]
+        self.corners = [faces[index.long()] for index in (lmk_faces_idx, contour_faces_idx) if index is not None]
+        inputs = [shapedirs, posedirs, lbs_weights, v_template, self.corners[0], lmk_bary_coords]
         if contour_faces_idx is not None:
-            inputs += [faces[contour_faces_idx.long()], contour_bary_coords]
+            inputs += [self.corners[1], contour_bary_coords]
         inputs = [t.contiguous() for t in inputs]
         addresses = [t.data_ptr() for t in inputs] + [0] * (8 - len(inputs))
         launch(model.pack, self.device, cuda, V, K, J, L, C, *addresses, self.packed.data_ptr(), self.index.data_ptr())
@@ -342,6 +351,18 @@ class PreparedLandmarks:
         )  # fmt: skip
         return (landmarks,), (state,)
 
+    def on_mesh(self, vertices: Tensor, mesh_state: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
+        """Landmarks of a mesh just computed on a CUDA device, and what backward needs of them."""
+        B, V, _ = vertices.shape
+        landmarks = vertices.new_empty((B, self.points, 3))
+        state = _state(vertices, B, self.state_sizes[True]) if keep else None
+        addresses = [t.data_ptr() for t in self.corners] + [0] * (2 - len(self.corners))
+        launch(
+            self.core.on_mesh, self.device, *addresses, B, V, vertices.data_ptr(), mesh_state.data_ptr(), keep, _address(state),
+            landmarks.data_ptr(),
+        )  # fmt: skip
+        return landmarks, state
+
     def backward(
         self, gradients: tuple, betas: Tensor, pose: Tensor, states: tuple, pose2rot: bool, wanted: tuple
     ) -> tuple[Tensor | None, Tensor | None]:
@@ -363,8 +384,8 @@ class PreparedLandmarks:
 class PreparedHead:
     """A model prepared for its mesh and its landmarks together.
 
-    On the CPU landmarks are read off the vertices, and where both have a gradient, it goes one way back. On a CUDA device, and
-    where only the landmarks have one, their own kernels are called.
+    Landmarks are read off the vertices, and on the CPU, where both have a gradient, it goes one way back. On a CUDA device, and
+    where only the landmarks have one, their own kernels are called for it.
     """
 
     def __init__(self, v_template: Tensor, *constants):
@@ -387,8 +408,8 @@ class PreparedHead:
         """(vertices, joints, landmarks) and what backward needs: the states of landmarks, where they have one, and mesh."""
         if self.lbs.cuda:
             points, states = self.mesh.forward(betas, pose, pose2rot, keep)
-            landmarks, landmark_states = self.landmarks.forward(betas, pose, pose2rot, keep)
-            return points + landmarks, landmark_states + states
+            landmarks, landmark_state = self.landmarks.on_mesh(points[0], states[0], keep)
+            return (*points, landmarks), (landmark_state, *states)
         landmarks = betas.new_empty((betas.shape[0], self.landmarks.points, 3))
         vertices, joints, state = self.lbs.forward(betas, pose, self.mesh.template, pose2rot, keep, landmarks)
         return (vertices, joints, landmarks), (None, state)
