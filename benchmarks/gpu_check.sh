@@ -55,9 +55,9 @@ result() {  # a line of the summary, now and at the end
 
 stop() {
     trap - TERM INT EXIT
-    kill $(jobs -p) 2>/dev/null
     result "FAILED: stopped after $SECONDS s"
     publish
+    kill $(jobs -p) 2>/dev/null
     rm -rf "$work"
     exit 143
 }

@@ -67,8 +67,8 @@ template <class T>
 __global__ void __launch_bounds__(read_warps* lanes) read_landmarks_kernel(ReadLandmarks<T> p) {
     __shared__ T staged[read_warps * tile_columns];
     const int warp = static_cast<int>(threadIdx.x) / lanes, lane = static_cast<int>(threadIdx.x) % lanes;
-    const index_t slots = p.landmarks.slots(), pitch = transform_pitch(p.model.J), Fp = p.model.Fp;
-    const index_t i = static_cast<index_t>(blockIdx.x) * read_warps + warp, b = i / slots, slot = i % slots;
+    const unsigned slots = static_cast<unsigned>(p.landmarks.slots()), i = blockIdx.x * read_warps + warp;  // 2^32 of them would be over 400 GB
+    const index_t b = i / slots, slot = i % slots, pitch = transform_pitch(p.model.J), Fp = p.model.Fp;
     if (b >= p.B) return;  // a whole warp: no barrier below spans more than one
     const T* transforms = p.mesh.transforms + b * pitch;
     index_t row = 0;
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(read_warps* lanes) read_landmarks_kernel(ReadL
     if (!p.state.blended) return;
 
     const T* blended = p.mesh.blended + (b * ceil_div(p.V, tile_vertices) + v / tile_vertices) * tile_columns + v % lanes;
-    for (int c = 0; c < 3; ++c) p.state.blended[i * tile_columns + c * lanes + lane] = v < 0 ? T(0) : blended[c * lanes];
+    for (int c = 0; c < 3; ++c) p.state.blended[index_t(i) * tile_columns + c * lanes + lane] = v < 0 ? T(0) : blended[c * lanes];
     if (slot > 0) return;
     for (index_t k = lane; k < Fp; k += lanes) p.state.features[b * Fp + k] = p.mesh.features[b * Fp + k];
     for (index_t n = lane; n < pitch; n += lanes) p.state.transforms[b * pitch + n] = transform_value(transforms, p.model.J, row, n);
