@@ -8,6 +8,7 @@ __config__.check_core()
 
 from typing import TYPE_CHECKING  # noqa: E402
 
+from .accelerate import accelerate  # noqa: E402
 from .flame import FLAME, FlameModel, FlameOutput, LandmarkEmbedding, builtin_head  # noqa: E402
 from .ops import batch_rodrigues, flame_landmarks, flame_lbs, vertices2landmarks  # noqa: E402
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FLAME", "FlameModel", "FlameOutput", "HeadParams", "LandmarkEmbedding", "Reconstruction", "RingNet",
-    "batch_rodrigues", "builtin_head", "flame_landmarks", "flame_lbs", "vertices2landmarks",
+    "accelerate", "batch_rodrigues", "builtin_head", "flame_landmarks", "flame_lbs", "vertices2landmarks",
 ]  # fmt: skip
 
 

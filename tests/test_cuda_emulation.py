@@ -15,6 +15,7 @@ import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -242,6 +243,8 @@ def test_blocks_that_walk_over_tiles(emulation, random_model, sizes):
 def test_landmarks_read_off_the_mesh(emulation, random_model, monkeypatch, sizes, dtype):
     """flame_head, which takes a way of its own on a CUDA device."""
     monkeypatch.setattr(_prepared, "require_device", lambda *_: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)  # a CPU's index
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=0))
     monkeypatch.setattr(_prepared.PreparedLandmarks, "forward", None)
     B, V, K, J, L = sizes
     tolerance = 2e-6 if dtype == torch.float32 else 1e-13
