@@ -124,7 +124,7 @@ struct BoundLbs {
             })
             .def_static("pack", [](bool is_cuda, Optional<const T> shapedirs, Optional<const T> posedirs, Array<const T> lbs_weights,
                                    Array<T> packed, Array<std::int32_t> index) {
-                if (!separate_directions(is_cuda) && !(shapedirs.data && posedirs.data)) throw std::invalid_argument("directions: expected");
+                if (!separate_directions(is_cuda) && !(shapedirs.object && posedirs.object)) throw std::invalid_argument("directions: expected");
                 const LbsConstants<T> c{lbs_weights.shape[0], shapedirs.shape[2], lbs_weights.shape[1],
                                         shapedirs.data, posedirs.data, lbs_weights.data};
                 RN_RUN(pack_lbs, is_cuda, packed, c, packed.data, index.data);

@@ -238,7 +238,7 @@ def formula(call, model, betas, pose):
 
 
 every = pytest.mark.parametrize("call", [lbs, landmarks, head, rodrigues, points])
-warm = pytest.mark.parametrize("calls_before", [0, 1], ids=["dispatcher path", "fast path"])
+warm = pytest.mark.parametrize("calls_before", [0, 2], ids=["dispatcher path", "fast path"])
 
 
 @pytest.fixture

@@ -109,7 +109,7 @@ class Lbs(ModelOperator):
         (model, joint_template), (betas, pose, v_template, *constants, pose2rot) = prepared, inputs
         results = [gradient_like(t, w) for t, w in zip(inputs, wanted)]
         grad_v_template, B = results[2], betas.shape[0]
-        grad_joint_template = None if grad_v_template is None else betas.new_empty((B, model.sizes[2], 3))
+        grad_joint_template = None if grad_v_template is None else betas.new_empty(B, model.sizes[2], 3)
         model.backward(
             *gradients, in_rows(betas), in_rows(pose), joint_template, *states, pose2rot, *results, grad_joint_template
         )

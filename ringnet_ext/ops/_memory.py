@@ -78,7 +78,7 @@ def empty(like: Tensor, *shape: int, inner: bool = False) -> Tensor:
     resized, as those of tensors that NumPy has shared can't."""
     size = math.prod(shape) * like.element_size()
     if size < _BIG or not like.is_cpu or _measured is None:
-        return like.new_empty(shape)
+        return like.new_empty(*shape)
     for _ in range(len(_shared)):
         if (popped := _pop(_shared)) is not None:
             storage, owners = popped
@@ -91,7 +91,7 @@ def empty(like: Tensor, *shape: int, inner: bool = False) -> Tensor:
             if bytes // 2 <= size <= bytes if inner else size == bytes and storage.resizable():
                 return _watched(like.new_empty(0).set_(storage, 0, shape))
             _spare.appendleft(storage)
-    return _watched(like.new_empty(shape))
+    return _watched(like.new_empty(*shape))
 
 
 def release() -> None:

@@ -72,7 +72,7 @@ def _has_tangent(values) -> bool:
 
 def _versions(tensors) -> list[int | None]:
     try:
-        return [t._version for t in tensors if t is not None]
+        return [t._version for t in tensors if t is not None] if tensors else []
     except RuntimeError:  # inference tensors have none
         return [None if t.is_inference() else t._version for t in tensors if t is not None]
 
@@ -102,19 +102,20 @@ class _Call(torch.autograd.Function):
         ctx.save_for_backward(*saved, *states)
         ctx.set_materialize_grads(False)
         constants = (*unsaved, *constants)
-        ctx.call = operator, fast, constants, settings, len(saved), tuple([s if s is None else s.shape for s in states])
-        ctx.versions = _versions(constants)
+        state_shapes = tuple([s if s is None else s.shape for s in states]) if states else ()
+        ctx.call = operator, fast, constants, _versions(constants), settings, len(saved), state_shapes
         return returned
 
     @staticmethod
     def backward(ctx, *gradients):
-        operator, fast, constants, settings, num_saved, state_shapes = ctx.call
-        if _versions(constants) != ctx.versions:
+        operator, fast, constants, versions, settings, num_saved, state_shapes = ctx.call
+        if _versions(constants) != versions:
             raise RuntimeError(
                 f"a constant of {operator.function} that is needed for its gradients has been modified by an inplace operation"
             )
         kept = ctx.saved_tensors  # once: checkpointing gives them once
-        gradients, wanted, saved, states = gradients[: len(operator.results)], ctx.needs_input_grad[4:], kept[:num_saved], kept[num_saved:]
+        gradients, saved, states = gradients[: len(operator.results)], kept[:num_saved], kept[num_saved:]
+        wanted = ctx.needs_input_grad[4:]
         if fast is not None and not torch.is_grad_enabled() and not watched():
             model, widths, like = fast
             # Hooks may have brought back what was saved in another shape, place or type, as gradients may come in any.
@@ -122,7 +123,7 @@ class _Call(torch.autograd.Function):
             if (
                 B >= 0
                 and core.shaped_like(gradients, model.shapes(B), like)
-                and core.shaped_like(states, state_shapes, like, contiguous=True)
+                and (not states or core.shaped_like(states, state_shapes, like, True))
             ):
                 return None, None, None, None, *model.backward(gradients, *saved, states, *settings[-1:], wanted)
         states = [saved[0].new_empty((saved[0].shape[0], 0)) if s is None else s for s in states]

@@ -115,7 +115,7 @@ class Cache:
             return entry.model
         key = (*map(id, tensors), *settings)
         with self._lock, torch.no_grad():
-            self._entries.pop(key, None)
+            before = self._entries.pop(key, None)  # its marks know the tensors: they go when the new ones are there
             if not all(map(constant, tensors)):
                 return self._build(*tensors, *settings)
 
@@ -126,6 +126,7 @@ class Cache:
             entry = Prepared(tensors, on_death)
             entry.model = self._build(*tensors, *settings)
             self._entries[key] = entry
+            del before
             return entry.model
 
     def clear(self) -> None:
@@ -159,7 +160,7 @@ def _state(like: Tensor, B: int, size: int) -> Tensor | None:
 
 def gradient_like(t: Tensor, wanted: bool) -> Tensor | None:
     """Room for a gradient that is wanted."""
-    return t.new_empty(t.shape) if wanted else None
+    return t.new_empty(*t.shape) if wanted else None
 
 
 class Directions:
@@ -258,7 +259,7 @@ class PreparedLbs:
         The arguments are checked; those of a batch element are contiguous.
         """
         (V, _, J), B = self.sizes, betas.shape[0]
-        vertices, joints = _memory.empty(betas, B, V, 3), betas.new_empty((B, J, 3))
+        vertices, joints = _memory.empty(betas, B, V, 3), betas.new_empty(B, J, 3)
         state = _state(betas, B, self.state_sizes[keep])
         self.core.forward(
             betas=betas, pose=pose, axis_angle=pose2rot, v_template=v_template,
@@ -410,7 +411,7 @@ class PreparedLandmarks:
     def forward(self, betas: Tensor, pose: Tensor, pose2rot: bool, keep: bool) -> tuple[tuple, tuple]:
         """(landmarks,) and what backward needs. The arguments are checked; those of a batch element are contiguous."""
         B = betas.shape[0]
-        landmarks = betas.new_empty((B, self.points, 3))
+        landmarks = betas.new_empty(B, self.points, 3)
         state = _state(betas, B, self.state_sizes[keep])
         self.core.forward(
             betas=betas, pose=pose, axis_angle=pose2rot, keep=keep, state=state, landmarks=landmarks
@@ -420,7 +421,7 @@ class PreparedLandmarks:
     def on_mesh(self, vertices: Tensor, mesh_state: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
         """Landmarks of a mesh just computed on a CUDA device, and what backward needs of them."""
         B = vertices.shape[0]
-        landmarks = vertices.new_empty((B, self.points, 3))
+        landmarks = vertices.new_empty(B, self.points, 3)
         state = _state(vertices, B, self.state_sizes[True]) if keep else None
         static_vertices, contour_vertices = self._corners
         self.core.on_mesh(
@@ -435,7 +436,7 @@ class PreparedLandmarks:
         """The gradients of betas and pose."""
         B, (grad_landmarks,), (state,) = betas.shape[0], gradients, states
         if grad_landmarks is None:
-            return None, None
+            return tuple(torch.zeros_like(t) if w else None for t, w in zip((betas, pose), wanted))
         grad_betas, grad_pose = gradient_like(betas, wanted[0]), gradient_like(pose, wanted[1])
         size = self.core.workspace_size(self.cuda, B, *self.landmark_sizes)
         workspace = betas.new_empty(size) if size else None
@@ -485,7 +486,7 @@ class PreparedHead:
             points, states = self.mesh.forward(betas, pose, pose2rot, keep)
             landmarks, landmark_state = self.landmarks.on_mesh(points[0], states[0], keep)
             return (*points, landmarks), (landmark_state, *states)
-        landmarks = betas.new_empty((betas.shape[0], self.points, 3))
+        landmarks = betas.new_empty(betas.shape[0], self.points, 3)
         vertices, joints, state = self.lbs.forward(
             betas, pose, self.mesh.v_template, self.mesh.joint_template, pose2rot, keep, landmarks
         )

@@ -43,7 +43,7 @@ class _Kernels:
         return (result,)
 
 
-_kernels = functools.cache(_Kernels)
+kernels = functools.cache(_Kernels)
 
 
 class Rodrigues(Operator):
@@ -54,7 +54,7 @@ class Rodrigues(Operator):
     def __call__(self, rot_vecs):
         if not watched() and type(rot_vecs) in (torch.Tensor, torch.nn.Parameter) and rot_vecs.dtype in _KERNELS:
             if rot_vecs.is_cpu or (rot_vecs.is_cuda and core.cuda_architectures):
-                model = _kernels(rot_vecs.dtype, rot_vecs.device)
+                model = kernels(rot_vecs.dtype, rot_vecs.device)
                 if core.batch_size((rot_vecs,), (3,), model.like) >= 0:
                     if torch.is_grad_enabled() and rot_vecs.requires_grad:
                         return apply_call(self, (model, (3,), model.like), (), (), rot_vecs)[0]
@@ -71,7 +71,7 @@ class Rodrigues(Operator):
 
     def prepared(self, rot_vecs):
         sizes = self.check(rot_vecs)
-        return _kernels(rot_vecs.dtype, rot_vecs.device), sizes
+        return kernels(rot_vecs.dtype, rot_vecs.device), sizes
 
     def forward_kernel(self, model, rot_vecs, keep):
         return model.forward(rot_vecs, keep)
