@@ -167,6 +167,20 @@ struct LandmarksForward {
     T* landmarks;  // (B, C + L, 3): contour points first
 };
 
+// The same of a mesh that was computed: they are read off its vertices. Only cuda::; cpu::lbs_forward does it itself.
+template <class T>
+struct LandmarksOnMesh {
+    LandmarkModel<T> model;
+    const std::int64_t* static_vertices;   // as in LandmarkConstants
+    const std::int64_t* contour_vertices;
+    index_t B, V;
+    const T* vertices;    // (B, V, 3), and
+    const T* mesh_state;  // the state, as lbs_forward left them with the same keep
+    bool keep;
+    T* state;      // what landmarks_forward would leave with keep = true; null where not keep
+    T* landmarks;  // (B, C + L, 3): contour points first
+};
+
 template <class T>
 struct LandmarksBackward {
     LandmarkModel<T> model;
@@ -274,6 +288,7 @@ template <class T> void pack_landmarks(const LandmarkConstants<T>&, T* packed, s
 template <class T> void lbs_forward(const LbsForward<T>&, stream_t);
 template <class T> void lbs_backward(const LbsBackward<T>&, stream_t);
 template <class T> void landmarks_forward(const LandmarksForward<T>&, stream_t);
+template <class T> void landmarks_on_mesh(const LandmarksOnMesh<T>&, stream_t);
 template <class T> void landmarks_backward(const LandmarksBackward<T>&, stream_t);
 template <class T> void rodrigues_forward(const Rodrigues<T>&, stream_t);
 template <class T> void rodrigues_backward(const Rodrigues<T>&, stream_t);

@@ -118,6 +118,10 @@ class LandmarkModelF32:
     def forward(
         self, *, betas: Tensor, pose: Tensor, axis_angle: bool, keep: bool, state: Tensor | None, landmarks: Tensor
     ) -> None: ...
+    def on_mesh(
+        self, *, static_vertices: Tensor, contour_vertices: Tensor | None, vertices: Tensor, mesh_state: Tensor, keep: bool,
+        state: Tensor | None, landmarks: Tensor,
+    ) -> None: ...
     def backward(
         self, *, betas: Tensor, pose: Tensor, axis_angle: bool, state: Tensor, grad_landmarks: Tensor, grad_betas: Tensor | None,
         grad_pose: Tensor | None, workspace: Tensor | None,

@@ -6,12 +6,25 @@ from . import __config__
 
 __config__.check_core()
 
+from typing import TYPE_CHECKING  # noqa: E402
+
 from .accelerate import accelerate  # noqa: E402
 from .flame import FLAME, FlameModel, FlameOutput, LandmarkEmbedding, builtin_head  # noqa: E402
-from .model import HeadParams, Reconstruction, RingNet  # noqa: E402
 from .ops import batch_rodrigues, flame_landmarks, flame_lbs, vertices2landmarks  # noqa: E402
+
+if TYPE_CHECKING:
+    from .model import HeadParams, Reconstruction, RingNet
 
 __all__ = [
     "FLAME", "FlameModel", "FlameOutput", "HeadParams", "LandmarkEmbedding", "Reconstruction", "RingNet",
     "accelerate", "batch_rodrigues", "builtin_head", "flame_landmarks", "flame_lbs", "vertices2landmarks",
 ]  # fmt: skip
+
+
+def __getattr__(name: str):
+    """The network when it is asked for: the operators and the decoder do without OpenCV and safetensors."""
+    if name not in ("HeadParams", "Reconstruction", "RingNet"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import model
+
+    return getattr(model, name)

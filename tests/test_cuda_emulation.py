@@ -5,6 +5,7 @@ A fault must show: that it does is tested at the end, with barriers taken out on
 """
 
 import ctypes
+import functools
 import importlib.util
 import os
 import shlex
@@ -14,12 +15,13 @@ import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ringnet_ext import ops
-from ringnet_ext.ops import _points, _prepared, _rodrigues, reference
+from ringnet_ext.ops import _operator, _points, _prepared, _rodrigues, reference
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPILER = shlex.split(os.environ.get("CXX", "g++"))
@@ -78,7 +80,7 @@ def built(tmp_path_factory) -> Emulation:
         assert result.returncode == 0, result.stderr
 
     def compile_source(source: Path) -> Path:
-        module = ['-DRN_VERSION=""', '-DRN_CUDA_ARCHITECTURES=""', "-O0"] if source.name == "module.cpp" else []
+        module = ['-DRN_VERSION=""', '-DRN_CUDA_ARCHITECTURES=""', "-DRN_WITH_CUDA", "-O0"] if source.name == "module.cpp" else []
         run(*include, *module, "-x", "c++", "-c", source, "-o", folder / f"{source.stem}.o")
         return folder / f"{source.stem}.o"
 
@@ -239,6 +241,39 @@ def test_tensor_cores_round_no_worse_than_float32(emulation, F, decay):
 def test_blocks_that_walk_over_tiles(emulation, random_model, sizes):
     emulation.capability(86)  # on tensor cores, whose emulation is slow: in test_a_fault_shows
     check(emulation, random_model, *sizes, names=["lbs"], orders=[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", [(1, 70, 11, 5, 12), (34, 40, 2, 24, 12), (66, 1, 40, 3, 12)], ids=sizes_id)
+def test_landmarks_read_off_the_mesh(emulation, random_model, monkeypatch, sizes, dtype):
+    """flame_head, which takes a way of its own on a CUDA device."""
+    for module in (_prepared, _operator):
+        monkeypatch.setattr(module, "require_device", lambda *_: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)  # a CPU's index
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=0))
+    monkeypatch.setattr(_prepared.PreparedLandmarks, "forward", None)
+    B, V, K, J, L = sizes
+    tolerance = 2e-6 if dtype == torch.float32 else 1e-13
+    for C in (11, 0):
+        model = random_model(V=V, K=K, J=J, L=L, C=C or 11, seed=B).to(dtype=dtype)
+
+        def head(library, model, wanted, b, p):
+            points = library.flame_head(b, p, *model.constants, *model.embedding[: 5 if C else 3], neck_joint=min(1, J - 1))
+            return tuple(points[i] for i in wanted)
+
+        inputs, exact = model.inputs(B), model.to(dtype=torch.float64)
+        for wanted in ((0, 1, 2), (2,)):
+            got = results(functools.partial(head, ops, model, wanted), inputs)
+            want = results(functools.partial(head, reference, exact, wanted), [x.double() for x in inputs])
+            assert error(got, want) < tolerance, (C, wanted)
+            with torch.no_grad():
+                unkept = head(ops, model, wanted, *inputs)
+            assert all(torch.equal(x, y) for x, y in zip(unkept, got))
+            for order in (1, 2):
+                emulation.order(order)
+                again = results(functools.partial(head, ops, model, wanted), inputs)
+                assert all(torch.equal(x, y) for x, y in zip(got, again)), (C, wanted, order)
+            emulation.order(0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
