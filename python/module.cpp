@@ -163,6 +163,16 @@ struct BoundLandmarks {
                                             axis_angle, keep, at<T>(state), at<T>(landmarks)};
                 RN_RUN(landmarks_forward, self.is_cuda, where, p);
             }, release)
+            .def("jacobian", [](const BoundLandmarks& self, index_t B, address betas, index_t betas_stride, address pose,
+                                index_t pose_stride, bool axis_angle, address landmarks, address d_betas, address d_pose, address workspace,
+                                address where) {
+                const LandmarksJacobian<T> p{self.model, B, at<const T>(betas), betas_stride, at<const T>(pose), pose_stride,
+                                             axis_angle, at<T>(landmarks), at<T>(d_betas), at<T>(d_pose), at<T>(workspace)};
+                RN_RUN(landmarks_jacobian, self.is_cuda, where, p);
+            }, release)
+            .def_static("jacobian_workspace_size", [](bool is_cuda, index_t B, index_t K, index_t J, index_t L, index_t C) {
+                return RN_SIZE(landmarks_jacobian_workspace_size, is_cuda, B, K, J, L, C);
+            })
             .def("backward", [](const BoundLandmarks& self, index_t B, address betas, index_t betas_stride, address pose,
                                 index_t pose_stride, bool axis_angle, address state, address grad_landmarks, index_t stride_b,
                                 index_t stride_l, index_t stride_c, address grad_betas, address grad_pose, address workspace,
