@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 #: Why a problem ended: the values of Solution.stopped are indices.
-REASONS = ("converged", "iteration limit", "no step decreases the objective", "too little data, or not a number")
+INVALID = "not a number"
+REASONS = ("converged", "iteration limit", "no step decreases the objective", INVALID)
 _CONVERGED, _LIMIT, _STUCK, _INVALID = range(4)
 _RUNNING = -1
 
@@ -183,30 +184,87 @@ def solve_chain(diagonal: Tensor, tie: Tensor, right: Tensor) -> Tensor:
     Args:
         diagonal: (n, P, P). tie: (n - 1, P), or (n - 1, P, P) for the block at row i, column i + 1, negated. right: (n, P, k).
     """
-    n = len(diagonal)
-    if n == 1:
+    if len(diagonal) == 1:
         return torch.cholesky_solve(right, _cholesky(diagonal))
+    reduced = _reduce_chain(diagonal, tie, right)
+    even = solve_chain(reduced.diagonal, reduced.tie, reduced.right)
+    odd, following = len(reduced.by_before), len(even) - 1
+    x = torch.empty_like(right)
+    x[0::2] = even
+    x[1::2] = reduced.by_right + reduced.by_before @ even[:odd]
+    x[1::2][:following] += reduced.by_after[:following] @ even[1:]
+    return x
+
+
+class _Reduced(NamedTuple):
+    """A chain without its odd blocks; what these are in terms of the even ones before and after them, and of the right side."""
+
+    diagonal: Tensor
+    tie: Tensor
+    right: Tensor
+    factors: Tensor
+    by_before: Tensor
+    by_after: Tensor
+    by_right: Tensor
+
+
+def _reduce_chain(diagonal: Tensor, tie: Tensor, right: Tensor) -> _Reduced:
     if tie.dim() == 2:
         tie = torch.diag_embed(tie)
     P, k = right.shape[1:]
-    odd, even = slice(1, None, 2), slice(0, None, 2)
-    count = n // 2
-    # Of the odd ones: their tie to the even one before, and to the one after, which the last may not have.
     before, after = tie[0::2], tie[1::2]
-    after = torch.cat([after, after.new_zeros(count - len(after), P, P)]) if len(after) < count else after
-    solved = torch.cholesky_solve(torch.cat([before.transpose(1, 2), after, right[odd]], dim=-1), _cholesky(diagonal[odd]))
+    if len(after) < len(before):  # nothing follows the last odd one
+        after = torch.cat([after, after.new_zeros(1, P, P)])
+    factors = _cholesky(diagonal[1::2])
+    solved = torch.cholesky_solve(torch.cat([before.transpose(1, 2), after, right[1::2]], dim=-1), factors)
     by_before, by_after, by_right = solved.split([P, P, k], dim=-1)
-    reduced, reduced_right = diagonal[even].clone(), right[even].clone()
-    reduced[:count] -= before @ by_before
-    reduced_right[:count] += before @ by_right
-    following = len(reduced) - 1
-    reduced[1:] -= after[:following].transpose(1, 2) @ by_after[:following]
-    reduced_right[1:] += after[:following].transpose(1, 2) @ by_right[:following]
-    x = torch.empty_like(right)
-    x[even] = solve_chain(reduced, before[:following] @ by_after[:following], reduced_right)
-    x[odd] = by_right + by_before @ x[even][:count]
-    x[odd][:following] += by_after[:following] @ x[even][1:]
-    return x
+    even, even_right = diagonal[0::2].clone(), right[0::2].clone()
+    odd, following = len(before), len(even) - 1
+    even[:odd] -= before @ by_before
+    even_right[:odd] += before @ by_right
+    even[1:] -= after[:following].transpose(1, 2) @ by_after[:following]
+    even_right[1:] += after[:following].transpose(1, 2) @ by_right[:following]
+    return _Reduced(even, before[:following] @ by_after[:following], even_right, factors, by_before, by_after, by_right)
+
+
+def chain_inverse(diagonal: Tensor, tie: Tensor) -> tuple[Tensor, Tensor]:
+    """Blocks of the inverse of :func:`solve_chain`'s matrix: on the diagonal (n, P, P), and beside it, row i and column i + 1, (n - 1, P, P)."""
+    n, P = len(diagonal), diagonal.shape[1]
+    if n == 1:
+        return torch.cholesky_inverse(_cholesky(diagonal)), diagonal.new_zeros(0, P, P)
+    reduced = _reduce_chain(diagonal, tie, diagonal.new_zeros(n, P, 0))
+    even, beside = chain_inverse(reduced.diagonal, reduced.tie)
+    odd, following = len(reduced.by_before), len(even) - 1
+    # x_o = by_before x_(o - 1) + by_after x_(o + 1) + noise of covariance D_o^-1.
+    with_before = even[:odd] @ reduced.by_before.transpose(1, 2)  # of (o - 1, o)
+    with_after = torch.zeros_like(with_before)  # of (o, o + 1)
+    with_before[:following] += beside @ reduced.by_after[:following].transpose(1, 2)
+    with_after[:following] = reduced.by_before[:following] @ beside + reduced.by_after[:following] @ even[1:]
+    blocks, next_to = torch.empty_like(diagonal), diagonal.new_empty(n - 1, P, P)
+    blocks[0::2] = even
+    blocks[1::2] = torch.cholesky_inverse(reduced.factors) + reduced.by_before @ with_before + reduced.by_after @ with_after.transpose(1, 2)
+    next_to[0::2], next_to[1::2] = with_before, with_after[: n - 1 - odd]
+    return blocks, next_to
+
+
+class Covariance(NamedTuple):
+    """Inverse Hessian at a solution: of each frame (n, P, P), frame and shared (n, P, S), shared (g, S, S)."""
+
+    local: Tensor
+    mixed: Tensor
+    shared: Tensor
+
+
+def covariance(equations: NormalEquations) -> Covariance:
+    """Of the Gaussian that the normal equations describe."""
+    e = equations.eliminated(equations.shared_gradient.new_zeros(len(equations.shared_gradient)))
+    if equations.tie is None:
+        local = torch.cholesky_inverse(_cholesky(equations.local))
+    else:
+        local = chain_inverse(equations.local, equations.tie)[0]
+    shared = torch.cholesky_inverse(e.factors) if e.factors.numel() else e.factors
+    mixed = -e.by_shared @ shared[equations.problem]
+    return Covariance(local - mixed @ e.by_shared.transpose(1, 2), mixed, shared)
 
 
 def minimise(
@@ -237,9 +295,9 @@ def minimise(
     everybody = torch.arange(G, device=device)
     tie_square = None if tie is None else tie.square()
 
-    def evaluate(frames, of, x, y, count, ties):
-        """Objective (count,) and equations at local x (n, P) and shared y (count, S)."""
-        parts, S = [], y.shape[1]
+    def evaluate(frames, problems, of, x, y, ties):
+        """Objective (g,) and equations of some problems, at local x (n, P) and shared y (g, S)."""
+        parts, (count, S), common = [], y.shape, shared_prior.rows(problems)
         ss, gs = y.new_zeros((count, S, S)), y.new_zeros((count, S))
         for some in range(0, len(frames), frames_at_once):
             rows = slice(some, some + frames_at_once)
@@ -253,10 +311,10 @@ def minimise(
         ll, ls, gl, cost = (torch.cat(column) if len(column) > 1 else column[0] for column in zip(*parts))
         prior = local_prior.rows(frames)
         ll.diagonal(dim1=-2, dim2=-1).add_(prior.root.square())
-        ss.diagonal(dim1=-2, dim2=-1).add_(shared_prior.root.square())
+        ss.diagonal(dim1=-2, dim2=-1).add_(common.root.square())
         gl = gl + (x - prior.mean) * prior.root.square()
-        gs = gs + (y - shared_prior.mean) * shared_prior.root.square()
-        cost = _sum(cost + prior.cost(x), of, count) + shared_prior.cost(y)
+        gs = gs + (y - common.mean) * common.root.square()
+        cost = _sum(cost + prior.cost(x), of, count) + common.cost(y)
         if ties is not None:
             difference = x[1:] - x[:-1]
             pull = ties * difference
@@ -275,7 +333,7 @@ def minimise(
     damping, growth = local.new_full((G,), 1e-4), local.new_full((G,), 2.0)
 
     frames, alive, of = torch.arange(len(problem), device=device), everybody, problem
-    cost, equations = evaluate(frames, of, local, shared, G, tie_square)
+    cost, equations = evaluate(frames, alive, of, local, shared, tie_square)
     objective[:] = cost
     stopped[~cost.isfinite()] = _INVALID
     done = 0
@@ -295,7 +353,7 @@ def minimise(
         d_local, d_shared, promised = equations.step(damping[alive])
         x, y = local[frames] + d_local, shared[alive] + d_shared
         ties = None if tie_square is None else equations.tie
-        trial, trial_equations = evaluate(frames, of, x, y, len(alive), ties)
+        trial, trial_equations = evaluate(frames, alive, of, x, y, ties)
         gain = objective[alive] - trial
         accepted = (gain >= 0) & trial.isfinite()
         taken[alive] += 1
@@ -323,6 +381,6 @@ def minimise(
         progress(G - done)
 
     def final() -> NormalEquations:
-        return evaluate(torch.arange(len(problem), device=device), problem, local, shared, G, tie_square)[1]
+        return evaluate(torch.arange(len(problem), device=device), everybody, problem, local, shared, tie_square)[1]
 
     return Solution(local, shared, objective, taken, stopped, final)

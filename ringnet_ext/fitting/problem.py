@@ -1,4 +1,4 @@
-"""Landmarks as a least-squares problem: which parameters are fitted, how they are seen, and what is known of them before."""
+"""Landmarks as a least-squares problem: what was observed, which parameters are fitted, and how both make residuals."""
 
 from __future__ import annotations
 
@@ -18,69 +18,38 @@ POSES = {"global_pose": 3, "neck_pose": 3, "jaw_pose": 3, "eye_pose": 6}
 _POSE_COLUMNS = {"global_pose": slice(0, 3), "neck_pose": slice(3, 6), "jaw_pose": slice(6, 9), "eye_pose": slice(9, 15)}
 
 
-class WeakPerspective:
-    """RingNet's camera: x = s (X_xy + t). Parameters (log s, tx, ty): a scale is positive."""
-
-    names = ("log_scale", "tx", "ty")
-    dimensions = 2
-
-    def project(self, points: Tensor, camera: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, N, 3) points -> (n, N, 2), and the derivatives with respect to the camera (n, N, 2, 3)."""
-        scale = camera[:, None, :1].exp()
-        seen = scale * (points[..., :2] + camera[:, None, 1:])
-        moved = scale[..., None] * torch.eye(2, dtype=points.dtype, device=points.device)
-        return seen, torch.cat([seen[..., None], moved.expand(*seen.shape, 2)], dim=-1)
-
-    def chain(self, points: Tensor, camera: Tensor, derivatives: Tensor) -> Tensor:
-        """Derivatives of the points (n, N, 3, Q) -> of what is seen (n, N, 2, Q)."""
-        return camera[:, :1, None, None].exp() * derivatives[..., :2, :]
-
-
-class Perspective:
-    """A pinhole camera at the origin, looking along +z, y down: x = f (X + T)_xy / (X + T)_z + c, normalised image coordinates.
-
-    Parameters (Tx, Ty, Tz, log f). center (2,): the principal point.
-    """
-
-    names = ("tx", "ty", "tz", "log_focal")
-    dimensions = 2
-
-    def __init__(self, center: Tensor):
-        self.center = center
-
-    def _seen(self, points: Tensor, camera: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        moved = points + camera[:, None, :3]
-        depth = moved[..., 2:]
-        return moved, depth, camera[:, None, 3:].exp() / depth
-
-    def project(self, points: Tensor, camera: Tensor) -> tuple[Tensor, Tensor]:
-        moved, depth, scale = self._seen(points, camera)
-        seen = scale * moved[..., :2]
-        eye = torch.eye(2, dtype=points.dtype, device=points.device)
-        across = scale[..., None] * eye
-        along = -(seen / depth)[..., None]
-        # Behind the camera there is no image: not a number, and the solver refuses the step.
-        bad = torch.where(depth > 0, 0.0, torch.nan)
-        return seen + self.center + bad, torch.cat([across, along, seen[..., None]], dim=-1)
-
-    def chain(self, points: Tensor, camera: Tensor, derivatives: Tensor) -> Tensor:
-        moved, depth, scale = self._seen(points, camera)
-        slope = (moved[..., :2] / depth)[..., None]
-        return scale[..., None] * (derivatives[..., :2, :] - slope * derivatives[..., 2:, :])
-
-
-class Space:
-    """No camera: landmarks in metres, moved by T."""
-
-    names = ("tx", "ty", "tz")
-    dimensions = 3
-
-    def project(self, points: Tensor, camera: Tensor) -> tuple[Tensor, Tensor]:
-        eye = torch.eye(3, dtype=points.dtype, device=points.device)
-        return points + camera[:, None], eye.expand(*points.shape, 3)
-
-    def chain(self, points: Tensor, camera: Tensor, derivatives: Tensor) -> Tensor:
-        return derivatives
+def observations(
+    flame: FLAME, landmarks: Tensor, confidence: Tensor | None, views: Tensor | None, points: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """Checked: target (N, n, d) and weight (N, n), 0 where a landmark isn't known, all views' in one row; and an image's own shape."""
+    if not isinstance(landmarks, Tensor):
+        raise TypeError(f"landmarks: expected a tensor, got {type(landmarks).__name__}")
+    if points is None:
+        flame._require_landmarks()
+        count = len(flame.lmk_faces_idx) + (0 if flame.contour_faces_idx is None else flame.contour_faces_idx.shape[1])
+    else:
+        count = len(points[0])
+        if tuple(points[1].shape) != (count, 3):
+            raise ValueError(f"points: expected barycentric coordinates ({count}, 3), got {tuple(points[1].shape)}")
+    wanted = (count,) if views is None else (len(views), count)
+    dimensions = (2, 3) if views is None else (2,)
+    if landmarks.shape[1:-1] != wanted or landmarks.shape[-1] not in dimensions:
+        sizes = ", ".join(map(str, wanted))
+        raise ValueError(f"landmarks: expected shape (N, {sizes}, {' or '.join(map(str, dimensions))}), got {tuple(landmarks.shape)}")
+    target = landmarks.to(flame.v_template)
+    known = target.isfinite().all(-1)
+    if confidence is None:
+        weight = known.to(target.dtype)
+    else:
+        if confidence.shape != landmarks.shape[:-1]:
+            raise ValueError(f"confidence: expected shape {tuple(landmarks.shape[:-1])}, got {tuple(confidence.shape)}")
+        weight = confidence.to(target)
+        if not ((weight >= 0) & weight.isfinite() | ~known).all():
+            raise ValueError("confidence: expected finite numbers that are not negative")
+        weight = torch.where(known, weight, 0)
+    if views is not None:
+        target, weight = target.flatten(1, 2), weight.flatten(1)
+    return target, weight, tuple(landmarks.shape[1:])
 
 
 class Robust(NamedTuple):
@@ -107,6 +76,7 @@ class Columns:
 
     def __init__(self, widths: dict[str, int], local: Sequence[str], shared: Sequence[str]):
         ends = list(itertools.accumulate(widths.values()))
+        self.width = ends[-1]
         self.slices = {name: slice(end - width, end) for (name, width), end in zip(widths.items(), ends)}
         self.local, self.shared = ([name for name in widths if name in names] for names in (local, shared))
 
@@ -131,25 +101,52 @@ class LandmarkResiduals:
         columns: the parameters: the camera's names, those of POSES, expression, shape.
         values: (N, Q); those parameters that are not fitted keep theirs.
         target: (N, n, 2 or 3). root_weight: (N, n), root of confidence over sigma, 0 for landmarks that are not known.
+        points: triangles (n,) and barycentric coordinates (n, 3), instead of the model's landmarks.
     """
 
     def __init__(
-        self, flame: FLAME, camera, columns: Columns, values: Tensor, target: Tensor, root_weight: Tensor, robust: Robust | None = None
+        self,
+        flame: FLAME,
+        camera,
+        columns: Columns,
+        values: Tensor,
+        target: Tensor,
+        root_weight: Tensor,
+        robust: Robust | None = None,
+        points: tuple[Tensor, Tensor] | None = None,
     ):
         self.flame, self.camera, self.columns, self.values = flame, camera, columns, values
         self.target, self.root_weight, self.robust = target, root_weight, robust
+        if points is None:
+            self._embedding = flame._embedding()
+        else:
+            self._embedding = flame.faces, points[0].to(flame.faces), points[1].to(flame.v_template).contiguous()
+
+    def row(self, local: Tensor, shared: Tensor, frames: Tensor) -> Tensor:
+        """All parameters (n, Q) of some frames."""
+        values = self.values[frames]
+        self.columns.put(values, self.columns.local, local)
+        self.columns.put(values, self.columns.shared, shared)
+        return values
+
+    def seen(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """What the camera sees of rows of parameters (N, n, d), and how far it is from the target (N, n), NaN where that isn't known."""
+        parts = []
+        for rows in values.split(256):
+            points = self.landmarks(rows)[0]
+            parts.append(self.camera.project(points, self.columns.take(rows, self.camera.names))[0])
+        seen = torch.cat(parts) if parts else torch.empty_like(self.target)
+        return seen, torch.where(self.root_weight > 0, (seen - self.target).norm(dim=-1), torch.nan)
 
     def landmarks(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(n, N, 3) landmarks of rows of parameters, and their derivatives with respect to shape and expression, and to the pose."""
         pose = self.columns.take(values, list(POSES))
         return flame_landmarks_jacobian(
-            self.columns.take(values, ["shape", "expression"]), pose, *self.flame._body(), *self.flame._embedding()
+            self.columns.take(values, ["shape", "expression"]), pose, *self.flame._body(), *self._embedding
         )
 
     def __call__(self, frames: Tensor, local: Tensor, shared: Tensor) -> Linearization:
-        columns, values = self.columns, self.values[frames]
-        columns.put(values, columns.local, local)
-        columns.put(values, columns.shared, shared)
+        columns, values = self.columns, self.row(local, shared, frames)
         points, d_betas, d_pose = self.landmarks(values)
         camera = columns.take(values, self.camera.names)
         seen, d_camera = self.camera.project(points, camera)
