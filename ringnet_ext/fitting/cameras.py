@@ -79,55 +79,57 @@ class WeakPerspective:
 class Perspective:
     """A pinhole camera at the origin that looks along +z, y down: x = f (X + T)_xy / (X + T)_z + center. f in half image sizes.
 
+    Its parameters are those of the weak-perspective camera that it is for a flat face, s = f / T_z, and the logarithm of f: how large a
+    face looks is well known even where its distance isn't.
+
     Args:
         center: (2,), the principal point in normalised image coordinates.
     """
 
-    names = ("tx", "ty", "tz", "log_focal")
+    names = ("log_scale", "tx", "ty", "log_focal")
     dimensions = 2
 
     def __init__(self, center: Tensor):
         self.center = center
         self._weak = WeakPerspective()
 
+    def _depth(self, points: Tensor, camera: Tensor) -> Tensor:
+        """(n, N, 1): depth relative to T_z."""
+        return 1 + points[..., 2:] * (camera[:, :1] - camera[:, 3:]).exp()[..., None]
+
     def project(self, points: Tensor, camera: Tensor) -> tuple[Tensor, Tensor]:
-        moved = points + camera[:, None, :3]
-        depth = moved[..., 2:]
-        scale = camera[:, None, 3:].exp() / depth
-        seen = scale * moved[..., :2]
-        across = scale[..., None] * torch.eye(2, dtype=points.dtype, device=points.device)
+        flat, slopes = self._weak.project(points, camera[:, :3])
+        depth = self._depth(points, camera)
+        seen = flat / depth
+        by_scale, by_focal = seen / depth, seen * (1 - 1 / depth)
         # Behind the camera there is no image: not a number, and the solver refuses the step.
         seen_at = torch.where(depth > 0, seen + self.center, torch.nan)
-        return seen_at, torch.cat([across, -(seen / depth)[..., None], seen[..., None]], dim=-1)
+        return seen_at, torch.cat([by_scale[..., None], slopes[..., 1:] / depth[..., None], by_focal[..., None]], dim=-1)
 
     def chain(self, points: Tensor, camera: Tensor, derivatives: Tensor) -> Tensor:
-        moved = points + camera[:, None, :3]
-        depth = moved[..., 2:]
-        scale, slope = camera[:, None, 3:].exp() / depth, moved[..., :2] / depth
+        depth = self._depth(points, camera)
+        scale = camera[:, None, :1].exp() / depth  # (n, N, 1)
+        inverse_distance = (camera[:, :1] - camera[:, 3:]).exp()[..., None]
+        slope = (points[..., :2] + camera[:, None, 1:3]) * inverse_distance / depth
         return scale[..., None] * (derivatives[..., :2, :] - slope[..., None] * derivatives[..., 2:, :])
 
     def nearest(self, points: Tensor, target: Tensor, weight: Tensor, camera: Tensor, turned: bool = True) -> tuple[Tensor, Tensor]:
         turn, weak = self._weak.nearest(points, target - self.center, weight, camera[:, :3], turned)
-        depth = _centred(points @ turn.transpose(1, 2), weight)[1][:, 0, 2]
-        return turn, self._at(weak[:, 0].exp(), weak[:, 1:], depth, camera[:, 3])
-
-    @staticmethod
-    def _at(scale: Tensor, translation: Tensor, depth: Tensor, log_focal: Tensor) -> Tensor:
-        """The camera that sees what lies at that depth as large as a weak-perspective one does."""
-        return torch.stack([translation[:, 0], translation[:, 1], log_focal.exp() / scale - depth, log_focal], dim=1)
+        return turn, torch.cat([weak, camera[:, 3:]], dim=1)
 
     def weak(self, camera: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        focal = camera[:, 3].exp()
-        scale = focal / camera[:, 2]
-        return torch.stack([scale, camera[:, 0] + self.center[0] / scale, camera[:, 1] + self.center[1] / scale], dim=1), camera[:, :3], focal
+        scale, focal = camera[:, :1].exp(), camera[:, 3].exp()
+        translation = torch.cat([camera[:, 1:3], focal[:, None] / scale], dim=1)
+        return torch.cat([scale, camera[:, 1:3] + self.center / scale], dim=1), translation, focal
 
     def from_weak(self, weak: Tensor, camera: Tensor) -> Tensor:
-        translation = weak[:, 1:] - self.center / weak[:, :1]
-        return self._at(weak[:, 0], translation, torch.zeros_like(weak[:, 0]), camera[:, 3])
+        scale = weak[:, :1]
+        flat = torch.cat([scale.log(), weak[:, 1:] - self.center / scale], dim=1)
+        return torch.cat([flat.expand(len(camera), 3), camera[:, 3:]], dim=1)
 
     def walk(self, walk, camera: Tensor) -> list[Tensor]:
         step = torch.ones_like(camera[:, 0])
-        return [walk.translation * step, walk.translation * step, walk.scale * camera[:, 2].abs(), walk.scale * step]
+        return [*self._weak.walk(walk, camera), walk.scale * step]
 
 
 class Space:

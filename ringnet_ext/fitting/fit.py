@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..camera import UPRIGHT
 from ..flame import FLAME
 from ..model import HeadParams
+from ..parameters import FlameParams
 from ..rotations import axis_angle_from_matrix, matrix_from_axis_angle
 from .levenberg_marquardt import INVALID, REASONS, NormalEquations, Prior, Solution, covariance, minimise
 from .cameras import Perspective, Space, Views, WeakPerspective
@@ -48,7 +50,7 @@ class Walk:
     translation: float = 0.002
     global_pose: float = 0.03
     neck_pose: float = 0.03
-    jaw_pose: float = 0.03
+    jaw_pose: float = 0.025
     eye_pose: float = 0.05
     expression: float = 0.1
 
@@ -88,9 +90,15 @@ class Fit:
     @property
     def shape(self) -> Tensor:
         """(G, S): one row a person."""
-        first = torch.full((len(self.objective),), len(self.person), device=self.person.device)
-        index = torch.arange(len(self.person), device=self.person.device)
-        return self.params.shape[first.scatter_reduce(0, self.person, index, "amin")]
+        order = self.person.argsort(stable=True)
+        return self.params.shape[order[_first(self.person[order], len(self.objective))]]
+
+    @property
+    def flame_params(self) -> FlameParams:
+        """What :class:`FLAME` takes: ``flame(*fit.flame_params)`` is the head, in the frame of the camera, or of what was fitted in space."""
+        p, still = self.params, self.params.camera.new_zeros(len(self.person), 3)
+        translation = still if self.translation is None else self.translation
+        return FlameParams(p.shape, p.expression, p.global_pose, self.neck_pose, p.jaw_pose, self.eye_pose, translation)
 
     @property
     def std(self) -> dict[str, Tensor]:
@@ -213,7 +221,7 @@ def fit(
             residuals, of, columns.take(values, columns.local), columns.take(values[first], columns.shared),
             Prior(columns.take(mean, columns.local), local_root),
             Prior(columns.take(mean[first], columns.shared), columns.take(root, columns.shared)), tie=tie, iterations=iterations,
-            tolerance=tolerance, frames_at_once=max(1, _ROWS_AT_ONCE // max(1, target[0].numel())), progress=progress,
+            tolerance=tolerance, frames_at_once=max(1, _ROWS_AT_ONCE // max(1, math.prod(target.shape[1:]))), progress=progress,
         )  # fmt: skip
         values = residuals.row(solution.local, solution.shared[of], torch.arange(len(of), device=of.device))
         if estimated:
@@ -237,6 +245,31 @@ def fit(
         objective=solution.objective, iterations=solution.iterations, stopped=reasons, failed=failed,
         _posterior=functools.cache(lambda: _posterior(flame, columns, solution, back)),
     )  # fmt: skip
+
+
+def fit_mesh(flame: FLAME, vertices: Tensor, *, sigma: float = 2e-5, priors: Priors | None = None, **options) -> Fit:
+    """Parameters of meshes in the model's topology: shape, expression, all poses and translation, a mesh a person.
+
+    Computed in float64: the vertices come back to a few micrometres where the model can make them at all.
+
+    Args:
+        vertices: (N, V, 3) metres, in any frame.
+        sigma: standard deviation of a vertex's coordinates, metres; more for scans that were registered with some error.
+        priors: None for wide ones, standard deviation 1 for everything.
+        options: as of :func:`fit`, such as ``person`` and ``roles``.
+    """
+    V = len(flame.v_template)
+    if not isinstance(vertices, Tensor) or vertices.dim() != 3 or vertices.shape[1:] != (V, 3):
+        got = tuple(vertices.shape) if isinstance(vertices, Tensor) else type(vertices).__name__
+        raise ValueError(f"vertices: expected shape (N, {V}, 3), got {got}")
+    exact = copy.deepcopy(flame).double()
+    corner = torch.zeros(V, dtype=torch.int64, device=flame.faces.device)  # of the last triangle that has the vertex
+    corner[flame.faces.flatten()] = torch.arange(flame.faces.numel(), device=corner.device)
+    used = flame.faces.flatten()[corner] == torch.arange(V, device=corner.device)
+    coordinates = torch.nn.functional.one_hot(corner[used] % 3, 3).double()
+    roles = {"neck_pose": "image", "eye_pose": "image"} | dict(options.pop("roles", {}))
+    wide = Priors(expression=1.0, jaw_pose=1.0, neck_pose=1.0, eye_pose=1.0)
+    return fit(exact, vertices[:, used], points=(corner[used] // 3, coordinates), sigma=sigma, priors=priors or wide, roles=roles, **options)
 
 
 _ROBUST = {None: 0.0, "huber": 1.5, "geman-mcclure": 3.0}
@@ -341,12 +374,13 @@ def _posed(flame: FLAME, lens, columns: Columns, values: Tensor, target: Tensor,
 
 
 def _near_upright(vector: Tensor) -> Tensor:
-    """The same rotations; of the two vectors of each the one that is nearer to UPRIGHT."""
+    """The same rotations; of the two vectors of each the one that is nearer to UPRIGHT, if it isn't far from half a turn: a whole turn is
+    where axis-angle vectors tell rotations apart no longer."""
     length = vector.norm(dim=1, keepdim=True)
     other = vector * (1 - 2 * math.pi / length.clamp_min(1e-6))
     upright = vector.new_tensor(UPRIGHT)
     turned_over = (vector - upright).norm(dim=1, keepdim=True) > (other - upright).norm(dim=1, keepdim=True)
-    return torch.where(turned_over & (length > math.pi / 2), other, vector)
+    return torch.where(turned_over & (length > 0.75 * math.pi), other, vector)
 
 
 def _any(flags: Tensor, of: Tensor, count: int) -> Tensor:
@@ -382,12 +416,11 @@ def _ties(columns: Columns, lens, walk: Walk, values: Tensor, of: Tensor) -> Ten
 
 def _estimated_sigma(residuals: LandmarkResiduals, of: Tensor, solution: Solution, sigma: float) -> float:
     """From the residuals that are left, and from how many of them the parameters took up."""
-    equations, precision = solution.equations(), residuals.columns
+    equations = solution.equations()
     line = residuals(torch.arange(len(of), device=of.device), solution.local, solution.shared[of])
     count = (residuals.root_weight > 0).sum() * residuals.target.shape[-1]
     taken = _information(equations, line)
     left = line.residuals.square().sum() / (count - taken).clamp_min(1)
-    del precision
     return float(sigma * left.sqrt())
 
 

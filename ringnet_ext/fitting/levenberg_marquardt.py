@@ -299,7 +299,7 @@ def minimise(
         """Objective (g,) and equations of some problems, at local x (n, P) and shared y (g, S)."""
         parts, (count, S), common = [], y.shape, shared_prior.rows(problems)
         ss, gs = y.new_zeros((count, S, S)), y.new_zeros((count, S))
-        for some in range(0, len(frames), frames_at_once):
+        for some in range(0, max(1, len(frames)), frames_at_once):  # once where there are none
             rows = slice(some, some + frames_at_once)
             line = linearize(frames[rows], x[rows], y[of[rows]])
             right, transposed = line.residuals[..., None], line.local.transpose(1, 2)
