@@ -89,7 +89,7 @@ class Columns:
 
     def put(self, values: Tensor, names: Sequence[str], columns: Tensor) -> None:
         """The other way: overwrites them in values."""
-        for name, part in zip(names, columns.split([values[0, self.slices[name]].numel() for name in names], dim=-1)):
+        for name, part in zip(names, columns.split([self.slices[name].stop - self.slices[name].start for name in names], dim=-1)):
             values[:, self.slices[name]] = part
 
 
