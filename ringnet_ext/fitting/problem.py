@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -174,7 +175,7 @@ class LandmarkResiduals:
                     part = d_betas[..., :S] if name == "shape" else d_betas[..., S:]
                 parts.append(self.camera.chain(points, camera, part))
             if not parts:
-                return d_camera.new_zeros((len(frames), residuals[0].numel(), 0))
+                return d_camera.new_zeros((len(frames), math.prod(residuals.shape[1:]), 0))
             return torch.cat(parts, dim=-1).mul_(weight[..., None, None]).flatten(1, 2)
 
         return Linearization(cost, residuals.flatten(1), derivatives(columns.local), derivatives(columns.shared))
