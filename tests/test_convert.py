@@ -62,17 +62,17 @@ def test_landmarks_for_other_projects(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "source, destination, message",
+    "source, destination, code, message",
     [
-        ("none.pkl", "head.npz", "No such file"),
-        ("masks.pkl", "head.npz", "masks.pkl: no landmark embedding: it holds face"),
-        ("generic_model.pkl", "head.pkl", "expected a name that ends in .npz or .safetensors"),
-        ("generic_model.pkl", "nowhere/head.npz", "No such file"),
+        ("none.pkl", "head.npz", 1, "No such file"),
+        ("masks.pkl", "head.npz", 1, "masks.pkl: no landmark embedding: it holds face"),
+        ("generic_model.pkl", "head.pkl", 2, "expected a name that ends in .npz or .safetensors"),
+        ("generic_model.pkl", "nowhere/head.npz", 1, "there is no folder"),
     ],
 )
-def test_errors(model, tmp_path, capsys, source, destination, message):
+def test_errors(model, tmp_path, capsys, source, destination, code, message):
     before = sorted(tmp_path.iterdir())
-    assert main([str(tmp_path / source), str(tmp_path / destination)]) == 1
+    assert main([str(tmp_path / source), str(tmp_path / destination)]) == code
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error
     assert sorted(tmp_path.iterdir()) == before

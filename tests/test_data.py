@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ringnet_ext.camera import UPRIGHT, project, to_normalised, to_pixels, yaw_of
 from ringnet_ext.data.augment import FLIP, crop
@@ -15,8 +16,10 @@ from ringnet_ext.data.faces import FaceSet
 from ringnet_ext.data.photographs import AUGMENTATION
 from ringnet_ext.data.rings import RingSampler
 from ringnet_ext.data.synthetic import SyntheticFaces, global_pose
-from ringnet_ext.flame import FLAME
-from ringnet_ext.images import ImageError, fit_square, read_image, to_input, write_image
+from ringnet_ext.flame import FLAME, builtin_head
+from ringnet_ext.flame.files import folder_written_whole, remove_leftovers
+from ringnet_ext.images import ImageError, read_image, to_input, write_image
+from ringnet_ext.squares import fit_square
 
 SMALL = SyntheticFaces(identities=5, images_per_identity=3, size=64)
 
@@ -99,17 +102,40 @@ class TestSynthetic:
         assert before and before == {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
         assert not [path for path in cache.iterdir() if path.name.startswith(".")]
 
-    def test_what_a_killed_run_left_is_removed_once_it_is_old(self, tmp_path):
+    def test_what_a_killed_run_left_is_removed(self, tmp_path):
         tiny = dataclasses.replace(SMALL, identities=1, images_per_identity=1)
         tiny.load(cache=tmp_path)
         (folder,) = tmp_path.iterdir()
+        with folder_written_whole(folder) as other_run:  # at work: no leftover
+            left = tmp_path / f".{folder.name}.1.tmp"
+            left.mkdir()
+            (left / "images.npy").write_bytes(b"half")
+            shutil.rmtree(folder)
+            remove_leftovers(tmp_path)
+            assert os.listdir(tmp_path) == [other_run.name]
         shutil.rmtree(folder)
-        old, new = (tmp_path / f".{folder.name}.{name}.tmp" for name in ("1", "2"))
-        old.mkdir()
-        new.mkdir()
-        os.utime(old, (0, 0))
+        left.mkdir()
         tiny.load(cache=tmp_path)
-        assert {path.name for path in tmp_path.iterdir()} == {folder.name, new.name}
+        assert os.listdir(tmp_path) == [folder.name]
+
+    def test_a_head_without_the_landmarks_is_refused_before_anything_is_rendered(self, tmp_path):
+        head = dataclasses.replace(builtin_head(), landmarks=None)
+        with pytest.raises(ValueError, match="68 landmarks.*has none.*convert MODEL HEAD.npz --landmarks"):
+            SMALL.load(head, tmp_path)
+        assert not os.listdir(tmp_path)
+
+    def test_whatever_decides_a_pixel_has_faces_of_its_own(self, tmp_path):
+        """Also what coefficients don't depend on: landmarks decide the crop, regions the colours, weights the pose."""
+        tiny = dataclasses.replace(SMALL, identities=1, images_per_identity=1)
+        head = builtin_head()
+        heads = [
+            head, dataclasses.replace(head, regions=head.regions | {"lips": head.regions["nose"]}),
+            dataclasses.replace(head, posedirs=2 * head.posedirs),
+            dataclasses.replace(head, landmarks=dataclasses.replace(
+                head.landmarks, static_faces_idx=head.landmarks.static_faces_idx[::-1].copy())),
+        ]  # fmt: skip
+        images = [tiny.load(each, tmp_path).images for each in heads]
+        assert all((image != images[0]).any() for image in images[1:]) and len(os.listdir(tmp_path)) == len(heads)
 
     def test_the_face_is_where_the_landmarks_are(self, cache):
         """Pixels inside the landmarks' hull are skin, as those of one picture rendered twice with other backgrounds are."""
@@ -196,6 +222,26 @@ class TestImages:
             read_image(tmp_path / "x.png")
         with pytest.raises(FileNotFoundError, match="nowhere.jpg"):
             read_image(tmp_path / "nowhere.jpg")
+
+    @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif", ".gif", ".avif"])
+    def test_what_is_transparent_lies_over_white(self, tmp_path, suffix):
+        """Whatever colour is stored beneath, which no viewer shows."""
+        picture = np.zeros((32, 40, 4), np.uint8)
+        picture[..., :3], picture[:, 20:, 3] = (200, 30, 60), 255
+        if suffix not in (".gif", ".avif"):  # no or hardly any half transparent pixels
+            picture[:16, :20, 3] = 128
+        Image.fromarray(picture).save(tmp_path / f"a{suffix}", **({} if suffix == ".gif" else {"lossless": True, "quality": 100}))
+        image = read_image(tmp_path / f"a{suffix}").astype(int)
+        assert np.abs(image[:, 21:] - (200, 30, 60)).max() < 8 and (image[17:, :19] > 250).all()
+        if suffix not in (".gif", ".avif"):
+            assert np.abs(image[:16, :19] - (227, 142, 157)).max() < 8
+
+    def test_what_is_transparent_is_turned_upright_too(self, tmp_path):
+        picture = Image.fromarray(np.full((20, 30, 4), 128, np.uint8))
+        exif = picture.getexif()
+        exif[0x0112] = 6
+        picture.save(tmp_path / "a.png", exif=exif)
+        assert read_image(tmp_path / "a.png").shape == (30, 20, 3)
 
     @pytest.mark.parametrize("shape", [(100, 50), (50, 100), (1, 1), (300, 224), (3, 1000)])
     def test_fit_square(self, shape):

@@ -10,6 +10,7 @@ import pytest
 
 from ringnet_ext.data.augment import FLIP
 from ringnet_ext.data.detectors import MESH_POINTS, Detectors, FaceLandmarker, of_mesh
+from ringnet_ext.flame import FLAME
 from ringnet_ext.data.landmark_files import LandmarkError, NoFaceError
 from ringnet_ext.data.synthetic import SyntheticFaces
 
@@ -31,7 +32,7 @@ class TestDetectors:
 
     def test_one_each(self):
         """Each detector is made once and never used twice at a time."""
-        made = []
+        made, face = [], 200 * FLAME().landmarks()[0, :, :2].numpy() * (1, -1)
 
         class Detector:
             version = "2"
@@ -43,14 +44,14 @@ class TestDetectors:
             def __call__(self, image):
                 assert not self.busy
                 self.busy = True
-                points = detectors(image)[0] if image.all() else np.zeros((68, 2))  # another needs one meanwhile
+                points = detectors(image)[0] if image.all() else face  # another needs one meanwhile
                 self.busy = False
                 return points + len(made), np.ones(68)
 
         detectors = Detectors(Detector, 3)
         assert len(made) == 3 and detectors.version == "2"
         points, confidence = detectors(self.image)
-        assert (points == 3).all() and points.dtype == confidence.dtype == np.float32
+        assert np.allclose(points, face + 3) and points.dtype == confidence.dtype == np.float32
 
     def test_no_face(self):
         with pytest.raises(NoFaceError):
