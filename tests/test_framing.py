@@ -136,15 +136,16 @@ def test_a_model_keeps_its_limit_and_what_it_was_trained_on(tmp_path):
     assert again.limit == 0.4 == limit_of(again) and again.trained_on == "synthetic faces"
 
 
+@pytest.fixture(scope="module")
+def trained():
+    return RingNet.load(CHECKPOINT)
+
+
 @pytest.mark.skipif(not CHECKPOINT, reason="needs RINGNET_CHECKPOINT, a run folder of the default training")
 class TestTrainedNetwork:
-    @pytest.fixture(scope="class")
-    def model(self):
-        return RingNet.load(CHECKPOINT)
-
     @pytest.mark.parametrize("loose", [False, True])
-    def test_at_most_two_of_200_held_out_faces_are_not_found(self, model, loose):
-        faces = SyntheticFaces(split="test", identities=100, images_per_identity=2).load(model.head)
+    def test_at_most_two_of_200_held_out_faces_are_not_found(self, trained, loose):
+        faces = SyntheticFaces(split="test", identities=100, images_per_identity=2).load(trained.head)
         pictures, _, _ = crop(faces, np.arange(200)[:, None], 224, np.random.default_rng(0))
         failed = 0
         for i in range(200):
@@ -155,16 +156,16 @@ class TestTrainedNetwork:
             else:
                 image = np.ascontiguousarray(pictures[i].permute(1, 2, 0).expand(-1, -1, 3))
             try:
-                find_face(model, image)
+                find_face(trained, image)
             except NotAFaceError:
                 failed += 1
         assert failed <= 2
 
-    def test_an_astronaut_is_found_and_a_cat_a_cup_and_noise_are_not(self, model):
+    def test_an_astronaut_is_found_and_a_cat_a_cup_and_noise_are_not(self, trained):
         data = pytest.importorskip("skimage.data")
-        square = find_face(model, data.astronaut())
+        square = find_face(trained, data.astronaut())
         assert np.abs(square.to_original(np.array([112.0, 112.0])) - (223, 125)).max() < 20  # her face
         noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
         for image in (data.chelsea(), data.coffee(), noise):
             with pytest.raises(NotAFaceError):
-                find_face(model, image)
+                find_face(trained, image)
