@@ -7,10 +7,11 @@ from . import __config__
 __config__.check_core()
 
 from .flame import FLAME, FlameModel, FlameOutput, LandmarkEmbedding, builtin_head  # noqa: E402
+from .fitting import Fit, fit, fit_mesh  # noqa: E402
 from .model import HeadParams, Reconstruction, RingNet  # noqa: E402
 from .ops import batch_rodrigues, flame_landmarks, flame_lbs, vertices2landmarks  # noqa: E402
 
 __all__ = [
-    "FLAME", "FlameModel", "FlameOutput", "HeadParams", "LandmarkEmbedding", "Reconstruction", "RingNet",
-    "batch_rodrigues", "builtin_head", "flame_landmarks", "flame_lbs", "vertices2landmarks",
+    "FLAME", "Fit", "FlameModel", "FlameOutput", "HeadParams", "LandmarkEmbedding", "Reconstruction", "RingNet",
+    "batch_rodrigues", "builtin_head", "fit", "fit_mesh", "flame_landmarks", "flame_lbs", "vertices2landmarks",
 ]  # fmt: skip
