@@ -149,7 +149,7 @@ def _fit_images(options, flame: FLAME, head: FlameModel, network: RingNet | None
             write_reconstruction(options.out, each.name, face, shape_std=found.shape_std[person].cpu().numpy(), **more)
             picture = uncertainty(flame(shapes[person : person + 1]).vertices[0].cpu().numpy(), head.faces, spread[person], limit)
             write_image(options.out / "uncertainty" / f"{each.name}.png", picture)
-            rows.append((i, each, np.linalg.norm(face.landmarks - each.points, axis=1)))
+            rows.append((i, each, found.residuals[i].cpu().numpy() * _unit(found, each)))
             done += 1
         except (OSError, ValueError) as error:
             failures.append(_named_failure(each.file, error))
@@ -202,6 +202,11 @@ def _fitted(options, flame: FLAME, seen: list[_Seen], answers: list[HeadParams])
 def _normalised(each: _Seen) -> np.ndarray:
     side = each.square.image.shape[1]
     return (each.points * each.square.scale + np.asarray(each.square.offset)) * (2 / side) - 1
+
+
+def _unit(found: Fit, each: _Seen) -> float:
+    """Pixels of the image in a unit of what was fitted."""
+    return max(each.size) / 2 if found.focal is not None else each.square.image.shape[1] / 2 / each.square.scale
 
 
 def _in_square(found: Fit, i: int, each: _Seen, square: Square, flame: FLAME) -> HeadParams:
