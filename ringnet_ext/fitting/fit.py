@@ -96,9 +96,12 @@ class Fit:
     @property
     def flame_params(self) -> FlameParams:
         """What :class:`FLAME` takes: ``flame(*fit.flame_params)`` is the head, in the frame of the camera, or of what was fitted in space."""
-        p, still = self.params, self.params.camera.new_zeros(len(self.person), 3)
-        translation = still if self.translation is None else self.translation
-        return FlameParams(p.shape, p.expression, p.global_pose, self.neck_pose, p.jaw_pose, self.eye_pose, translation)
+        p = self.params
+        still = p.camera.new_zeros(len(self.person), 3)
+        return FlameParams.make(
+            shape=p.shape, expression=p.expression, global_pose=p.global_pose, neck_pose=self.neck_pose, jaw_pose=p.jaw_pose,
+            eye_pose=self.eye_pose, translation=still if self.translation is None else self.translation,
+        )  # fmt: skip
 
     @property
     def std(self) -> dict[str, Tensor]:
@@ -275,6 +278,7 @@ def fit_mesh(flame: FLAME, vertices: Tensor, *, sigma: float = 2e-5, priors: Pri
 _ROBUST = {None: 0.0, "huber": 1.5, "geman-mcclure": 3.0}
 _FEWEST = 6  # known landmarks from which a head is fitted
 _FIRST_SIGMA, _SIGMA_ROUNDS = 0.01, 4
+_LEAST_SIGMA = 1e-4  # that is estimated
 _ROWS_AT_ONCE = 512 * 136  # residuals whose derivatives are held at a time
 _POSE_TRIALS = 4
 
@@ -421,12 +425,13 @@ def _estimated_sigma(residuals: LandmarkResiduals, of: Tensor, solution: Solutio
     count = (residuals.root_weight > 0).sum() * residuals.target.shape[-1]
     taken = _information(equations, line)
     left = line.residuals.square().sum() / (count - taken).clamp_min(1)
-    return float(sigma * left.sqrt())
+    return max(_LEAST_SIGMA, float(sigma * left.sqrt()))
 
 
 def _information(equations: NormalEquations, line) -> Tensor:
     """How many numbers the data have told: the trace of the inverse Hessian times the data's part of it."""
     blocks = covariance(equations)
+    line = type(line)(*(value.double() for value in line))
     data = line.local.transpose(1, 2) @ line.local
     told = (blocks.local * data).sum()
     if blocks.shared.numel():
@@ -444,7 +449,7 @@ def _posterior(flame: FLAME, columns: Columns, solution: Solution, back: Tensor)
         for name in names:
             width = columns[name].stop - columns[name].start
             block = part[:, first : first + width, first : first + width]
-            std[name] = block.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()[order]
-            shape = block if name == "shape" else shape
+            std[name] = block.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()[order].to(shape.dtype)
+            shape = block.to(shape.dtype) if name == "shape" else shape
             first += width
     return Posterior(std, shape, flame.shapedirs[..., : flame.shape_params])

@@ -53,7 +53,7 @@ class Prior(NamedTuple):
 class Solution(NamedTuple):
     """local (N, P), shared (G, S), and of each problem its objective, iterations and reason to stop, an index of REASONS, (G,).
 
-    equations() has the normal equations at the solution, for the posterior.
+    equations() has the normal equations at the solution, in double, for the posterior.
     """
 
     local: Tensor
@@ -295,13 +295,16 @@ def minimise(
     everybody = torch.arange(G, device=device)
     tie_square = None if tie is None else tie.square()
 
-    def evaluate(frames, problems, of, x, y, ties):
-        """Objective (g,) and equations of some problems, at local x (n, P) and shared y (g, S)."""
+    def evaluate(frames, problems, of, x, y, ties, exact=False):
+        """Objective (g,) and equations of some problems, at local x (n, P) and shared y (g, S); exact: with sums in double."""
         parts, (count, S), common = [], y.shape, shared_prior.rows(problems)
-        ss, gs = y.new_zeros((count, S, S)), y.new_zeros((count, S))
+        dtype = torch.float64 if exact else y.dtype
+        ss, gs = y.new_zeros((count, S, S), dtype=dtype), y.new_zeros((count, S), dtype=dtype)
         for some in range(0, max(1, len(frames)), frames_at_once):  # once where there are none
             rows = slice(some, some + frames_at_once)
             line = linearize(frames[rows], x[rows], y[of[rows]])
+            if exact:
+                line = Linearization(*(value.double() for value in line))
             right, transposed = line.residuals[..., None], line.local.transpose(1, 2)
             parts.append((transposed @ line.local, transposed @ line.shared, (transposed @ right)[..., 0], line.cost))
             if S:
@@ -310,6 +313,8 @@ def minimise(
                 gs.index_add_(0, of[rows], (transposed @ right)[..., 0])
         ll, ls, gl, cost = (torch.cat(column) if len(column) > 1 else column[0] for column in zip(*parts))
         prior = local_prior.rows(frames)
+        if exact:
+            x, y, ties = x.double(), y.double(), None if ties is None else ties.double()
         ll.diagonal(dim1=-2, dim2=-1).add_(prior.root.square())
         ss.diagonal(dim1=-2, dim2=-1).add_(common.root.square())
         gl = gl + (x - prior.mean) * prior.root.square()
@@ -381,6 +386,6 @@ def minimise(
         progress(G - done)
 
     def final() -> NormalEquations:
-        return evaluate(torch.arange(len(problem), device=device), everybody, problem, local, shared, tie_square)[1]
+        return evaluate(torch.arange(len(problem), device=device), everybody, problem, local, shared, tie_square, exact=True)[1]
 
     return Solution(local, shared, objective, taken, stopped, final)

@@ -141,9 +141,9 @@ class LandmarkResiduals:
 
     def landmarks(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(n, N, 3) landmarks of rows of parameters, and their derivatives with respect to shape and expression, and to the pose."""
-        pose = self.columns.take(values, list(POSES))
+        pose, betas = self.columns.take(values, list(POSES)), self.columns.take(values, ["shape", "expression"])
         return flame_landmarks_jacobian(
-            self.columns.take(values, ["shape", "expression"]), pose, *self.flame._body(), *self._embedding
+            torch.nn.functional.pad(betas, (0, self.flame.eyelid_params)), pose, *self.flame._body(), *self._embedding
         )
 
     def __call__(self, frames: Tensor, local: Tensor, shared: Tensor) -> Linearization:
@@ -171,8 +171,8 @@ class LandmarkResiduals:
                 if name in POSES:
                     part = d_pose[..., _POSE_COLUMNS[name]]
                 else:
-                    S = self.flame.shape_params
-                    part = d_betas[..., :S] if name == "shape" else d_betas[..., S:]
+                    S, E = self.flame.shape_params, self.flame.expression_params
+                    part = d_betas[..., :S] if name == "shape" else d_betas[..., S : S + E]
                 parts.append(self.camera.chain(points, camera, part))
             if not parts:
                 return d_camera.new_zeros((len(frames), math.prod(residuals.shape[1:]), 0))
