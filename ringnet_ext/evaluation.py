@@ -251,21 +251,20 @@ class MapFit:
     LANDMARK_SIGMA, EXPRESSION_SIGMA = 0.003, 0.5
 
     def __init__(self, model: RingNet, target: Tensor):
-        self.shape_params = model.flame.shape_params
-        self.layer = FLAME(
-            model.head, shape_params=self.shape_params, expression_params=model.flame.expression_params,
-            dtype=torch.float64,
-        ).to(target.device)  # fmt: skip
-        self.target = target.double()
-        widths = (9, self.shape_params, model.flame.expression_params)
-        inverses = (0.0, 1.0, self.EXPRESSION_SIGMA**-2)
+        shapes, expressions = model.flame.shape_params, model.flame.expression_params
+        exact = FLAME(model.head, shape_params=shapes, expression_params=expressions, dtype=torch.float64)
+        self.layers = {torch.float32: model.flame, torch.float64: exact.to(target.device)}
+        self.shape_params, self.target = shapes, target.double()
+        sizes, values = (9, shapes, expressions), (0.0, 1.0, self.EXPRESSION_SIGMA**-2)
         #: inverse variances of the parameters, (P,)
-        self.prior = torch.cat([self.target.new_full((n,), value) for n, value in zip(widths, inverses, strict=True)])
+        self.prior = torch.cat([self.target.new_full((size,), value) for size, value in zip(sizes, values, strict=True)])
 
     def residuals(self, parameters: Tensor, rows: Tensor) -> Tensor:
         """(n, P) parameters, in the order of :meth:`HeadParams.to_vector`, of these rows -> (n, 136) in LANDMARK_SIGMA."""
         params = HeadParams.from_vector(parameters, self.shape_params)
-        points = self.layer.landmarks(params.shape, params.expression, params.global_pose, jaw_pose=params.jaw_pose)
+        points = self.layers[parameters.dtype].landmarks(
+            params.shape, params.expression, params.global_pose, jaw_pose=params.jaw_pose
+        )
         return (project(points, params.camera) - self.target[rows]).flatten(1) / self.LANDMARK_SIGMA
 
     def objective(self, parameters: Tensor, rows: Tensor) -> Tensor:
@@ -273,17 +272,18 @@ class MapFit:
         return (self.residuals(parameters, rows).square().sum(1) + parameters.square() @ self.prior) / 2
 
     def derivatives(self, parameters: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Its gradient (n, P), and Gauss and Newton's approximation of its curvature (n, P, P)."""
+        """Its gradient (n, P) in float64, and Gauss and Newton's approximation of its curvature (n, P, P), of derivatives in
+        float32: it decides how fast the minimum is reached, and not where it is."""
         count, outputs = len(parameters), 2 * self.target.shape[1]
-        with torch.enable_grad():  # a copy of each image for every residual, and its gradient from one backward pass
-            copies = parameters.detach().repeat_interleave(outputs, dim=0).requires_grad_()
+        with torch.enable_grad():
+            parameters = parameters.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.objective(parameters, rows).sum(), parameters)
+            # A copy of each image for every residual, and its derivatives from one backward pass.
+            copies = parameters.detach().float().repeat_interleave(outputs, dim=0).requires_grad_()
             residuals = self.residuals(copies, rows.repeat_interleave(outputs)).view(count, outputs, outputs)
-            own = residuals.diagonal(dim1=1, dim2=2)
-            (jacobian,) = torch.autograd.grad(own.sum(), copies)
-        jacobian = jacobian.view(count, outputs, -1)
-        transposed = jacobian.transpose(1, 2)
-        gradient = (transposed @ own.detach()[..., None])[..., 0] + self.prior * parameters
-        return gradient, transposed @ jacobian + torch.diag(self.prior)
+            (jacobian,) = torch.autograd.grad(residuals.diagonal(dim1=1, dim2=2).sum(), copies)
+        jacobian = jacobian.view(count, outputs, -1).double()
+        return gradient, jacobian.transpose(1, 2) @ jacobian + torch.diag(self.prior)
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from .data.detectors import Detectors, FaceLandmarker
 from .data.landmark_files import SUFFIXES as LANDMARK_SUFFIXES
 from .data.landmark_files import LandmarkError, read_landmarks
 from .flame.files import written_whole
-from .framing import find_face
+from .framing import NotAFaceError, find_face
 from .images import MIN_IMAGE, SUFFIXES, ImageError, read_image, write_image
 from .model import Reconstruction, RingNet
 from .pictures import PANELS, panel
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
     if others:
         print("left out of the folders: " + ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items())))
     print(_trained_on(model))
-    rows = []
+    rows, not_found = [], 0
     try:
         for name, file in progress(named(files), desc="reconstructing", unit="image"):
             try:
@@ -89,6 +89,7 @@ def main(arguments: list[str]) -> int:
                 write_reconstruction(options.out, name, face)
                 rows.append([file, name, "reconstructed", *_place(found.square), _error(face, found)])
             except (OSError, ValueError, MemoryError) as error:
+                not_found += isinstance(error, NotAFaceError)
                 text = explained(error)
                 failures.append(text if text.startswith(str(file)) else f"{file}: {text}")
                 report(failures[-1])
@@ -101,6 +102,8 @@ def main(arguments: list[str]) -> int:
         except OSError as error:
             report(error)
     done = sum(bool(row[1]) for row in rows)
+    if not_found:
+        print(f"in {not_found} images no face was found: --landmarks, --detector or --boxes say where it is, --cropped takes images as they are")
     print(f"{done} of {len(files)} images reconstructed in {options.out}")
     return FAILED if failures else 0
 

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import trimesh
+from PIL import Image
 
 from ringnet_ext import infer
 from ringnet_ext.data.synthetic import SyntheticFaces
@@ -178,7 +179,7 @@ def test_folders_are_read_in_every_format_and_what_is_left_out_is_told(checkpoin
     folder = tmp_path / "photos"
     folder.mkdir()
     for suffix in (".avif", ".gif", ".PNG", ".webp"):
-        write_image(folder / f"a{suffix}", faces.images[0])
+        Image.fromarray(faces.images[0]).save(folder / f"a{suffix}")
     for name in ("b.heic", "c.heic", "notes.txt"):
         (folder / name).write_bytes(b"something")
     assert run(checkpoint, tmp_path / "out", folder, "--cropped") == 0
