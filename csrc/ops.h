@@ -41,6 +41,23 @@ struct LbsConstants {
     const T* lbs_weights;  // (V, J)
 };
 
+// Directions of `count` features as the user has them, with any strides: of row 3 v + xyz and feature k, values[row * row_stride + k *
+// feature_stride]. (V, 3, K) shapedirs have strides K and 1, (9 (J - 1), 3 V) posedirs 1 and 3 V.
+template <class T>
+struct DirectionsSource {
+    index_t V, count;
+    const T* values;
+    index_t row_stride, feature_stride;
+};
+
+// The same, and packed where they have been. Only cpu::.
+template <class T>
+struct FeatureDirections {
+    DirectionsSource<T> source;  // not read where packed
+    const T* packed;             // directions_packed_size elements
+    const std::int32_t* index;   // directions_index_size elements; null where not packed
+};
+
 // A prepared model.
 template <class T>
 struct LbsModel {
@@ -49,6 +66,7 @@ struct LbsModel {
     const T* joint_dirs;          // (K, 3 J): J_regressor . shapedirs, summed in double
     const T* packed;              // lbs_packed_size elements
     const std::int32_t* index;    // lbs_index_size elements
+    FeatureDirections<T> shape, pose;  // of the betas; of vec(R_j - I). Only cpu::
 };
 
 // Landmarks of a mesh that is computed anyway, given by the corners of their triangles: those of the L static ones, then those of
@@ -221,7 +239,12 @@ struct VerticesToLandmarks {
 
 namespace cpu {
 
+// Whether a model's directions are packed by pack_directions, or needn't be packed at all, and pack_lbs packs the rest.
+bool separate_directions();
+
 // Sizes in elements. state sizes are per batch element, and multiples of 16.
+template <class T> index_t directions_packed_size(index_t V, index_t count);
+template <class T> index_t directions_index_size(index_t V, index_t count);
 template <class T> index_t lbs_packed_size(index_t V, index_t K, index_t J);
 template <class T> index_t lbs_index_size(index_t V, index_t K, index_t J);
 template <class T> index_t lbs_state_size(index_t V, index_t K, index_t J, bool keep);
@@ -232,7 +255,8 @@ template <class T> index_t landmarks_state_size(index_t K, index_t J, index_t L,
 template <class T> index_t landmarks_workspace_size(index_t B, index_t K, index_t J, index_t L, index_t C);
 template <class T> index_t landmarks_jacobian_workspace_size(index_t B, index_t K, index_t J, index_t L, index_t C);
 
-template <class T> void pack_lbs(const LbsConstants<T>&, T* packed, std::int32_t* index, int threads);
+template <class T> void pack_directions(const DirectionsSource<T>&, T* packed, std::int32_t* index, int threads);
+template <class T> void pack_lbs(const LbsConstants<T>&, T* packed, std::int32_t* index, int threads);  // reads the weights only
 template <class T> void pack_landmarks(const LandmarkConstants<T>&, T* packed, std::int32_t* index, int threads);
 
 template <class T> void lbs_forward(const LbsForward<T>&, int threads);

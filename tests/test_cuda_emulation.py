@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from ringnet_ext import ops
-from ringnet_ext.ops import _library, _prepared, reference
+from ringnet_ext.ops import _points, _prepared, _rodrigues, reference
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPILER = shlex.split(os.environ.get("CXX", "g++"))
@@ -95,16 +95,21 @@ def built(tmp_path_factory) -> Emulation:
 @pytest.fixture
 def emulation(built, monkeypatch):
     """The operators on the emulated device, with fresh tensors full of NaN."""
-    for module in (_library, _prepared):
-        monkeypatch.setattr(module, "core", built.core)
-    for models, name in ((_prepared._LBS, "LbsModel"), (_prepared._LANDMARKS, "LandmarkModel")):
-        for dtype, suffix in ((torch.float32, "F32"), (torch.float64, "F64")):
-            monkeypatch.setitem(models, dtype, getattr(built.core, name + suffix))
+    monkeypatch.setattr(_prepared, "core", built.core)
+    for dtype, bits in ((torch.float32, 32), (torch.float64, 64)):
+        for models, name in ((_prepared._LBS, "LbsModel"), (_prepared._LANDMARKS, "LandmarkModel")):
+            monkeypatch.setitem(models, dtype, getattr(built.core, f"{name}F{bits}"))
+        for kernels, name in ((_points._FORWARD, "vertices2landmarks_forward"), (_points._BACKWARD, "vertices2landmarks_backward")):
+            monkeypatch.setitem(kernels, dtype, getattr(built.core, f"{name}_f{bits}"))
+        rodrigues = [getattr(built.core, f"rodrigues_{way}_f{bits}") for way in ("forward", "backward")]
+        monkeypatch.setitem(_rodrigues._KERNELS, dtype, rodrigues)
+    _rodrigues.kernels.cache_clear()
     ops.clear_prepared()
     torch.use_deterministic_algorithms(True)  # fills uninitialised tensors
     built.order(0), built.capability(80), built.ignore("")
     yield built
     torch.use_deterministic_algorithms(False)
+    _rodrigues.kernels.cache_clear()
     ops.clear_prepared()
 
 

@@ -337,7 +337,7 @@ def call_head(model, betas, pose):
 
 
 def again(call):
-    """The call of a model that is prepared: the usual one, which goes the direct way to its kernel."""
+    """The call of a model that is prepared: the usual one, which takes the fast path to its kernel."""
 
     def second(model, *arguments):
         call(model, *(t.to(model.v_template) for t in model.inputs(2)))
@@ -588,6 +588,7 @@ def test_a_changed_model_is_prepared_again(random_model):
 
 
 def test_prepared_models_are_reused_and_released(random_model):
+    gc.collect()  # what other tests have left
     model = random_model()
     betas, pose = model.inputs(2)
     for call in (call_lbs, call_landmarks, call_head):
@@ -600,7 +601,7 @@ def test_prepared_models_are_reused_and_released(random_model):
     ]
     lbs, mesh, landmarks, head = prepared
     assert _prepared.prepared_lbs(model.fixed) is lbs is mesh.lbs
-    assert mesh is head.mesh and landmarks is head.landmarks
+    assert mesh is head.mesh
     alive = [weakref.ref(value) for value in prepared]
     caches = (_prepared.prepared_lbs, _prepared.prepared_mesh, _prepared.prepared_landmarks, _prepared.prepared_head)
     counts = [len(cache) for cache in caches]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..flame import FLAME
-from ..ops._jacobian import flame_landmarks_jacobian
+from ..ops import flame_landmarks_jacobian
 from .levenberg_marquardt import Linearization
 
 #: Parameters in the order of their columns, and the width of those that have a fixed one.

@@ -303,10 +303,11 @@ class FLAME(nn.Module):
             if coefficients and value is not None and value.shape[1] < width:
                 value = pad(value, (0, width - value.shape[1]))
             fitted.append(value)
-        sizes = {size for size in batch.values() if size != 1}
-        if len(sizes) > 1:
-            raise ValueError(f"batch sizes differ: {', '.join(f'{name} {size}' for name, size in batch.items())}")
-        size = sizes.pop() if sizes else 1
+        size = 1
+        for other in batch.values():  # compared, not hashed: a compiler's may be symbols
+            if size != 1 and other != 1 and other != size:
+                raise ValueError(f"batch sizes differ: {', '.join(f'{name} {size}' for name, size in batch.items())}")
+            size = other if size == 1 else size
         return [value if value is None else value.expand(size, *value.shape[1:]) for value in fitted], size
 
     def _checked(self, name, value, shape, like, batch, at_most=False):

@@ -50,4 +50,15 @@ RUN(vertices2landmarks_backward, VerticesToLandmarks)
 
 const char* simd_level() { return "emulated CUDA"; }
 
+bool separate_directions() { return false; }
+template <class T> index_t directions_packed_size(index_t, index_t) { return 0; }
+template <class T> index_t directions_index_size(index_t, index_t) { return 0; }
+template <class T> void pack_directions(const DirectionsSource<T>&, T*, std::int32_t*, int) {}
+template index_t directions_packed_size<float>(index_t, index_t);
+template index_t directions_packed_size<double>(index_t, index_t);
+template index_t directions_index_size<float>(index_t, index_t);
+template index_t directions_index_size<double>(index_t, index_t);
+template void pack_directions<float>(const DirectionsSource<float>&, float*, std::int32_t*, int);
+template void pack_directions<double>(const DirectionsSource<double>&, double*, std::int32_t*, int);
+
 }  // namespace ringnet::cpu
