@@ -218,6 +218,15 @@ struct BoundLandmarks {
                 RN_RUN_CUDA(landmarks_on_mesh, vertices, p);
             }, py::kw_only(), "static_vertices"_a, "contour_vertices"_a, "vertices"_a, "mesh_state"_a, "keep"_a, "state"_a,
                  "landmarks"_a)
+            .def_static("jacobian_workspace_size", [](bool is_cuda, index_t B, index_t K, index_t J, index_t L, index_t C) {
+                return RN_SIZE(landmarks_jacobian_workspace_size, is_cuda, B, K, J, L, C);
+            })
+            .def("jacobian", [](const BoundLandmarks& self, Array<const T> betas, Array<const T> pose, bool axis_angle, Array<T> landmarks,
+                                Array<T> d_betas, Array<T> d_pose, Optional<T> workspace) {
+                const LandmarksJacobian<T> p{self.model, betas.shape[0], betas.data, betas.stride[0], pose.data, pose.stride[0],
+                                             axis_angle, landmarks.data, d_betas.data, d_pose.data, workspace.data};
+                RN_RUN(landmarks_jacobian, self.is_cuda, betas, p);
+            }, py::kw_only(), "betas"_a, "pose"_a, "axis_angle"_a, "landmarks"_a, "d_betas"_a, "d_pose"_a, "workspace"_a)
             .def("backward", [](const BoundLandmarks& self, Array<const T> betas, Array<const T> pose, bool axis_angle,
                                 Array<const T> state, Array<const T> grad_landmarks, Optional<T> grad_betas, Optional<T> grad_pose,
                                 Optional<T> workspace) {

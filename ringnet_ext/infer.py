@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> int:
     device = computing_device(options.device)
     model = RingNet.load(options.checkpoint, head=options.head).to(device)
     cut = _cutter(model, options)
-    files, failures, others = _files(options.images)
+    files, failures, others = image_files(options.images)
     for failure in failures:
         report(failure)
     output_folder(options.out, KINDS)
@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> int:
     print(_trained_on(model))
     rows, not_found = [], 0
     try:
-        for name, file in progress(_named(files), desc="reconstructing", unit="image"):
+        for name, file in progress(named(files), desc="reconstructing", unit="image"):
             try:
                 image = read_image(file)
                 if min(image.shape[:2]) < MIN_IMAGE:
@@ -120,7 +120,7 @@ def main(arguments: list[str]) -> int:
 # Which images, and what their outputs are called.
 
 
-def _files(paths: list[Path]) -> tuple[list[Path], list[str], Counter[str]]:
+def image_files(paths: list[Path]) -> tuple[list[Path], list[str], Counter[str]]:
     """The image files that the paths stand for, a complaint for each folder without one, and what else the folders hold."""
     files, complaints, others = [], [], Counter()
     for each in paths:
@@ -140,7 +140,7 @@ def _files(paths: list[Path]) -> tuple[list[Path], list[str], Counter[str]]:
     return files, complaints, others
 
 
-def _named(files: list[Path]) -> list[tuple[str, Path]]:
+def named(files: list[Path]) -> list[tuple[str, Path]]:
     """A name of its own for the outputs of every file: its stem, with a number where that is another's too.
 
     Names differ by more than upper and lower case, which some file systems don't tell apart.
@@ -172,7 +172,7 @@ def _cutter(model: RingNet, options) -> Callable[[Path, np.ndarray], _Found]:
     if options.landmarks is not None:
         if not options.landmarks.is_dir():
             raise OptionError(f"--landmarks: {options.landmarks}: no such folder")
-        return lambda file, image: _by_landmarks(image, *_landmarks_of(file, options.landmarks))
+        return lambda file, image: _by_landmarks(image, *landmarks_of(file, options.landmarks))
     if options.detector is not None:
         detectors = Detectors(lambda: FaceLandmarker(options.detector), 1)
         return lambda file, image: _by_landmarks(image, *detectors(image))
@@ -188,7 +188,7 @@ def _by_landmarks(image: np.ndarray, points: np.ndarray, confidence: np.ndarray)
     return _Found(around_landmarks(image, points, confidence), points, confidence)
 
 
-def _landmarks_of(file: Path, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def landmarks_of(file: Path, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     found = landmark_file(folder, file.name)
     if found is None:
         raise LandmarkError(f"no landmarks: no file {folder / file.stem} ending in {', '.join(LANDMARK_SUFFIXES)}")
@@ -232,8 +232,11 @@ def _box_of(file: Path, boxes: dict, source: Path) -> tuple[float, float, float,
 # What is written.
 
 
-def write_reconstruction(folder: Path, name: str, face: Reconstruction) -> None:
-    """Write the panel picture, both meshes and the parameters of one face under a name: all of them or none."""
+def write_reconstruction(folder: Path, name: str, face: Reconstruction, **more: np.ndarray) -> None:
+    """Write the panel picture, both meshes and the parameters of one face under a name: all of them or none.
+
+    more: further arrays for the file of parameters.
+    """
     for kind in KINDS:
         (folder / kind).mkdir(parents=True, exist_ok=True)
     picture, mesh, neutral, arrays = (
@@ -246,14 +249,14 @@ def write_reconstruction(folder: Path, name: str, face: Reconstruction) -> None:
             with written_whole(target) as file:
                 file.write(content.encode())
         with written_whole(arrays) as file:
-            file.write(_parameters(face))
+            file.write(_parameters(face, more))
     except BaseException:
         for target in (picture, mesh, neutral, arrays):
             target.unlink(missing_ok=True)
         raise
 
 
-def _parameters(face: Reconstruction) -> bytes:
+def _parameters(face: Reconstruction, more: dict[str, np.ndarray]) -> bytes:
     """An .npz file."""
     params = face.params
     arrays = {
@@ -263,7 +266,7 @@ def _parameters(face: Reconstruction) -> bytes:
         "expression": params.expression[0],
     }
     buffer = io.BytesIO()
-    np.savez(buffer, landmarks=face.landmarks, **{key: value.numpy() for key, value in arrays.items()})
+    np.savez(buffer, landmarks=face.landmarks, **{key: value.numpy() for key, value in arrays.items()}, **more)
     return buffer.getvalue()
 
 

@@ -10,7 +10,7 @@ from ._prepared import _LANDMARKS, _LBS, Cache, joint_tree, prepared_head, prepa
 _checked_values = Cache(checks.landmark_values)
 
 
-class _LandmarkOperator(ModelOperator):
+class LandmarkOperator(ModelOperator):
     constants = (
         f"{ModelOperator.constants}, Tensor faces, Tensor lmk_faces_idx, Tensor lmk_bary_coords, "
         "Tensor? contour_faces_idx, Tensor? contour_bary_coords"
@@ -63,7 +63,7 @@ class _LandmarkOperator(ModelOperator):
         return self._of_head(vertices, joints, POINTS.dispatch(vertices, faces, index, bary)[0])
 
 
-class Landmarks(_LandmarkOperator):
+class Landmarks(LandmarkOperator):
     name, function = "landmarks", "flame_landmarks"
     moving, results, states = ("betas", "pose"), ("landmarks",), ("state",)
     reference = staticmethod(reference.flame_landmarks)
@@ -80,7 +80,7 @@ class Landmarks(_LandmarkOperator):
         return (landmarks,)
 
 
-class Head(_LandmarkOperator):
+class Head(LandmarkOperator):
     name, function = "head", "flame_head"
     moving, results, states = ("betas", "pose"), ("vertices", "joints", "landmarks"), ("landmark_state", "state")
     reference = staticmethod(reference.flame_head)
