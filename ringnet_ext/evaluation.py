@@ -308,7 +308,7 @@ def fit_landmarks(model: RingNet, target: Tensor, start: HeadParams, *, iteratio
     with progress(total=len(parameters), desc="fitting landmarks", unit="image", leave=False) as bar:
         for _ in range(iterations):
             gradient, curvature = fit.derivatives(parameters[active], active)
-            diagonal = torch.diag_embed(damping[active, None] * curvature.diagonal(dim1=1, dim2=2))
+            diagonal = torch.diag_embed(damping[active, None] * curvature.diagonal(dim1=1, dim2=2).clamp_min(1e-6))
             step = -torch.linalg.solve(curvature + diagonal, gradient)
             moved = parameters[active] + step
             new = fit.objective(moved, active)
