@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ringnet_ext.camera import UPRIGHT, project, to_normalised, to_pixels, yaw_of
+from ringnet_ext.camera import FILL, UPRIGHT, project, to_normalised, to_pixels, yaw_of
 from ringnet_ext.data.augment import FLIP, crop
 from ringnet_ext.data.faces import Augmentation, FaceSet
 from ringnet_ext.data.photographs import AUGMENTATION
@@ -272,6 +272,24 @@ class TestImages:
     def test_fit_square_refuses(self):
         with pytest.raises(ValueError, match="uint8"):
             fit_square(np.zeros((5, 5, 3)))
+
+
+def test_crops_vary_as_much_as_they_are_told():
+    count = 400
+    landmarks = np.tile(np.float32([[-0.4, -0.4], [0.4, 0.4]] * 34), (count, 1, 1))
+    faces = FaceSet(np.zeros((count, 32, 32), np.uint8), landmarks, np.ones((count, 68), np.float32), np.arange(count),
+                    augmentation=Augmentation(zoom=0.2, shift=0.1))  # fmt: skip
+
+    def cut(faces):
+        _, found, _ = crop(faces, np.arange(count)[:, None], 32, np.random.default_rng(0))
+        low, high = found.amin(1), found.amax(1)
+        return ((high - low).amax(1) / (2 * FILL)).log(), (low + high) / 2
+
+    for faces, lone in ((faces, 1.0), (dataclasses.replace(faces, identity=np.full(count, -1)), faces.augmentation.lone)):
+        size, middle = cut(faces)
+        assert 0.95 * 0.2 * lone < size.max() <= 0.2001 * lone and -0.2001 * lone <= size.min() < -0.95 * 0.2 * lone
+        shift = middle / 2  # of the crop's side
+        assert 0.95 * 0.1 * lone < shift.abs().max() <= 0.1001 * lone and shift.mean(0).abs().max() < 0.02 * lone
 
 
 class TestDegradation:

@@ -63,6 +63,15 @@ def test_resnet50_has_the_published_size_and_takes_torchvision_keys(tmp_path):
         assert all(torch.equal(value, state[key]) for key, value in fresh.state_dict().items())
 
 
+def test_resnet50_halves_its_maps_where_the_published_one_does():
+    encoder, sizes = ResNet50().eval(), []
+    for layer in (encoder.conv1, encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4):
+        layer.register_forward_hook(lambda _, inputs, output: sizes.append(tuple(output.shape[1:])))
+    with torch.no_grad():
+        encoder(torch.zeros(1, 3, 224, 224))
+    assert sizes == [(64, 112, 112), (256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7)]
+
+
 def test_pretrained_weights_that_do_not_fit_are_refused(tmp_path):
     encoder = ResNet50()
     state = encoder.state_dict()

@@ -483,6 +483,7 @@ class TestTraining:
 
     def test_held_out_people_are_others(self, prepared):
         faces = load_photographs(prepared)
+        assert len(np.unique(hold_out(faces, 0.001)[1].identity)) == 2  # fewer make no ring
         training, validation = hold_out(faces, 0.1)
         assert len(training) + len(validation) == len(faces)
         assert not set(training.identity) & set(validation.identity) and len(set(validation.identity)) == 3
