@@ -154,11 +154,12 @@ __global__ void __launch_bounds__(mesh_backward_threads, 2) mesh_backward_kernel
             const index_t b = b0 + i;
             T d[3] = {T(0), T(0), T(0)};
             if (b < p.B) {
-                T g[3], M[12];
+                T g[3], M[1][12];
                 for (int c = 0; c < 3; ++c)
                     g[c] = v < p.V ? p.grad[b * p.grad_stride[0] + v * p.grad_stride[1] + c * p.grad_stride[2]] : T(0);
-                blend_transforms(weights, joints, p.state.transforms + b * transform_pitch(J), lane, M);
-                transform_point_vjp(M, g, d);
+                const T* transforms = p.state.transforms + b * transform_pitch(J);
+                blend_transforms(weights, joints, {transforms}, lane, M);
+                transform_point_vjp(M[0], g, d);
                 if (slice == 0) {
                     const T* kept = p.state.blended + (b * m.tiles + tile) * tile_columns + lane;
                     const T point[3] = {kept[0], kept[lanes], kept[2 * lanes]};

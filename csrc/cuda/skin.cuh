@@ -8,35 +8,62 @@
 
 namespace ringnet::cuda {
 
-// M: the blended transform of the lane's vertex. weights and joints are the tile's, transforms the element's (16-byte aligned).
-template <class T>
-__device__ __forceinline__ void blend_transforms(const T* weights, const std::int32_t* joints, const T* transforms, int lane, T M[12]) {
+// M: the blended transforms of the lane's vertex for NB batch elements, which share the reads of weights and joints. These are the tile's,
+// transforms[i] the i-th element's (16-byte aligned).
+template <int NB, class T>
+__device__ __forceinline__ void blend_transforms(const T* weights, const std::int32_t* joints, const T* const (&transforms)[NB], int lane,
+                                                 T (&M)[NB][12]) {
 #pragma unroll
-    for (int i = 0; i < 12; ++i) M[i] = T(0);
+    for (int i = 0; i < NB; ++i)
+#pragma unroll
+        for (int c = 0; c < 12; ++c) M[i][c] = T(0);
     const int count = joints[0];
+    weights += lane;
 #pragma unroll 1
     for (int n = 0; n < count; ++n) {
-        const T* A = transforms + 12 * static_cast<index_t>(joints[1 + n]);
-        T a[12];
+        const int joint = 12 * joints[1 + n];
+        const T w = weights[n * lanes];
 #pragma unroll
-        for (int i = 0; i < 12; i += Vec<T>::size) {
-            const Vec<T> part = load_vec(A + i);
+        for (int i = 0; i < NB; ++i) {
+            T a[12];
 #pragma unroll
-            for (int c = 0; c < Vec<T>::size; ++c) a[i + c] = part.v[c];
+            for (int c = 0; c < 12; c += Vec<T>::size) {
+                const Vec<T> part = load_vec(transforms[i] + joint + c);
+#pragma unroll
+                for (int k = 0; k < Vec<T>::size; ++k) a[c + k] = part.v[k];
+            }
+            add_transform(M[i], w, a);
         }
-        add_transform(M, weights[n * lanes + lane], a);
     }
 }
 
-// Rows of (B, V, 3) from a lane per vertex, in full lines. staged: 96 values of shared memory of this warp.
+// A tile's share of a row of (V, 3): how many values it has.
+__device__ __forceinline__ int tile_values(index_t V, index_t tile) {
+    return static_cast<int>(min_of(tile_columns, 3 * V - tile * tile_columns));
+}
+
+// A tile's share of `count` rows of (V, 3), at most NB, from a lane per vertex, in full lines. Where the i-th element's share begins are row(i)
+// and staged(i), 96 values of shared memory of this warp.
+template <int NB, class T, class Row, class Staged>
+__device__ __forceinline__ void store_vertices(int count, int values, int lane, const T value[NB][3], Row row, Staged staged) {
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < NB; ++i)
+#pragma unroll
+        for (int c = 0; c < 3; ++c) staged(i)[3 * lane + c] = value[i][c];
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < NB; ++i)
+#pragma unroll
+        for (int c = 0; c < 3; ++c)
+            if (i < count && c * lanes + lane < values) (row(i) + lane)[c * lanes] = (staged(i) + lane)[c * lanes];
+}
+
 template <class T>
-__device__ __forceinline__ void store_vertices(T* rows, index_t V, index_t b, index_t tile, int lane, const T value[3], T* staged) {
-    __syncwarp();
-    for (int c = 0; c < 3; ++c) staged[3 * lane + c] = value[c];
-    __syncwarp();
-    const index_t begin = tile * tile_columns;
-    for (int i = lane; i < tile_columns; i += lanes)
-        if (begin + i < 3 * V) rows[b * 3 * V + begin + i] = staged[i];
+__device__ __forceinline__ void store_vertices(T* rows, index_t V, index_t b, index_t tile, int lane, const T (&value)[3], T* staged) {
+    T* row = rows + b * 3 * V + tile * tile_columns;
+    store_vertices<1>(1, tile_values(V, tile), lane, &value, [&](int) { return row; },
+                      [&](int) { return staged; });
 }
 
 // Gradient of the transforms of one element, d_transforms[j] += sum over the tile's vertices of w_j g [v; 1]^T. A lane sums a row of one

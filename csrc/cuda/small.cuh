@@ -126,11 +126,11 @@ __global__ void __launch_bounds__(small_workers + NB* lanes, sizeof(T) == 4 ? 2 
         const int b = warp;
         const index_t tile = problem.tile(slot, rows[b]);
         const T* transforms = p.fused ? scratch + b * 36 * J : p.state.transforms + (b0 + b) * transform_pitch(J);
-        T M[12], out[3];
+        T M[1][12], out[3];
         const T* v = blended + b * tile_columns;
         const T point[3] = {v[lane], v[lanes + lane], v[2 * lanes + lane]};
-        blend_transforms(m.tile_weights(tile), m.tile_joints(tile), transforms, lane, M);
-        transform_point(M, point, out);
+        blend_transforms(m.tile_weights(tile), m.tile_joints(tile), {transforms}, lane, M);
+        transform_point(M[0], point, out);
         problem.store(m, b0 + b, slot, tile, lane, out, partial + b * tile_columns);
     }
 
@@ -185,10 +185,11 @@ __global__ void __launch_bounds__(small_workers, sizeof(T) * NB <= 8 ? 2 : 1) sm
             const std::int32_t* joints = m.tile_joints(tile);
             const T* kept = p.state.blended + ((b0 + b) * problem.slots() + slot) * tile_columns;
             const T v[3] = {kept[lane], kept[lanes + lane], kept[2 * lanes + lane]};
-            T g[3], M[12];
+            T g[3], M[1][12];
             problem.load_gradient(m, b0 + b, slot, tile, lane, g);
-            blend_transforms(weights, joints, p.state.transforms + (b0 + b) * transform_pitch(J), lane, M);
-            transform_point_vjp(M, g, d);
+            const T* transforms = p.state.transforms + (b0 + b) * transform_pitch(J);
+            blend_transforms(weights, joints, {transforms}, lane, M);
+            transform_point_vjp(M[0], g, d);
             T* d_transforms = p.workspace.transforms + (slot * p.B + b0 + b) * 12 * J;
             for (index_t i = lane; i < 12 * J; i += lanes) d_transforms[i] = T(0);
             add_transform_gradients(weights, joints, g, v, lane, staging + b * transform_staging, d_transforms);
