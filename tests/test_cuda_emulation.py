@@ -192,9 +192,10 @@ def test_every_operator_in_any_order_of_threads(emulation, random_model, sizes, 
     check(emulation, random_model, *sizes, dtype)
 
 
+@pytest.mark.parametrize("capability", [75, 86])  # without and with room on the chip for sums of d(transforms)
 @pytest.mark.parametrize("sizes", [sizes for sizes in SIZES if sizes[0] > 32], ids=sizes_id)
-def test_large_batches_without_tensor_cores(emulation, random_model, sizes):
-    emulation.capability(86)
+def test_large_batches_without_tensor_cores(emulation, random_model, sizes, capability):
+    emulation.capability(capability)
     check(emulation, random_model, *sizes, torch.float32, names=["lbs", "lbs, a template per element"])
 
 
@@ -248,6 +249,7 @@ def test_a_fault_shows(emulation, random_model):
     sizes = [(3, 70, 11, 5, 400), (20, 70, 20, 5, 12), (40, 70, 40, 5, 12), (2, 1030, 3, 2, 1), (34, 40, 2, 12, 12)]
     names = ["lbs", "lbs, a template per element", "landmarks", "rodrigues", "points"]
     tried = [(n % 3, case) for size in sizes for n, case in enumerate(cases(random_model, *size, torch.float32, names))]
+    tried += [(1, case) for case in cases(random_model, 34, 40, 0, 1, 0, torch.float32, names=["lbs, matrices"])]
     tried += [(1, case) for walk in reversed(WALKS) for case in cases(random_model, *walk, names=["lbs"])]
 
     def noticed() -> bool:

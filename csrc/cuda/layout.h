@@ -143,12 +143,14 @@ struct BackwardPlan {
     index_t groups;          // of batch elements
     index_t chunks;          // of tiles
     index_t tiles_per_chunk;
+    index_t slices;          // of features; a block takes one after the other
+    index_t kept_tiles;      // of the un-skinned gradient, for the slices after the first
 };
 
 template <class T>
 BackwardPlan small_backward_plan(index_t B, index_t tiles) {
     const int elements = B > 1 ? small_elements<T> : 1;
-    return {true, elements, ceil_div(B, elements), tiles, 1};
+    return {true, elements, ceil_div(B, elements), tiles, 1, 1, 0};
 }
 
 // Double runs with half the batch elements and a third of the features per thread, to fit registers and shared memory.
@@ -156,14 +158,15 @@ template <class T>
 constexpr int backward_features = sizeof(T) == 4 ? 6 : 2;
 
 template <class T>
-BackwardPlan mesh_backward_plan(index_t B, index_t V) {
+BackwardPlan mesh_backward_plan(index_t B, index_t V, index_t K, index_t J) {
     const index_t tiles = ceil_div(V, tile_vertices);
     if (B <= 16) return small_backward_plan<T>(B, tiles);
     const int elements = B <= 32 || sizeof(T) == 8 ? 4 : 8;
     const index_t groups = ceil_div(B, 8 * elements);
     // About 256 blocks: with two resident on each multiprocessor, one wave of a large GPU.
     const index_t per_chunk = ceil_div(tiles, min_of(tiles, ceil_div(256, groups)));
-    return {false, elements, groups, ceil_div(tiles, per_chunk), per_chunk};
+    const index_t slices = max_of(1, ceil_div(padded_features(K, J), 32 * backward_features<T>));
+    return {false, elements, groups, ceil_div(tiles, per_chunk), per_chunk, slices, slices > 1 ? tiles : 0};
 }
 
 // The pose's backward step: where there are many chunks (small batches) several groups of threads sum a part of them each.
@@ -176,15 +179,19 @@ int pose_backward_parts(index_t K, index_t J, index_t chunks) {
     return chunks >= 32 && fits ? pose_backward_parts_most : 1;
 }
 
-// The workspace of a backward call: partial d(features) (chunk, B, Fp), partial d(transforms) (chunk, B, J, 12) and, where the template is
-// shared, partial d(template) (group, tiles, 3, 32).
+// What a block of mesh_backward may take of shared memory for its sums of d(transforms): as much as leaves room for two on a multiprocessor of
+// sm_80, 90 and 100; the others have room for one anyway. All there is on sm_75.
+constexpr index_t mesh_backward_shared_bytes(int compute_capability) { return (compute_capability >= 80 ? 80 : 64) * 1024; }
+
+// The workspace of a backward call: partial d(features) (chunk, B, Fp), partial d(transforms) (chunk, B, J, 12), where there are several slices
+// d(blended) (B, tiles, 3, 32) and, where the template is shared, partial d(template) (group, tiles, 3, 32).
 template <class T>
 struct Workspace {
-    T *features, *transforms, *rest;
+    T *features, *transforms, *blended, *rest;
 };
 
 inline index_t workspace_size(const BackwardPlan& plan, index_t B, index_t K, index_t J, index_t rest_tiles) {
-    return plan.chunks * B * (padded_features(K, J) + 12 * J) + plan.groups * rest_tiles * tile_columns;
+    return B * (plan.chunks * (padded_features(K, J) + 12 * J) + plan.kept_tiles * tile_columns) + plan.groups * rest_tiles * tile_columns;
 }
 
 template <class T>
@@ -192,7 +199,8 @@ Workspace<T> workspace_of(T* workspace, const BackwardPlan& plan, index_t B, ind
     Workspace<T> w;
     w.features = workspace;
     w.transforms = w.features + plan.chunks * B * padded_features(K, J);
-    w.rest = w.transforms + plan.chunks * B * 12 * J;
+    w.blended = w.transforms + plan.chunks * B * 12 * J;
+    w.rest = w.blended + B * plan.kept_tiles * tile_columns;
     return w;
 }
 

@@ -49,7 +49,7 @@ index_t lbs_state_size(index_t V, index_t K, index_t J, bool keep) {
 
 template <class T>
 index_t lbs_workspace_size(index_t B, index_t V, index_t K, index_t J, bool grad_v_template_shared) {
-    return B == 0 ? 0 : workspace_size(mesh_backward_plan<T>(B, V), B, K, J, grad_v_template_shared ? mesh_tiles(V) : 0);
+    return B == 0 ? 0 : workspace_size(mesh_backward_plan<T>(B, V, K, J), B, K, J, grad_v_template_shared ? mesh_tiles(V) : 0);
 }
 
 template <class T>
@@ -89,18 +89,16 @@ void lbs_backward(const LbsBackward<T>& p, stream_t stream) {
     const TileModel<T> model = tile_model_of(p.model);
     // The state is only read: State's pointers serve both directions.
     const State<T> state = state_of(const_cast<T*>(p.state), p.B, K, J, true);
-    const BackwardPlan plan = mesh_backward_plan<T>(p.B, V);
+    const BackwardPlan plan = mesh_backward_plan<T>(p.B, V, K, J);
     const Workspace<T> workspace = workspace_of(p.workspace, plan, p.B, K, J);
     const auto& stride = p.grad_vertices_stride;
     if (p.grad_vertices && plan.small) {
         const Mesh<T> mesh{V, nullptr, 0, nullptr, p.grad_vertices, {stride[0], stride[1], stride[2]}, p.grad_v_template, sum_rest};
         launch_small_backward("lbs_backward", SmallBackward<T, Mesh<T>>{mesh, model, state, workspace, p.B}, plan, stream);
     } else if (p.grad_vertices) {
-        const index_t slices = model.Fp > 0 ? ceil_div(model.Fp, lanes * backward_features<T>) : 1;
-        const MeshBackward<T> mesh{model,  state,           workspace, p.B, V, plan.chunks, plan.tiles_per_chunk, slices, p.grad_vertices,
-                                   {stride[0], stride[1], stride[2]}, p.grad_v_template, sum_rest};
-        launch_mesh_backward("lbs_backward", mesh, plan.elements, plan.elements == 8 && tensor_cores("lbs_backward"),
-                             slices * plan.chunks * plan.groups, stream);
+        const MeshBackward<T> mesh{model, state, workspace, plan, p.B, V, p.grad_vertices, {stride[0], stride[1], stride[2]}, p.grad_v_template,
+                                   sum_rest};
+        launch_mesh_backward("lbs_backward", mesh, plan.elements == 8 && tensor_cores("lbs_backward"), stream);
     }
     if (p.grad_vertices && sum_rest)
         launch("lbs_backward", sum_rest_kernel<T>, ceil_div(3 * V, 256), 256, 0, stream, static_cast<const T*>(workspace.rest), plan.groups,

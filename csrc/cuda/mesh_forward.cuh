@@ -28,8 +28,7 @@ __device__ __forceinline__ void finish_elements(const MeshForward<T>& p, index_t
     if (first >= p.B) return;
     const int valid = static_cast<int>(min_of(NB, p.B - first)), pitch = static_cast<int>(transform_pitch(m.J));
     const int values = tile_values(p.V, tile), row = static_cast<int>(3 * p.V), kept_row = static_cast<int>(m.tiles * tile_columns);
-    const T* weights = m.tile_weights(tile);
-    const std::int32_t* joints = m.tile_joints(tile);
+    const TileJoints<T> of_tile(m, tile);
     const T* v_template = p.v_template + first * p.v_template_stride + tile * tile_columns + 3 * lane;
     const T* transforms = p.state.transforms + first * pitch;
     T* kept = p.keep ? p.state.blended + first * kept_row + tile * tile_columns + lane : nullptr;
@@ -59,7 +58,7 @@ __device__ __forceinline__ void finish_elements(const MeshForward<T>& p, index_t
         const T* of_elements[together];
 #pragma unroll
         for (int e = 0; e < together; ++e) of_elements[e] = transforms + min(i + e, valid - 1) * pitch;
-        blend_transforms(weights, joints, of_elements, lane, M);
+        blend_transforms(of_tile, of_elements, lane, M);
 #pragma unroll
         for (int e = 0; e < together; ++e) transform_point(M[e], point[e], out[e]);
         store_vertices<together>(valid - i, values, lane, out, [&](int e) { return vertices + (i + e) * row; },
@@ -126,7 +125,7 @@ __global__ void __launch_bounds__(mesh_forward_threads, sizeof(T) == 4 ? 4 : 2) 
     }
     __syncthreads();
 
-    constexpr int together = 2;
+    constexpr int together = NB * sizeof(T) <= 32 ? 2 : 1;
     static_assert(warps * together <= depth);
     T* staged = directions[0] + warp * together * tile_columns;
     finish_elements<NB, together, true>(p, tile, b0 + warp * NB, lane, [&](int i, int c) { return acc[i][c]; },

@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(small_workers + NB* lanes, sizeof(T) == 4 ? 2 
         T M[1][12], out[3];
         const T* v = blended + b * tile_columns;
         const T point[3] = {v[lane], v[lanes + lane], v[2 * lanes + lane]};
-        blend_transforms(m.tile_weights(tile), m.tile_joints(tile), {transforms}, lane, M);
+        blend_transforms(TileJoints<T>(m, tile), {transforms}, lane, M);
         transform_point(M[0], point, out);
         problem.store(m, b0 + b, slot, tile, lane, out, partial + b * tile_columns);
     }
@@ -181,18 +181,18 @@ __global__ void __launch_bounds__(small_workers, sizeof(T) * NB <= 8 ? 2 : 1) sm
         T d[3] = {T(0), T(0), T(0)};
         if (b < nb) {
             const index_t tile = problem.tile(slot, rows[b]);
-            const T* weights = m.tile_weights(tile);
-            const std::int32_t* joints = m.tile_joints(tile);
+            const TileJoints<T> of_tile(m, tile);
             const T* kept = p.state.blended + ((b0 + b) * problem.slots() + slot) * tile_columns;
             const T v[3] = {kept[lane], kept[lanes + lane], kept[2 * lanes + lane]};
             T g[3], M[1][12];
             problem.load_gradient(m, b0 + b, slot, tile, lane, g);
             const T* transforms = p.state.transforms + (b0 + b) * transform_pitch(J);
-            blend_transforms(weights, joints, {transforms}, lane, M);
+            blend_transforms(of_tile, {transforms}, lane, M);
             transform_point_vjp(M[0], g, d);
             T* d_transforms = p.workspace.transforms + (slot * p.B + b0 + b) * 12 * J;
             for (index_t i = lane; i < 12 * J; i += lanes) d_transforms[i] = T(0);
-            add_transform_gradients(weights, joints, g, v, lane, staging + b * transform_staging, d_transforms);
+            stage_gradient(g, v, lane, staging + b * transform_staging);
+            add_transform_gradients(of_tile, lane, staging + b * transform_staging, [&](int i, T value) { d_transforms[i] += value; });
             problem.store_rest_gradient(b0 + b, slot, lane, d, staging + b * transform_staging);
         }
         for (int c = 0; c < 3; ++c) d_blended[b * tile_columns + c * lanes + lane] = d[c];
