@@ -14,6 +14,7 @@ import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -42,6 +43,17 @@ pytestmark = [
 ]
 
 
+class Plan(NamedTuple):
+    """A launch: how many blocks, and what each takes."""
+
+    small: int  # of the kernels for small batches
+    blocks: int
+    threads: int
+    shared: int  # bytes
+    tiles_per_block: int
+    tiles: int  # of all blocks
+
+
 class Emulation:
     """The emulated device: tests/cuda_emulation/emulation.h, and the core that computes on it."""
 
@@ -61,6 +73,12 @@ class Emulation:
 
     def ignore(self, place: str) -> None:
         self._library.emulation_ignore(place.encode())
+
+    def plan(self, backward: bool, *sizes: int) -> "Plan":
+        """The launch of the mesh's kernel for B, V, K, J in float32."""
+        values = (ctypes.c_int64 * 6)()
+        self._library.emulation_plan(ctypes.c_int(backward), *map(ctypes.c_int64, sizes), values)
+        return Plan(*values)
 
     def places(self) -> list[str]:
         return self._library.emulation_places().decode().split()
@@ -242,6 +260,43 @@ def test_empty_batches(emulation, random_model, dtype):
     for name, (function, inputs) in operators(ops, random_model(V=40), 0, dtype).items():
         for result in results(function, inputs):
             assert not result.isnan().any(), name
+
+
+def registers(kernel: str) -> int:
+    """Per thread at sm_90, as docs/cuda_resources.md has them."""
+    lines = (ROOT / "docs" / "cuda_resources.md").read_text().splitlines()
+    column = next(line for line in lines if "| sm_90 |" in line).split("|").index(" sm_90 ")
+    return int(next(line for line in lines if line.startswith(f"| `{kernel}` |")).split("|")[column])
+
+
+def blocks_at_once(plan: Plan, registers: int) -> int:
+    """On an H100, by NVIDIA's occupancy rules."""
+    warps = plan.threads // 32
+    resident_warps = min(64, 4 * (64 * 1024 // 4 // (32 * -(-registers // 8) * 8)))
+    return 132 * min(resident_warps // warps, 228 * 1024 // (plan.shared + 1024))
+
+
+@pytest.mark.parametrize(
+    "kernel, backward, small, batches, most, mean",
+    [
+        ("small_forward_kernel<float, Mesh<float>, 4>", False, 1, range(2, 9), 1.0, 1.0),
+        ("small_backward_kernel<float, Mesh<float>, 4>", True, 1, range(2, 17), 1.0, 1.0),
+        ("mesh_backward_kernel<float, TensorProduct>", True, 0, range(33, 4097), 1.7, 1.12),
+    ],
+)
+def test_blocks_fill_whole_waves(built, kernel, backward, small, batches, most, mean):
+    """An H100 runs so many blocks of a kernel at once, as its registers and shared memory have it. Time: waves of blocks, times the tiles of a
+    block. Ideal: all blocks' tiles spread evenly, but at least a wave of one tile. FLAME's sizes."""
+    excess = []
+    for B in batches:
+        plan = built.plan(backward, B, 5023, 150, 5)
+        assert plan.small == small
+        at_once = blocks_at_once(plan, registers(kernel))
+        time = -(-plan.blocks // at_once) * plan.tiles_per_block
+        excess.append(time / max(1, plan.tiles / at_once))
+    print(f"{kernel}: {sum(excess) / len(excess):.3f} times the ideal in the mean of B = {batches[0]} to {batches[-1]}, {max(excess):.3f} at most")
+    assert max(excess) <= most
+    assert sum(excess) / len(excess) <= mean
 
 
 def test_a_fault_shows(emulation, random_model):

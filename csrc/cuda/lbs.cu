@@ -65,11 +65,11 @@ void lbs_forward(const LbsForward<T>& p, stream_t stream) {
     const TileModel<T> model = tile_model_of(p.model);
     const State<T> state = state_of(p.state, p.B, K, J, p.keep);
     const PoseInput<T> in = pose_input(p, p.joint_template, p.joint_template_stride);
-    const ForwardPlan plan = mesh_forward_plan<T>(p.B, K, J);
+    const ForwardPlan plan = mesh_forward_plan<T>(p.B, V, K, J);
     if (!plan.fused || V == 0) launch_pose(in, p.B, state, p.joints, -1, stream);
     if (plan.small) {
         const Mesh<T> mesh{V, p.v_template, p.v_template_stride, p.vertices, nullptr, {0, 0, 0}, nullptr, false};
-        launch_small_forward("lbs_forward", SmallForward<T, Mesh<T>>{mesh, model, in, state, p.B, plan.fused, p.keep, p.joints, -1}, plan,
+        launch_small_forward("lbs_forward", SmallForward<T, Mesh<T>>{mesh, model, in, state, p.B, plan.fused, p.keep, plan.workers, p.joints, -1}, plan,
                              stream);
     } else {
         const MeshForward<T> mesh{model, state, p.B, V, p.v_template, p.v_template_stride, p.keep, p.vertices};

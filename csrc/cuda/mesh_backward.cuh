@@ -7,8 +7,6 @@
 
 namespace ringnet::cuda {
 
-constexpr int mesh_backward_threads = 256;
-
 template <class T>
 struct MeshBackward {
     TileModel<T> model;
