@@ -168,7 +168,7 @@ def time(path: Path | None) -> None:
     rows = []
     print(f"{properties.name}: copy {bandwidth / 1e6:.2f} TB/s, float32 products {flops / 1e6:.1f} TFLOP/s")
     print("microseconds      B   forward (bound)   forward+backward (bound)   landmarks forward, forward+backward")
-    for B in (1, 8, 64, 256, 1024, 4096):
+    for B in (1, 8, 64, 256, 1024, 1088, 3000, 4096):
         betas = torch.randn(B, K, device="cuda", requires_grad=True)
         pose = (0.3 * torch.randn(B, 3 * J, device="cuda")).requires_grad_()
         seeds, lmk_seeds = torch.randn(B, V, 3, device="cuda"), torch.randn(B, 68, 3, device="cuda")

@@ -21,7 +21,7 @@ struct MeshForward {
 
 // What follows the product: the template, the blended vertex kept, skinning. For the NB elements from `first` on, by one warp, `together` at a
 // time; blended(i, c) is coordinate c of the lane's vertex of element first + i, staged(i) 96 values of shared memory of this warp, other
-// ones for elements that are together; they may be where element i's sums were.
+// ones for elements that are together; they may be where element i's sums were. unrolled: blended needs to know i when it is compiled.
 template <int NB, int together, bool unrolled, class T, class Blended, class Staged>
 __device__ __forceinline__ void finish_elements(const MeshForward<T>& p, index_t tile, index_t first, int lane, Blended blended, Staged staged) {
     const TileModel<T>& m = p.model;
@@ -43,9 +43,7 @@ __device__ __forceinline__ void finish_elements(const MeshForward<T>& p, index_t
                 if (3 * lane < values) rest[e][c] = v_template[min(i + e, valid - 1) * p.v_template_stride + c];
     };
     if (p.v_template_stride == 0) load_rest(0);
-#pragma unroll (unrolled ? NB / together : 1)
-    for (int i = 0; i < NB; i += together) {
-        if (i >= valid) break;
+    const auto finish = [&](int i) {
         if (p.v_template_stride != 0) load_rest(i);
         T point[together][3], out[together][3], M[together][12];
 #pragma unroll
@@ -63,6 +61,14 @@ __device__ __forceinline__ void finish_elements(const MeshForward<T>& p, index_t
         for (int e = 0; e < together; ++e) transform_point(M[e], point[e], out[e]);
         store_vertices<together>(valid - i, values, lane, out, [&](int e) { return vertices + (i + e) * row; },
                                  [&](int e) { return staged(i + e); });
+    };
+    if constexpr (unrolled) {
+#pragma unroll
+        for (int i = 0; i < NB; i += together)
+            if (i < valid) finish(i);
+    } else {
+#pragma unroll 1
+        for (int i = 0; i < valid; i += together) finish(i);
     }
 }
 
