@@ -222,7 +222,7 @@ def time_calls(device: str, path: Path | None) -> None:
     print("{}: copy {:.2f} TB/s, products in float32 {:.1f} TFLOP/s, in TF32 {:.1f} TFLOP/s".format(
         result["device"], *(rate / 1e6 for rate in rates.values())))  # fmt: skip
     print("microseconds      B   forward (bound)   forward+backward (bound)   landmarks forward, forward+backward")
-    for B in (1, 8, 64) if device == "cpu" else (1, 8, 64, 256, 1024, 4096):
+    for B in (1, 8, 64) if device == "cpu" else (1, 8, 64, 256, 1024, 1088, 3000, 4096):
         bound, both = bounds(B, rates)
         row = {name: microseconds(call, device) for name, call in calls.of_batch(B).items()}
         result["rows"].append(dict(B=B, **row, bound=bound, bound_both=both))

@@ -16,6 +16,7 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -44,6 +45,17 @@ pytestmark = [
 ]
 
 
+class Plan(NamedTuple):
+    """A launch: how many blocks, and what each takes."""
+
+    small: int  # of the kernels for small batches
+    blocks: int
+    threads: int
+    shared: int  # bytes
+    tiles_per_block: int
+    tiles: int  # of all blocks
+
+
 class Emulation:
     """The emulated device: tests/cuda_emulation/emulation.h, and the core that computes on it."""
 
@@ -63,6 +75,12 @@ class Emulation:
 
     def ignore(self, place: str) -> None:
         self._library.emulation_ignore(place.encode())
+
+    def plan(self, backward: bool, *sizes: int) -> "Plan":
+        """The launch of the mesh's kernel for B, V, K, J in float32."""
+        values = (ctypes.c_int64 * 6)()
+        self._library.emulation_plan(ctypes.c_int(backward), *map(ctypes.c_int64, sizes), values)
+        return Plan(*values)
 
     def places(self) -> list[str]:
         return self._library.emulation_places().decode().split()
@@ -199,9 +217,10 @@ def test_every_operator_in_any_order_of_threads(emulation, random_model, sizes, 
     check(emulation, random_model, *sizes, dtype)
 
 
+@pytest.mark.parametrize("capability", [75, 86])  # without and with room on the chip for sums of d(transforms)
 @pytest.mark.parametrize("sizes", [sizes for sizes in SIZES if sizes[0] > 32], ids=sizes_id)
-def test_large_batches_without_tensor_cores(emulation, random_model, sizes):
-    emulation.capability(86)
+def test_large_batches_without_tensor_cores(emulation, random_model, sizes, capability):
+    emulation.capability(capability)
     check(emulation, random_model, *sizes, torch.float32, names=["lbs", "lbs, a template per element"])
 
 
@@ -283,11 +302,49 @@ def test_empty_batches(emulation, random_model, dtype):
             assert not result.isnan().any(), name
 
 
+def registers(kernel: str) -> int:
+    """Per thread at sm_90, as docs/cuda_resources.md has them."""
+    lines = (ROOT / "docs" / "cuda_resources.md").read_text().splitlines()
+    column = next(line for line in lines if "| sm_90 |" in line).split("|").index(" sm_90 ")
+    return int(next(line for line in lines if line.startswith(f"| `{kernel}` |")).split("|")[column])
+
+
+def blocks_at_once(plan: Plan, registers: int) -> int:
+    """On an H100, by NVIDIA's occupancy rules."""
+    warps = plan.threads // 32
+    resident_warps = min(64, 4 * (64 * 1024 // 4 // (32 * -(-registers // 8) * 8)))
+    return 132 * min(resident_warps // warps, 228 * 1024 // (plan.shared + 1024))
+
+
+@pytest.mark.parametrize(
+    "kernel, backward, small, batches, most, mean",
+    [
+        ("small_forward_kernel<float, Mesh<float>, 4>", False, 1, range(2, 9), 1.0, 1.0),
+        ("small_backward_kernel<float, Mesh<float>, 4>", True, 1, range(2, 17), 1.0, 1.0),
+        ("mesh_backward_kernel<float, TensorProduct>", True, 0, range(33, 4097), 1.7, 1.12),
+    ],
+)
+def test_blocks_fill_whole_waves(built, kernel, backward, small, batches, most, mean):
+    """An H100 runs so many blocks of a kernel at once, as its registers and shared memory have it. Time: waves of blocks, times the tiles of a
+    block. Ideal: all blocks' tiles spread evenly, but at least a wave of one tile. FLAME's sizes."""
+    excess = []
+    for B in batches:
+        plan = built.plan(backward, B, 5023, 150, 5)
+        assert plan.small == small
+        at_once = blocks_at_once(plan, registers(kernel))
+        time = -(-plan.blocks // at_once) * plan.tiles_per_block
+        excess.append(time / max(1, plan.tiles / at_once))
+    print(f"{kernel}: {sum(excess) / len(excess):.3f} times the ideal in the mean of B = {batches[0]} to {batches[-1]}, {max(excess):.3f} at most")
+    assert max(excess) <= most
+    assert sum(excess) / len(excess) <= mean
+
+
 def test_a_fault_shows(emulation, random_model):
     """With all barriers and waits results are right; without any one of them they are wrong in some order of threads, or the emulation objects."""
     sizes = [(3, 70, 11, 5, 400), (20, 70, 20, 5, 12), (40, 70, 40, 5, 12), (2, 1030, 3, 2, 1), (34, 40, 2, 12, 12)]
     names = ["lbs", "lbs, a template per element", "landmarks", "rodrigues", "points"]
     tried = [(n % 3, case) for size in sizes for n, case in enumerate(cases(random_model, *size, torch.float32, names))]
+    tried += [(1, case) for case in cases(random_model, 34, 40, 0, 1, 0, torch.float32, names=["lbs, matrices"])]
     tried += [(1, case) for walk in reversed(WALKS) for case in cases(random_model, *walk, names=["lbs"])]
 
     def noticed() -> bool:

@@ -110,7 +110,7 @@ index_t landmarks_state_size(index_t K, index_t J, index_t L, index_t C, bool ke
 
 template <class T>
 index_t landmarks_workspace_size(index_t B, index_t K, index_t J, index_t L, index_t C) {
-    return B == 0 ? 0 : workspace_size(small_backward_plan<T>(B, landmark_tiles(L, C).per_element()), B, K, J, 0);
+    return B == 0 ? 0 : workspace_size(small_backward_plan<T>(B, landmark_tiles(L, C).per_element(), K, J), B, K, J, 0);
 }
 
 template <class T>
@@ -128,12 +128,12 @@ void landmarks_forward(const LandmarksForward<T>& p, stream_t stream) {
     const index_t K = p.model.K, J = p.model.J, neck_joint = p.model.C > 0 ? p.model.neck_joint : -1;
     const State<T> state = state_of(p.state, p.B, K, J, p.keep);
     const PoseInput<T> in = pose_input(p, p.model.joint_template, 0);
-    const ForwardPlan plan = landmarks_forward_plan<T>(p.B, K, J);
+    const ForwardPlan plan = landmarks_forward_plan<T>(p.B, landmark_tiles(p.model.L, p.model.C).per_element(), K, J);
     const bool empty = p.model.L + p.model.C == 0;  // the state is written all the same
     if (!plan.fused || empty) launch_pose(in, p.B, state, static_cast<T*>(nullptr), neck_joint, stream);
     const Landmarks<T> landmarks{p.model.L, p.model.C, p.landmarks, nullptr, {0, 0, 0}};
     launch_small_forward("landmarks_forward",
-                         SmallForward<T, Landmarks<T>>{landmarks, tile_model_of(p.model), in, state, p.B, plan.fused, p.keep, nullptr, neck_joint},
+                         SmallForward<T, Landmarks<T>>{landmarks, tile_model_of(p.model), in, state, p.B, plan.fused, p.keep, plan.workers, nullptr, neck_joint},
                          plan, stream);
 }
 
@@ -154,7 +154,7 @@ void landmarks_backward(const LandmarksBackward<T>& p, stream_t stream) {
     if (p.B == 0) return;
     const index_t K = p.model.K, J = p.model.J, slots = landmark_tiles(p.model.L, p.model.C).per_element();
     const State<T> state = state_of(const_cast<T*>(p.state), p.B, K, J, true);  // only read
-    const BackwardPlan plan = small_backward_plan<T>(p.B, slots);
+    const BackwardPlan plan = small_backward_plan<T>(p.B, slots, K, J);
     const Workspace<T> workspace = workspace_of(p.workspace, plan, p.B, K, J);
     const auto& stride = p.grad_landmarks_stride;
     const Landmarks<T> landmarks{p.model.L, p.model.C, nullptr, p.grad_landmarks, {stride[0], stride[1], stride[2]}};
