@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ..ops import flame_head, flame_landmarks, flame_lbs, vertices2landmarks
+from ..ops import clear_prepared, flame_head, flame_landmarks, flame_lbs, vertices2landmarks
 from .model import FlameModel
 
 if TYPE_CHECKING:
@@ -221,6 +221,11 @@ class FLAME(nn.Module):
         from .exportable import ExportableFLAME
 
         return ExportableFLAME(self).eval()
+
+    def _load_from_state_dict(self, *arguments, **options):
+        if torch.__future__.get_swap_module_params_on_conversion():
+            clear_prepared()  # what is prepared refers to the buffers weakly, and PyTorch swaps nothing that is referred to so
+        super()._load_from_state_dict(*arguments, **options)
 
     def extra_repr(self) -> str:
         vertices, joints = self.lbs_weights.shape
