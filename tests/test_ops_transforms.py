@@ -235,3 +235,19 @@ def test_compiled_where_the_formula_is_used(moves, random_model):
     results = [(out := f(*given), *torch.autograd.grad(out.sin().sum(), (*given, constant))) for f in (compiled, function)]
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_buffers_may_be_swapped(layer):
+    """As load_state_dict does where the user has asked for it."""
+    other = FLAME(random_head(seed=1), shape_params=7, expression_params=4)
+    given = codes(2, False)
+    for _ in range(3):
+        layer(*given)
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        layer.load_state_dict(other.state_dict())
+        torch.testing.assert_close(layer(*given), other(*given))
+        layer.double()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    torch.testing.assert_close(layer(*(t.double() for t in given)).vertices, other.double()(*(t.double() for t in given)).vertices)

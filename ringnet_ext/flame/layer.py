@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ..ops import flame_head, flame_landmarks, flame_lbs, vertices2landmarks
+from ..ops import clear_prepared, flame_head, flame_landmarks, flame_lbs, vertices2landmarks
 from .model import FlameModel
 
 _JOINTS = 5  # global, neck, jaw, left eye, right eye
@@ -207,6 +207,11 @@ class FLAME(nn.Module):
         layer.v_template = template.to(like.dtype)
         layer.shapedirs = torch.cat(free, dim=-1) if free else self.shapedirs[..., :0].clone()
         return layer
+
+    def _load_from_state_dict(self, *arguments, **options):
+        if torch.__future__.get_swap_module_params_on_conversion():
+            clear_prepared()  # what is prepared refers to the buffers weakly, and PyTorch swaps nothing that is referred to so
+        super()._load_from_state_dict(*arguments, **options)
 
     def extra_repr(self) -> str:
         vertices, joints = self.lbs_weights.shape
