@@ -168,6 +168,17 @@ def test_training_drops_hidden_units_and_nothing_else_does(trainer):
     assert dropped and all(zeros == 0 for zeros, _ in dropped)
 
 
+def test_threads_share_no_dropout(trainer):
+    """They have one random generator between them: with several, no run could be repeated or resumed exactly."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        shared = dataclasses.replace(SETTINGS, shares=2)
+        assert (trainer(shared, dropout=0.3).workers, trainer(shared).workers) == (1, 2)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_distances_within_and_between_people():
     """Their ratio is what the ring loss is for. Over everybody the pairs of one person would make it look worse than it is."""
     model = RingNet()

@@ -80,6 +80,30 @@ def test_openpose_s_pupils_are_left_out(write):
     assert np.allclose(read_landmarks(write("a.npy", rows))[0], FACE + 0.5, atol=1e-3)
 
 
+def test_points_that_openpose_does_not_know_make_no_face_larger(write):
+    """It writes 0, 0, 0 for them: the corner of the image is no part of the face."""
+    near, far = np.column_stack([FACE, np.ones(68)]), np.column_stack([0.3 * FACE + 5000, np.ones(68)])
+    far[:5] = 0
+    people = [{"face_keypoints_2d": face.ravel().tolist()} for face in (far, near)]
+    points, _ = read_landmarks(write("a.json", json.dumps({"people": people})))
+    assert np.allclose(points, FACE + 0.5, atol=1e-2)
+
+
+def test_no_file_runs_anything(write, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (tmp_path / "ran").touch, ()
+
+    array, buffer = np.array([Evil()], object), io.BytesIO()
+    np.savez(buffer, landmarks=array)
+    plain = io.BytesIO()
+    np.save(plain, array, allow_pickle=True)
+    for name, content in (("a.npz", buffer.getvalue()), ("a.npy", plain.getvalue())):
+        with pytest.raises(LandmarkError, match="not readable"):
+            read_landmarks(write(name, content))
+    assert not (tmp_path / "ran").exists()
+
+
 def csv(header, *columns, delimiter=","):
     return "\n".join([header, *(delimiter.join(f"{value:.6f}".rstrip("0").rstrip(".") for value in row) for row in zip(*columns))])
 
