@@ -103,7 +103,7 @@ def built(tmp_path_factory) -> Emulation:
         return folder / f"{source.stem}.o"
 
     # Joints are regressed on the host where tensors live there, as the emulated device's do.
-    host = [ROOT / "python" / "module.cpp", ROOT / "csrc" / "cpu" / "joints.cpp"]
+    host = [ROOT / "python" / "module.cpp", ROOT / "csrc" / "cpu" / "joints.cpp", ROOT / "csrc" / "cpu" / "threads.cpp"]
     sources = [*host, *sorted((ROOT / "csrc" / "cuda").glob("*.cu")), *sorted(here.glob("*.cpp"))]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         module, *kernels = pool.map(compile_source, sources)
