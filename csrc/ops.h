@@ -167,6 +167,20 @@ struct LandmarksForward {
     T* landmarks;  // (B, C + L, 3): contour points first
 };
 
+// The same of a mesh that was computed: they are read off its vertices. Only cuda::; cpu::lbs_forward does it itself.
+template <class T>
+struct LandmarksOnMesh {
+    LandmarkModel<T> model;
+    const std::int64_t* static_vertices;   // as in LandmarkConstants
+    const std::int64_t* contour_vertices;
+    index_t B, V;
+    const T* vertices;    // (B, V, 3), and
+    const T* mesh_state;  // the state, as lbs_forward left them with the same keep
+    bool keep;
+    T* state;      // what landmarks_forward would leave with keep = true; null where not keep
+    T* landmarks;  // (B, C + L, 3): contour points first
+};
+
 template <class T>
 struct LandmarksBackward {
     LandmarkModel<T> model;
@@ -182,6 +196,23 @@ struct LandmarksBackward {
     T* grad_betas;  // (B, K) or null
     T* grad_pose;   // (B, 3 J) or (B, 9 J), or null
     T* workspace;   // landmarks_workspace_size elements
+};
+
+// Landmarks, and their derivatives: at the row of the contour table that the pose picks.
+template <class T>
+struct LandmarksJacobian {
+    LandmarkModel<T> model;
+    index_t B;
+    const T* betas;
+    index_t betas_stride;
+    const T* pose;
+    index_t pose_stride;
+    bool axis_angle;
+    // Outputs, contiguous.
+    T* landmarks;  // (B, C + L, 3)
+    T* d_betas;    // (B, C + L, 3, K)
+    T* d_pose;     // (B, C + L, 3, 3 J), or (B, C + L, 3, 9 J) for matrices
+    T* workspace;  // landmarks_jacobian_workspace_size elements
 };
 
 template <class T>
@@ -236,6 +267,7 @@ template <class T> index_t landmarks_packed_size(index_t K, index_t J, index_t L
 template <class T> index_t landmarks_index_size(index_t K, index_t J, index_t L, index_t C);
 template <class T> index_t landmarks_state_size(index_t K, index_t J, index_t L, index_t C, bool keep);
 template <class T> index_t landmarks_workspace_size(index_t B, index_t K, index_t J, index_t L, index_t C);
+template <class T> index_t landmarks_jacobian_workspace_size(index_t B, index_t K, index_t J, index_t L, index_t C);
 
 template <class T> void pack_directions(const DirectionsSource<T>&, T* packed, std::int32_t* index, int threads);
 template <class T> void pack_lbs(const LbsConstants<T>&, T* packed, std::int32_t* index, int threads);  // reads the weights only
@@ -245,6 +277,7 @@ template <class T> void lbs_forward(const LbsForward<T>&, int threads);
 template <class T> void lbs_backward(const LbsBackward<T>&, int threads);
 template <class T> void landmarks_forward(const LandmarksForward<T>&, int threads);
 template <class T> void landmarks_backward(const LandmarksBackward<T>&, int threads);
+template <class T> void landmarks_jacobian(const LandmarksJacobian<T>&, int threads);
 template <class T> void regress_joints(const JointRegression<T>&, int threads);
 template <class T> void rodrigues_forward(const Rodrigues<T>&, int threads);
 template <class T> void rodrigues_backward(const Rodrigues<T>&, int threads);
@@ -267,6 +300,7 @@ template <class T> index_t landmarks_packed_size(index_t K, index_t J, index_t L
 template <class T> index_t landmarks_index_size(index_t K, index_t J, index_t L, index_t C);
 template <class T> index_t landmarks_state_size(index_t K, index_t J, index_t L, index_t C, bool keep);
 template <class T> index_t landmarks_workspace_size(index_t B, index_t K, index_t J, index_t L, index_t C);
+template <class T> index_t landmarks_jacobian_workspace_size(index_t B, index_t K, index_t J, index_t L, index_t C);
 
 template <class T> void pack_lbs(const LbsConstants<T>&, T* packed, std::int32_t* index, stream_t);
 template <class T> void pack_landmarks(const LandmarkConstants<T>&, T* packed, std::int32_t* index, stream_t);
@@ -274,7 +308,9 @@ template <class T> void pack_landmarks(const LandmarkConstants<T>&, T* packed, s
 template <class T> void lbs_forward(const LbsForward<T>&, stream_t);
 template <class T> void lbs_backward(const LbsBackward<T>&, stream_t);
 template <class T> void landmarks_forward(const LandmarksForward<T>&, stream_t);
+template <class T> void landmarks_on_mesh(const LandmarksOnMesh<T>&, stream_t);
 template <class T> void landmarks_backward(const LandmarksBackward<T>&, stream_t);
+template <class T> void landmarks_jacobian(const LandmarksJacobian<T>&, stream_t);
 template <class T> void rodrigues_forward(const Rodrigues<T>&, stream_t);
 template <class T> void rodrigues_backward(const Rodrigues<T>&, stream_t);
 template <class T> void vertices2landmarks_forward(const VerticesToLandmarks<T>&, stream_t);

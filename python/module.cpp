@@ -43,8 +43,15 @@ index_t batch_stride(const Array<T>& points) {
             cpu::FUNCTION<T>(__VA_ARGS__, threads);                            \
         }                                                                      \
     } while (0)
+#define RN_RUN_CUDA(FUNCTION, tensor, ...)                     \
+    do {                                                       \
+        const OnCuda place((tensor).object);                   \
+        const py::gil_scoped_release release;                  \
+        cuda::FUNCTION<T>(__VA_ARGS__, place.stream());        \
+    } while (0)
 #define RN_SIZE(FUNCTION, is_cuda, ...) ((is_cuda) ? cuda::FUNCTION<T>(__VA_ARGS__) : cpu::FUNCTION<T>(__VA_ARGS__))
 #else
+#define RN_RUN_CUDA(FUNCTION, tensor, ...) ((void)(tensor), (void)(__VA_ARGS__), throw_no_cuda())
 #define RN_RUN(FUNCTION, is_cuda, tensor, ...)              \
     do {                                                    \
         if (is_cuda) throw_no_cuda();                       \
@@ -203,6 +210,23 @@ struct BoundLandmarks {
                                             axis_angle, keep, state.data, landmarks.data};
                 RN_RUN(landmarks_forward, self.is_cuda, betas, p);
             }, py::kw_only(), "betas"_a, "pose"_a, "axis_angle"_a, "keep"_a, "state"_a, "landmarks"_a)
+            .def("on_mesh", [](const BoundLandmarks& self, Array<const std::int64_t> static_vertices,
+                               Optional<const std::int64_t> contour_vertices, Array<const T> vertices, Array<const T> mesh_state,
+                               bool keep, Optional<T> state, Array<T> landmarks) {
+                const LandmarksOnMesh<T> p{self.model, static_vertices.data, contour_vertices.data, vertices.shape[0],
+                                           vertices.shape[1], vertices.data, mesh_state.data, keep, state.data, landmarks.data};
+                RN_RUN_CUDA(landmarks_on_mesh, vertices, p);
+            }, py::kw_only(), "static_vertices"_a, "contour_vertices"_a, "vertices"_a, "mesh_state"_a, "keep"_a, "state"_a,
+                 "landmarks"_a)
+            .def_static("jacobian_workspace_size", [](bool is_cuda, index_t B, index_t K, index_t J, index_t L, index_t C) {
+                return RN_SIZE(landmarks_jacobian_workspace_size, is_cuda, B, K, J, L, C);
+            })
+            .def("jacobian", [](const BoundLandmarks& self, Array<const T> betas, Array<const T> pose, bool axis_angle, Array<T> landmarks,
+                                Array<T> d_betas, Array<T> d_pose, Optional<T> workspace) {
+                const LandmarksJacobian<T> p{self.model, betas.shape[0], betas.data, betas.stride[0], pose.data, pose.stride[0],
+                                             axis_angle, landmarks.data, d_betas.data, d_pose.data, workspace.data};
+                RN_RUN(landmarks_jacobian, self.is_cuda, betas, p);
+            }, py::kw_only(), "betas"_a, "pose"_a, "axis_angle"_a, "landmarks"_a, "d_betas"_a, "d_pose"_a, "workspace"_a)
             .def("backward", [](const BoundLandmarks& self, Array<const T> betas, Array<const T> pose, bool axis_angle,
                                 Array<const T> state, Array<const T> grad_landmarks, Optional<T> grad_betas, Optional<T> grad_pose,
                                 Optional<T> workspace) {

@@ -25,7 +25,7 @@ class OnCuda {
         PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<py::module_> once;
         const py::module_& cuda = once.call_once_and_store_result([] { return py::module_::import("torch.cuda"); }).get_stored();
         const py::object device = tensor.attr("device");
-        stream_ = cuda.attr("current_stream")(device).attr("cuda_stream").cast<std::uintptr_t>();
+        stream_ = current_stream(cuda, device);
         if (cuda.attr("current_device")().equal(device.attr("index"))) return;
         guard_ = cuda.attr("device")(device);
         guard_.attr("__enter__")();
@@ -43,6 +43,15 @@ class OnCuda {
     void* stream() const { return reinterpret_cast<void*>(stream_); }
 
   private:
+    // Its handle alone where PyTorch gives that, which is not its public interface, else that of a Stream object.
+    static std::uintptr_t current_stream(const py::module_& cuda, const py::object& device) {
+        PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<py::object> once;
+        const auto ask = [] { return py::getattr(py::module_::import("torch._C"), "_cuda_getCurrentRawStream", py::none()); };
+        const py::object& handle = once.call_once_and_store_result(ask).get_stored();
+        if (!handle.is_none()) return handle(device.attr("index")).cast<std::uintptr_t>();
+        return cuda.attr("current_stream")(device).attr("cuda_stream").cast<std::uintptr_t>();
+    }
+
     std::uintptr_t stream_;
     py::object guard_;
 };

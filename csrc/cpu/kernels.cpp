@@ -3,6 +3,7 @@
 #include "kernels.h"
 
 #include "landmarks.h"
+#include "landmarks_jacobian.h"
 #include "lbs.h"
 
 #define RN_CONCAT_(a, b) a##b
@@ -34,6 +35,7 @@ constexpr KernelsOf<T> table() {
         lbs_backward<T>,
         landmarks_forward<T>,
         landmarks_backward<T>,
+        landmarks_jacobian<T>,
     };
 }
 

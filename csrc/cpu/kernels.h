@@ -23,6 +23,7 @@ struct KernelsOf {
     void (*lbs_backward)(const LbsBackward<T>&, int threads);
     void (*landmarks_forward)(const LandmarksForward<T>&, int threads);
     void (*landmarks_backward)(const LandmarksBackward<T>&, int threads);
+    void (*landmarks_jacobian)(const LandmarksJacobian<T>&, int threads);
 };
 
 struct Kernels {

@@ -221,16 +221,16 @@ void lbs_forward(const LbsForward<T>& p, int threads) {
     const LbsModel<T>& m = p.model;
     const LbsLayout<T> lay(m.V, m.K, m.J);
     const index_t batch_block = LbsLayout<T>::batch_block, work = lay.blocks() * ceil_div(p.B, batch_block);
-    const int n = useful_threads(threads, double(p.B) * m.V * 3 * (lay.F + 12));
-    Shares shares(work, n);
-#pragma omp parallel num_threads(n)
-    {
+    Team team(threads, double(p.B) * m.V * 3 * (lay.F + 12));
+    Shares shares(work, team.size());
+    Scratch<double> scratch(PoseScratch::size(m.J), team.size());
+    Scratch<T> directions(DirectionsReader<T>::values_size(m), team.size());
+    Scratch<std::int32_t> places(DirectionsReader<T>::places_size(m), team.size());
+    team.run([&](Member& member) {
         const FlushSubnormals flush;
-        Scratch<double> scratch(PoseScratch::size(m.J));
-        const PoseScratch s(scratch.data(), m.J);
-        DirectionsReader<T> reader(m);
-#pragma omp for schedule(static)
-        for (index_t b = 0; b < p.B; ++b) {
+        const PoseScratch s(scratch.data(member.number), m.J);
+        DirectionsReader<T> reader(m, directions.data(member.number), places.data(member.number));
+        member.each(p.B, [&](index_t b) {
             const ElementGroup group(p.B, b);
             T *features = p.state + lay.features(group.first) + (b - group.first), *transforms = p.state + lay.transforms(p.B, b);
             pose_forward(pose_input(m, p.betas + b * p.betas_stride, p.pose + b * p.pose_stride,
@@ -242,20 +242,21 @@ void lbs_forward(const LbsForward<T>& p, int threads) {
             transforms[12 * m.J] = contour ? static_cast<T>(contour_row(s.world_r + 9 * p.mesh_landmarks.neck_joint)) : T(0);
             fill_zero(transforms + 12 * m.J + 1, transforms + lay.transform_pitch);
             if (p.keep) fill_zero(p.state + lay.blended(p.B, b) + lay.tiles * 3 * LbsLayout<T>::W, p.state + lay.blended(p.B, b + 1));
-        }
-        shares.run([&](index_t piece) {
+        });
+        member.barrier();
+        shares.run(member, [&](index_t piece) {
             const index_t b0 = piece / lay.blocks() * batch_block;
             forward_block(p, lay, reader, piece % lay.blocks(), b0, min_of(b0 + batch_block, p.B));
         });
         if (p.landmarks) {
             const index_t points = p.mesh_landmarks.C + p.mesh_landmarks.L;
-#pragma omp barrier
-#pragma omp for schedule(static)
-            for (index_t b = 0; b < p.B; ++b)
+            member.barrier();
+            member.each(p.B, [&](index_t b) {
                 read_landmarks(p.mesh_landmarks, lay.contour_row(p.state + lay.transforms(p.B, b)), m.V, p.vertices + b * 3 * m.V,
                                p.landmarks + b * 3 * points);
+            });
         }
-    }
+    });
 }
 
 // W points from v on, any strides, as [xyz][lane]; zero beyond the last one. Out of line: its sixteen addresses would cost the
@@ -436,32 +437,33 @@ void lbs_backward(const LbsBackward<T>& p, int threads) {
     const index_t chunks = p.grad_vertices ? lay.chunks(p.B) : 0, chunk_blocks = lay.chunk_blocks(p.B);
     const index_t batch_blocks = ceil_div(p.B, Layout::batch_block), pitch = lay.chunk_sums(p.B);
     T *partials = p.workspace, *template_sums = partials + lay.chunks(p.B) * pitch;
-    const int n = useful_threads(threads, double(p.B) * m.V * 3 * (lay.F + 30));
-    Shares shares(chunks * batch_blocks, n);
-#pragma omp parallel num_threads(n)
-    {
+    Team team(threads, double(p.B) * m.V * 3 * (lay.F + 30));
+    Shares shares(chunks * batch_blocks, team.size());
+    Scratch<T> scratch((Layout::batch_block + 1) * Layout::rows_per_block + lay.F, team.size());
+    Scratch<double> pose_scratch(PoseScratch::size(m.J), team.size());
+    Scratch<T> directions(DirectionsReader<T>::values_size(m), team.size());
+    Scratch<std::int32_t> places(DirectionsReader<T>::places_size(m), team.size());
+    team.run([&](Member& member) {
         const FlushSubnormals flush;
-        Scratch<T> scratch((Layout::batch_block + 1) * Layout::rows_per_block + lay.F);
-        Scratch<double> pose_scratch(PoseScratch::size(m.J));
-        const PoseScratch s(pose_scratch.data(), m.J);
-        DirectionsReader<T> reader(m);
-        shares.run([&](index_t piece) {
+        const PoseScratch s(pose_scratch.data(member.number), m.J);
+        DirectionsReader<T> reader(m, directions.data(member.number), places.data(member.number));
+        shares.run(member, [&](index_t piece) {
             const index_t chunk = piece % chunks, block = piece / chunks, b0 = block * Layout::batch_block;
             backward_chunk(p, lay, chunk * chunk_blocks, min_of((chunk + 1) * chunk_blocks, lay.blocks()), b0,
                            min_of(b0 + Layout::batch_block, p.B), partials + chunk * pitch,
-                           sum_template ? template_sums + block * lay.tiles * 3 * W : nullptr, reader, scratch.data());
+                           sum_template ? template_sums + block * lay.tiles * 3 * W : nullptr, reader,
+                           scratch.data(member.number));
         });
-#pragma omp barrier
-#pragma omp for schedule(static)
-        for (index_t i = 0; i < lay.feature_sums(p.B); i += W) {  // into the first chunk's
+        member.barrier();
+        member.each(lay.feature_sums(p.B) / W, [&](index_t i) {  // into the first chunk's
             vec<T> total{};
-            for (index_t c = 0; c < chunks; ++c) total += load(partials + c * pitch + i);
-            store(partials + i, total);
-        }
-#pragma omp for schedule(static)
-        for (index_t b = 0; b < p.B; ++b) {
+            for (index_t c = 0; c < chunks; ++c) total += load(partials + c * pitch + i * W);
+            store(partials + i * W, total);
+        });
+        member.barrier();
+        member.each(p.B, [&](index_t b) {
             const index_t b0 = b / Layout::batch_block * Layout::batch_block, row = min_of(Layout::batch_block, p.B - b0);
-            T* d_features = scratch.data();
+            T* d_features = scratch.data(member.number);
             for (index_t k = 0; k < lay.F; ++k) d_features[k] = partials[b0 * lay.F + k * row + b - b0];
             for (index_t i = 0; i < 12 * m.J; ++i) s.d_transforms[i] = 0;
             for (index_t c = 0; c < chunks; ++c) {
@@ -475,10 +477,9 @@ void lbs_backward(const LbsBackward<T>& p, int threads) {
                           p.grad_betas ? p.grad_betas + b * m.K : nullptr,
                           p.grad_pose ? p.grad_pose + b * pose_size : nullptr,
                           p.grad_joint_template ? p.grad_joint_template + b * 3 * m.J : nullptr);
-        }
+        });
         if (sum_template) {
-#pragma omp for schedule(static)
-            for (index_t v = 0; v < m.V; ++v)
+            member.each(m.V, [&](index_t v) {
                 for (int c = 0; c < 3; ++c) {
                     T total = T(0);
                     if (p.grad_vertices)
@@ -486,12 +487,11 @@ void lbs_backward(const LbsBackward<T>& p, int threads) {
                             total += template_sums[block * lay.tiles * 3 * W + (v / W * 3 + c) * W + v % W];
                     p.grad_v_template[3 * v + c] = total;
                 }
+            });
         }
-        if (p.grad_v_template && !p.grad_v_template_shared && !p.grad_vertices) {
-#pragma omp for schedule(static)
-            for (index_t i = 0; i < p.B * 3 * m.V; ++i) p.grad_v_template[i] = T(0);
-        }
-    }
+        if (p.grad_v_template && !p.grad_v_template_shared && !p.grad_vertices)
+            member.each(p.B * 3 * m.V, [&](index_t i) { p.grad_v_template[i] = T(0); });
+    });
 }
 
 }  // namespace

@@ -163,21 +163,22 @@ RN_KERNEL void read_tile(const DirectionsSource<T>& s, index_t tile, T* out) {
 
 // Directions that are zero throughout a block are left out, which is common: a joint's pose correctives and many an expression are local.
 template <class T>
-void pack_directions(const DirectionsSource<T>& s, T* packed, std::int32_t* index, [[maybe_unused]] int threads) {
+void pack_directions(const DirectionsSource<T>& s, T* packed, std::int32_t* index, int threads) {
     constexpr index_t row = 3 * lanes<T>;
     const DirectionsLayout<T> lay(s.V, s.count);
-#pragma omp parallel num_threads(threads)
-    {
-        Scratch<T> scratch(lay.block_size());
-        Scratch<std::int32_t> moves(s.count);
-#pragma omp for schedule(static)
-        for (index_t block = 0; block < lay.blocks(); ++block) {
+    Team team(threads, double(lay.packed_size()));
+    Scratch<T> scratch(lay.block_size(), team.size());
+    Scratch<std::int32_t> moves(s.count, team.size());
+    team.run([&](const Member& member) {
+        T* const read = scratch.data(member.number);
+        std::int32_t* const moved = moves.data(member.number);
+        member.each(lay.blocks(), [&](index_t block) {
             const index_t tiles = lay.tiles_of(block);
-            std::int32_t *list = index + lay.places(block), *moved = moves.data(), used = 0;
+            std::int32_t *list = index + lay.places(block), used = 0;
             for (index_t k = 0; k < s.count; ++k) moved[k] = 0;
             for (index_t t = 0; t < tiles; ++t) {
-                const T* d = scratch.data() + t * s.count * row;
-                read_tile(s, block * lay.tiles_per_block + t, scratch.data() + t * s.count * row);
+                const T* d = read + t * s.count * row;
+                read_tile(s, block * lay.tiles_per_block + t, read + t * s.count * row);
                 for (index_t k = 0; k < s.count; ++k, d += row)
                     for (index_t i = 0; i < row; ++i) moved[k] |= d[i] != T(0);
             }
@@ -188,9 +189,9 @@ void pack_directions(const DirectionsSource<T>& s, T* packed, std::int32_t* inde
             T* out = packed + lay.values(block);
             for (index_t t = 0; t < tiles; ++t)
                 for (std::int32_t n = 0; n < used; ++n, out += row)
-                    std::memcpy(out, scratch.data() + (t * s.count + list[1 + n] / max_group) * row, row * sizeof(T));
-        }
-    }
+                    std::memcpy(out, read + (t * s.count + list[1 + n] / max_group) * row, row * sizeof(T));
+        });
+    });
 }
 
 // A block's tiles by joint: the lists of joints by tile, turned round.
@@ -218,12 +219,11 @@ void list_joint_tiles(const LbsLayout<T>& lay, const std::int32_t* index, index_
 }
 
 template <class T>
-void pack_weights(index_t V, index_t J, const T* lbs_weights, T* packed, std::int32_t* index, [[maybe_unused]] int threads) {
+void pack_weights(index_t V, index_t J, const T* lbs_weights, T* packed, std::int32_t* index, int threads) {
     using Layout = LbsLayout<T>;
     constexpr int W = lanes<T>;
     const Layout lay(V, 0, J);
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (index_t block = 0; block < lay.blocks(); ++block) {
+    Team(threads, double(lay.weights_size())).each(lay.blocks(), [&](index_t block) {
         const index_t t0 = block * Layout::tiles_per_block, t1 = min_of(t0 + Layout::tiles_per_block, lay.tiles);
         for (index_t tile = t0; tile < t1; ++tile) {
             T* weights = packed + lay.weights(tile);
@@ -243,7 +243,7 @@ void pack_weights(index_t V, index_t J, const T* lbs_weights, T* packed, std::in
             }
         }
         list_joint_tiles(lay, index, t0, t1, index + lay.joint_tiles(block));
-    }
+    });
 }
 
 // A block's directions of some features, and which these are: the betas' or the pose's.
@@ -262,17 +262,21 @@ struct Directions {
 template <class T>
 class DirectionsReader {
   public:
-    explicit DirectionsReader(const LbsModel<T>& m)
-        : model_(m), shape_(m.V, m.K), pose_(m.V, 9 * (m.J - 1)), values_(scratch_size(m.shape, shape_) + scratch_size(m.pose, pose_)),
-          places_(m.shape.index && m.pose.index ? 0 : shape_.count + pose_.count) {
-        if (m.shape.index && m.pose.index) return;
-        for (index_t k = 0; k < shape_.count; ++k) places_.data()[k] = static_cast<std::int32_t>(k * max_group);
-        for (index_t k = 0; k < pose_.count; ++k) places_.data()[shape_.count + k] = static_cast<std::int32_t>(k * max_group);
+    DirectionsReader(const LbsModel<T>& m, T* values, std::int32_t* places)
+        : model_(m), shape_(m.V, m.K), pose_(m.V, 9 * (m.J - 1)), values_(values), places_(places) {
+        if (places_size(m) == 0) return;
+        for (index_t k = 0; k < shape_.count; ++k) places_[k] = static_cast<std::int32_t>(k * max_group);
+        for (index_t k = 0; k < pose_.count; ++k) places_[shape_.count + k] = static_cast<std::int32_t>(k * max_group);
     }
+    // Of the memory that it works with.
+    static index_t values_size(const LbsModel<T>& m) {
+        return scratch_size(m.shape, DirectionsLayout<T>(m.V, m.K)) + scratch_size(m.pose, DirectionsLayout<T>(m.V, 9 * (m.J - 1)));
+    }
+    static index_t places_size(const LbsModel<T>& m) { return m.shape.index && m.pose.index ? 0 : m.K + 9 * (m.J - 1); }
     // The betas', then the pose's. Good until the next call.
     void read(index_t block, Directions<T> (&out)[2]) {
-        out[0] = read(model_.shape, shape_, block, 0, values_.data());
-        out[1] = read(model_.pose, pose_, block, model_.K, values_.data() + scratch_size(model_.shape, shape_));
+        out[0] = read(model_.shape, shape_, block, 0, values_);
+        out[1] = read(model_.pose, pose_, block, model_.K, values_ + scratch_size(model_.shape, shape_));
     }
 
   private:
@@ -284,13 +288,13 @@ class DirectionsReader {
         }
         for (index_t t = 0; t < lay.tiles_of(block); ++t)
             read_tile(d.source, block * lay.tiles_per_block + t, memory + t * lay.count * 3 * lanes<T>);
-        return {first, lay.count, places_.data() + first, memory, false};
+        return {first, lay.count, places_ + first, memory, false};
     }
 
     const LbsModel<T>& model_;
     DirectionsLayout<T> shape_, pose_;
-    Scratch<T> values_;
-    Scratch<std::int32_t> places_;
+    T* values_;
+    std::int32_t* places_;
 };
 
 }  // namespace

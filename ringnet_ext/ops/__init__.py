@@ -19,10 +19,13 @@ The same functions as readable formulas are in :mod:`ringnet_ext.ops.reference`.
 
 from . import reference
 from ._prepared import clear_prepared
-from .functions import batch_rodrigues, flame_head, flame_landmarks, flame_lbs, vertices2landmarks
+from .functions import (
+    batch_rodrigues, flame_head, flame_landmarks, flame_landmarks_jacobian, flame_lbs, vertices2landmarks,
+)  # fmt: skip
 
 lbs = flame_lbs  # smplx's name for it
 
 __all__ = [
-    "batch_rodrigues", "clear_prepared", "flame_head", "flame_landmarks", "flame_lbs", "lbs", "reference", "vertices2landmarks",
+    "batch_rodrigues", "clear_prepared", "flame_head", "flame_landmarks", "flame_landmarks_jacobian", "flame_lbs", "lbs", "reference",
+    "vertices2landmarks",
 ]  # fmt: skip

@@ -39,9 +39,10 @@ def raised(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def require_integer(argument: str, value: object) -> None:
     try:
-        operator.index(value)
+        number = operator.index(value)
     except TypeError:
         raise TypeError(f"{argument}: expected an integer, got {type(value).__name__}") from None
+    require(-(2**63) <= number < 2**63, argument, "an integer of 64 bits", value)
 
 
 def require_boolean(argument: str, value: object) -> None:

@@ -10,7 +10,7 @@ from ._prepared import _LANDMARKS, _LBS, Cache, joint_tree, prepared_head, prepa
 _checked_values = Cache(checks.landmark_values)
 
 
-class _LandmarkOperator(ModelOperator):
+class LandmarkOperator(ModelOperator):
     constants = (
         f"{ModelOperator.constants}, Tensor faces, Tensor lmk_faces_idx, Tensor lmk_bary_coords, "
         "Tensor? contour_faces_idx, Tensor? contour_bary_coords"
@@ -63,7 +63,7 @@ class _LandmarkOperator(ModelOperator):
         return self._of_head(vertices, joints, POINTS.dispatch(vertices, faces, index, bary)[0])
 
 
-class Landmarks(_LandmarkOperator):
+class Landmarks(LandmarkOperator):
     name, function = "landmarks", "flame_landmarks"
     moving, results, states = ("betas", "pose"), ("landmarks",), ("state",)
     reference = staticmethod(reference.flame_landmarks)
@@ -80,7 +80,7 @@ class Landmarks(_LandmarkOperator):
         return (landmarks,)
 
 
-class Head(_LandmarkOperator):
+class Head(LandmarkOperator):
     name, function = "head", "flame_head"
     moving, results, states = ("betas", "pose"), ("vertices", "joints", "landmarks"), ("landmark_state", "state")
     reference = staticmethod(reference.flame_head)
@@ -92,7 +92,7 @@ class Head(_LandmarkOperator):
 
     def state_sizes(self, sizes, cuda, dtype, keep):
         _, V, K, J, L, C = map(int, (0, *sizes[1:]))  # the batch may be a symbol
-        return _LANDMARKS[dtype].state_size(cuda, K, J, L, C, keep) if cuda else 0, _LBS[dtype].state_size(cuda, V, K, J, keep)
+        return _LANDMARKS[dtype].state_size(cuda, K, J, L, C, True) if cuda and keep else 0, _LBS[dtype].state_size(cuda, V, K, J, keep)
 
     def _of_head(self, vertices, joints, landmarks):
         return vertices, joints, landmarks

@@ -460,6 +460,7 @@ class PreparedLandmarks:
         )  # fmt: skip
         self.state_sizes = tuple(model.state_size(cuda, K, J, L, C, keep) for keep in (False, True))
         self.K, self.J, self.landmark_sizes = K, J, (K, J, L, C)
+        self._corners = corners.static, corners.contour
 
     def shapes(self, B: int) -> tuple[tuple[int, int, int], ...]:
         """Of the landmarks."""
@@ -474,6 +475,18 @@ class PreparedLandmarks:
             betas=betas, pose=pose, axis_angle=pose2rot, keep=keep, state=state, landmarks=landmarks
         )
         return (landmarks,), (state,)
+
+    def on_mesh(self, vertices: Tensor, mesh_state: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
+        """Landmarks of a mesh just computed on a CUDA device, and what backward needs of them."""
+        B = vertices.shape[0]
+        landmarks = vertices.new_empty(B, self.points, 3)
+        state = _state(vertices, B, self.state_sizes[True]) if keep else None
+        static_vertices, contour_vertices = self._corners
+        self.core.on_mesh(
+            static_vertices=static_vertices, contour_vertices=contour_vertices, vertices=vertices, mesh_state=mesh_state,
+            keep=keep, state=state, landmarks=landmarks,
+        )  # fmt: skip
+        return landmarks, state
 
     def backward(
         self, gradients: tuple, betas: Tensor, pose: Tensor, states: tuple, pose2rot: bool, wanted: tuple
@@ -495,8 +508,8 @@ class PreparedLandmarks:
 class PreparedHead:
     """A model prepared for its mesh and its landmarks together.
 
-    On the CPU landmarks are read off the vertices, and where both have a gradient, it goes one way back. On a CUDA device, and
-    where only the landmarks have one, their own kernels are called.
+    Landmarks are read off the vertices, and on the CPU, where both have a gradient, it goes one way back. On a CUDA device, and
+    where only the landmarks have one, their own kernels are called for it.
     """
 
     def __init__(self, v_template: Tensor, *constants):
@@ -529,8 +542,8 @@ class PreparedHead:
         """(vertices, joints, landmarks) and what backward needs: the states of landmarks, where they have one, and mesh."""
         if self.lbs.cuda:
             points, states = self.mesh.forward(betas, pose, pose2rot, keep)
-            landmarks, landmark_states = self.landmarks.forward(betas, pose, pose2rot, keep)
-            return points + landmarks, landmark_states + states
+            landmarks, landmark_state = self.landmarks.on_mesh(points[0], states[0], keep)
+            return (*points, landmarks), (landmark_state, *states)
         landmarks = betas.new_empty(betas.shape[0], self.points, 3)
         vertices, joints, state = self.lbs.forward(
             betas, pose, self.mesh.v_template, self.mesh.joint_template, pose2rot, keep, landmarks

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ._checks import require_dtype
+from ._jacobian import JACOBIAN
 from ._landmarks import HEAD, LANDMARKS
 from ._lbs import LBS
 from ._points import POINTS
@@ -124,6 +125,39 @@ def flame_landmarks(
     model = (v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights)
     embedding = (faces, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords)
     return LANDMARKS(betas, pose, model + embedding, (neck_joint,), pose2rot)[0]
+
+
+def flame_landmarks_jacobian(
+    betas: Tensor,
+    pose: Tensor,
+    v_template: Tensor,
+    shapedirs: Tensor,
+    posedirs: Tensor,
+    J_regressor: Tensor,
+    parents: Tensor,
+    lbs_weights: Tensor,
+    faces: Tensor,
+    lmk_faces_idx: Tensor,
+    lmk_bary_coords: Tensor,
+    contour_faces_idx: Tensor | None = None,
+    contour_bary_coords: Tensor | None = None,
+    neck_joint: int = 1,
+    pose2rot: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`flame_landmarks` with all their derivatives by betas and pose, in one pass: what a solver of least squares asks for.
+
+    Any points of the mesh will do: triangles and barycentric coordinates of one's own, without a contour. Derivatives are taken at the
+    row of the contour table that the pose picks. They cannot be differentiated further.
+
+    Args and errors: as of :func:`flame_landmarks`; v_template is (V, 3).
+
+    Returns:
+        landmarks (B, C + L, 3), metres; d_betas (B, C + L, 3, K), metres per unit of beta; d_pose (B, C + L, 3, 3J), metres per radian,
+        or (B, C + L, 3, 9J) by the elements of the matrices where ``pose2rot`` is False.
+    """
+    model = (v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights)
+    embedding = (faces, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords)
+    return JACOBIAN(betas, pose, model + embedding, (neck_joint,), pose2rot)
 
 
 def flame_head(

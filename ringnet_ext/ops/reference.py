@@ -150,7 +150,7 @@ def contour_rows(rotation: Tensor) -> Tensor:
     frontal, 1..39 are +1..+39 degrees, 40..78 are -1..-39; beyond 39 degrees the last row is used.
     """
     r20, r22 = rotation[:, 2, 0], rotation[:, 2, 2]
-    degrees = torch.rad2deg(torch.atan2(torch.where(r22 < 0, r20, -r20), r22.abs()))
+    degrees = torch.atan2(torch.where(r22 < 0, r20, -r20), r22.abs()) * (180 / math.pi)
     rounded = degrees.nan_to_num(0.0).clamp(-39, 39).round().long()
     return torch.where(rounded < 0, 39 - rounded, rounded)
 
@@ -213,6 +213,42 @@ def flame_landmarks(
     model = (v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights)
     embedding = (faces, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords)
     return flame_head(betas, pose, *model, *embedding, neck_joint, pose2rot)[2]
+
+
+def flame_landmarks_jacobian(
+    betas: Tensor,
+    pose: Tensor,
+    v_template: Tensor,
+    shapedirs: Tensor,
+    posedirs: Tensor,
+    J_regressor: Tensor,
+    parents: Tensor,
+    lbs_weights: Tensor,
+    faces: Tensor,
+    lmk_faces_idx: Tensor,
+    lmk_bary_coords: Tensor,
+    contour_faces_idx: Tensor | None = None,
+    contour_bary_coords: Tensor | None = None,
+    neck_joint: int = 1,
+    pose2rot: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`flame_landmarks` and all their derivatives, from one backward pass for each of their coordinates. Args: as there.
+
+    Returns:
+        landmarks (B, C + L, 3), d_betas (B, C + L, 3, K) and d_pose (B, C + L, 3, 3J), or (B, C + L, 3, 9J) for matrices.
+    """
+    model = (v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights)
+    embedding = (faces, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords)
+    B = betas.shape[0]
+    with torch.enable_grad():
+        betas, pose = betas.detach().requires_grad_(), pose.detach().flatten(1).requires_grad_()
+        points = flame_landmarks(betas, pose if pose2rot else pose.view(B, -1, 3, 3), *model, *embedding, neck_joint, pose2rot)
+        rows = [torch.autograd.grad(column.sum(), (betas, pose), retain_graph=True) for column in points.flatten(1).unbind(1)]
+    derivatives = []
+    for i, t in enumerate((betas, pose)):
+        columns = torch.stack([row[i] for row in rows], 1) if rows else t.new_zeros(B, 0, t.shape[1])
+        derivatives.append(columns.view(B, points.shape[1], 3, t.shape[1]))
+    return points.detach(), *derivatives
 
 
 def flame_head(

@@ -19,6 +19,7 @@ SIZE(landmarks_packed_size, (index_t K, index_t J, index_t L, index_t C), K, J, 
 SIZE(landmarks_index_size, (index_t K, index_t J, index_t L, index_t C), K, J, L, C)
 SIZE(landmarks_state_size, (index_t K, index_t J, index_t L, index_t C, bool keep), K, J, L, C, keep)
 SIZE(landmarks_workspace_size, (index_t B, index_t K, index_t J, index_t L, index_t C), B, K, J, L, C)
+SIZE(landmarks_jacobian_workspace_size, (index_t B, index_t K, index_t J, index_t L, index_t C), B, K, J, L, C)
 
 #define PACK(NAME, CONSTANTS)                                                        \
     template <class T>                                                               \
@@ -41,6 +42,7 @@ RUN(lbs_forward, LbsForward)
 RUN(lbs_backward, LbsBackward)
 RUN(landmarks_forward, LandmarksForward)
 RUN(landmarks_backward, LandmarksBackward)
+RUN(landmarks_jacobian, LandmarksJacobian)
 RUN(rodrigues_forward, Rodrigues)
 RUN(rodrigues_backward, Rodrigues)
 RUN(vertices2landmarks_forward, VerticesToLandmarks)
