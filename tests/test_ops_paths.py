@@ -345,21 +345,18 @@ import sys, torch
 sys.path.insert(0, "tests")
 import torch._C._functorch, torch._C._autograd, torch._functorch.utils
 from torch.autograd import forward_ad
-for place, name in (
-    (torch._C, "_AutoDispatchBelowAutograd"), (torch._C, "_get_tracing_state"), (torch._C, "_len_torch_dispatch_stack"),
-    (torch._C, "_len_torch_function_stack"), (torch._C._autograd, "_profiler_enabled"),
-    (torch._functorch.utils, "enable_single_level_autograd_function"), (torch._C._functorch, "peek_interpreter_stack"),
-):
-    if name == sys.argv[1]:
-        taken = getattr(place, name)
-        delattr(place, name)
-        from ringnet_ext import ops
-        setattr(place, name, taken)  # PyTorch itself needs it
-if sys.argv[1] == "_current_level":
-    level = forward_ad._current_level
-    del forward_ad._current_level
-    from ringnet_ext import ops
-    forward_ad._current_level = level
+PLACES = {
+    "_AutoDispatchBelowAutograd": torch._C, "_get_tracing_state": torch._C, "_len_torch_dispatch_stack": torch._C,
+    "_len_torch_function_stack": torch._C, "_profiler_enabled": torch._C._autograd, "peek_interpreter_stack": torch._C._functorch,
+    "enable_single_level_autograd_function": torch._functorch.utils, "_current_level": forward_ad,
+}
+names = sys.argv[1:] or list(PLACES)
+taken = {name: getattr(PLACES[name], name) for name in names}
+for name in names:
+    delattr(PLACES[name], name)
+from ringnet_ext import ops
+for name in names:  # PyTorch itself needs them
+    setattr(PLACES[name], name, taken[name])
 from conftest import RandomModel
 model = RandomModel.make(V=20, K=3, J=3, L=4, C=2)
 args = [t.requires_grad_() for t in model.inputs(2)]
@@ -376,14 +373,10 @@ for got in (step(ops), step(ops), step(ops, compiled=True)):
 """
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["_AutoDispatchBelowAutograd", "_get_tracing_state", "_profiler_enabled", "enable_single_level_autograd_function",
-     "peek_interpreter_stack", "_current_level"],
-)  # fmt: skip
-def test_private_names_of_pytorch_have_a_fall_back(name):
+@pytest.mark.parametrize("names", [[], ["_current_level"]], ids=["all", "the level of forward mode"])
+def test_private_names_of_pytorch_have_a_fall_back(names):
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    run = subprocess.run([sys.executable, "-c", WITHOUT_PRIVATE_NAMES, name], cwd=root, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", WITHOUT_PRIVATE_NAMES, *names], cwd=root, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
 
 
