@@ -68,23 +68,23 @@ int main() {
     float* state = on_device(random_values(most * state_size(tiles, K, J, true), 1));
     float* vertices = on_device(random_values(most * V * 3, 1));  // forward: written; backward: the gradient
     index_t workspace_values = 0;
-    const std::vector<index_t> batches = {64, 256, 1024, most};
+    const std::vector<index_t> batches = {64, 256, 1024, 1088, 3000, most};
     for (const index_t B : batches)
-        workspace_values = std::max(workspace_values, workspace_size(mesh_backward_plan<float>(B, V), B, K, J, 0));
+        workspace_values = std::max(workspace_values, workspace_size(mesh_backward_plan<float>(B, V, K, J), B, K, J, 0));
     float* workspace = on_device(std::vector<float>(static_cast<std::size_t>(workspace_values)));
 
     for (const index_t B : batches) {
         const State<float> of_batch = state_of(state, B, K, J, true);
-        const BackwardPlan plan = mesh_backward_plan<float>(B, V);
+        const BackwardPlan plan = mesh_backward_plan<float>(B, V, K, J);
         const MeshForward<float> forward{model, of_batch, B, V, v_template, 0, false, vertices};
-        const MeshBackward<float> backward{model, of_batch, workspace_of(workspace, plan, B, K, J), B, V, plan.chunks, plan.tiles_per_chunk, 1,
-                                           vertices, {3 * V, 3, 1}, nullptr, false};
+        const MeshBackward<float> backward{model, of_batch, workspace_of(workspace, plan, B, K, J), plan, B, V, vertices, {3 * V, 3, 1},
+                                           nullptr, false};
         for (const bool is_forward : {true, false}) {
             const auto run = [&](bool tensor_cores) {
                 if (is_forward)
                     launch_mesh_forward("mesh_products", forward, 16, tensor_cores, nullptr);
                 else
-                    launch_mesh_backward("mesh_products", backward, 8, tensor_cores, plan.chunks * plan.groups, nullptr);
+                    launch_mesh_backward("mesh_products", backward, tensor_cores, nullptr);
             };
             std::vector<float> times[2], results[2];
             for (int round = 0; round < 11; ++round) {

@@ -41,7 +41,7 @@ def pytest_generate_tests(metafunc):
         return
     option = metafunc.config.getoption
     device = torch.device(option("--device"))
-    batches = [1, 64] if option("--quick") else [1, 8, 64, 256, 1024] + [4096] * (device.type == "cuda")
+    batches = [1, 64] if option("--quick") else [1, 8, 64, 256, 1024] + [1088, 3000, 4096] * (device.type == "cuda")
     trials = []
     for op in OPS:
         wide = not option("--quick") and (op == "lbs" or (option("--full") and op in ("landmarks", "layer")))

@@ -18,5 +18,6 @@ using index_t = std::int64_t;
 RN_HOST_DEVICE constexpr index_t ceil_div(index_t a, index_t b) { return (a + b - 1) / b; }
 RN_HOST_DEVICE constexpr index_t round_up(index_t a, index_t b) { return ceil_div(a, b) * b; }
 RN_HOST_DEVICE constexpr index_t min_of(index_t a, index_t b) { return a < b ? a : b; }
+RN_HOST_DEVICE constexpr index_t max_of(index_t a, index_t b) { return a > b ? a : b; }
 
 }  // namespace ringnet

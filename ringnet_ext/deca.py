@@ -19,7 +19,7 @@ from torch import Tensor
 from .flame import FLAME as _Layer
 from .flame import FlameModel, LandmarkEmbedding
 from .flame_pytorch import Decoder, OriginalContour
-from .ops import vertices2landmarks
+from .ops import batch_rodrigues, lbs, vertices2landmarks  # noqa: F401: the names of decalib.models.lbs
 
 
 class _OriginalContour(OriginalContour):

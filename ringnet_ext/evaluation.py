@@ -12,13 +12,17 @@ from torch import Tensor
 from .camera import project, yaw_of
 from .data.augment import crop
 from .data.faces import FaceSet
-from .flame import FLAME
+from .fitting import Priors, fit
 from .images import to_input
 from .model import HeadParams, RingNet
 from .prepare import estimate_yaw
 from .progress import progress
 
 _OUTER_EYE_CORNERS = (36, 45)
+#: Standard deviation of landmarks in half images: of exact ones, where the crops' pixels end, and of a network's.
+_EXACT, _PREDICTED = 0.003, 0.02
+#: Of the faces that are rendered; nothing is said of the jaw.
+_PRIORS = Priors(shape=1.0, expression=0.5, jaw_pose=None)
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,9 @@ class Report:
     network: ShapeErrors
     mean_shape: ShapeErrors
     two_directions: ShapeErrors  # the true coefficients of the first two shape directions, all others 0
-    map_fit: ShapeErrors  # a MAP fit of the model to the exact 2D landmarks of the one image
+    refined: ShapeErrors  # the network's landmarks of the one image, fitted
+    map_fit: ShapeErrors  # the exact 2D landmarks of the one image, fitted: what landmarks can say of the shape
+    map_fit_together: ShapeErrors  # those of all images of a person, with one shape
     coefficient_correlation: tuple[float, ...]  # predicted and true, first ten shape directions
 
     @property
@@ -68,7 +74,9 @@ class Report:
             row("mean shape", self.mean_shape),
             row("this model", self.network),
             row("true first two directions", self.two_directions),
-            row("MAP fit to the exact 2D landmarks", self.map_fit),
+            row("this model, fitted to its landmarks", self.refined),
+            row("fit to the exact 2D landmarks", self.map_fit),
+            row("  of all images of a person together", self.map_fit_together),
             "correlation of predicted and true coefficient, shape directions 1 to 10",
             "  " + " ".join(f"{value:5.2f}" for value in self.coefficient_correlation),
         ]
@@ -161,7 +169,12 @@ def evaluate(model: RingNet, faces: FaceSet) -> Report:
     shape = params.shape[first]
     two = true_shape.clone()
     two[:, 2:] = 0
-    fitted = fit_landmarks(model, target[first].to(device), HeadParams(*(value[first] for value in on_device)))
+    seen = target.to(device)
+    bound = fit(model.flame, seen[first], sigma=_EXACT, priors=_PRIORS)
+    together = fit(model.flame, seen, person=torch.from_numpy(faces.identity), sigma=_EXACT, priors=_PRIORS)
+    refined = fit(
+        model.flame, points[first].to(device), sigma=_PREDICTED, priors=_PRIORS, start=HeadParams(*(value[first] for value in on_device))
+    )
     intra, inter = _shape_distances(model, params.shape, faces.identity)
     correlations = [float(np.corrcoef(shape[:, i], true_shape[:, i])[0, 1]) for i in range(min(10, shape.shape[1]))]
     return Report(
@@ -174,7 +187,9 @@ def evaluate(model: RingNet, faces: FaceSet) -> Report:
         network=shape_errors(model, shape, true_shape),
         mean_shape=shape_errors(model, torch.zeros_like(shape), true_shape),
         two_directions=shape_errors(model, two, true_shape),
-        map_fit=shape_errors(model, fitted.shape.float().cpu(), true_shape),
+        refined=shape_errors(model, refined.shape.cpu(), true_shape),
+        map_fit=shape_errors(model, bound.shape.cpu(), true_shape),
+        map_fit_together=shape_errors(model, together.shape.cpu(), true_shape),
         coefficient_correlation=tuple(correlations),
     )
 
@@ -238,89 +253,3 @@ def _shape_distances(model: RingNet, shape: Tensor, identity: np.ndarray) -> tup
     different = ~same
     same = same & ~torch.eye(len(same), dtype=torch.bool)
     return float(distances[same].mean()), float(distances[different].mean())
-
-
-class MapFit:
-    """The MAP fit of a model's head to exact 2D landmarks: ``|residual / LANDMARK_SIGMA|^2 / 2 + |shape|^2 / 2 +
-    |expression / EXPRESSION_SIGMA|^2 / 2`` of each image.
-
-    Args:
-        target: (B, 68, 2) normalised coordinates.
-    """
-
-    LANDMARK_SIGMA, EXPRESSION_SIGMA = 0.003, 0.5
-
-    def __init__(self, model: RingNet, target: Tensor):
-        shapes, expressions = model.flame.shape_params, model.flame.expression_params
-        exact = FLAME(model.head, shape_params=shapes, expression_params=expressions, dtype=torch.float64)
-        self.layers = {torch.float32: model.flame, torch.float64: exact.to(target.device)}
-        self.shape_params, self.target = shapes, target.double()
-        sizes, values = (9, shapes, expressions), (0.0, 1.0, self.EXPRESSION_SIGMA**-2)
-        #: inverse variances of the parameters, (P,)
-        self.prior = torch.cat([self.target.new_full((size,), value) for size, value in zip(sizes, values, strict=True)])
-
-    def residuals(self, parameters: Tensor, rows: Tensor) -> Tensor:
-        """(n, P) parameters, in the order of :meth:`HeadParams.to_vector`, of these rows -> (n, 136) in LANDMARK_SIGMA."""
-        params = HeadParams.from_vector(parameters, self.shape_params)
-        points = self.layers[parameters.dtype].landmarks(
-            params.shape, params.expression, params.global_pose, jaw_pose=params.jaw_pose
-        )
-        return (project(points, params.camera) - self.target[rows]).flatten(1) / self.LANDMARK_SIGMA
-
-    def objective(self, parameters: Tensor, rows: Tensor) -> Tensor:
-        """(n,) what is minimised."""
-        return (self.residuals(parameters, rows).square().sum(1) + parameters.square() @ self.prior) / 2
-
-    def derivatives(self, parameters: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Its gradient (n, P) in float64, and Gauss and Newton's approximation of its curvature (n, P, P), of derivatives in
-        float32: it decides how fast the minimum is reached, and not where it is."""
-        count, outputs = len(parameters), 2 * self.target.shape[1]
-        with torch.enable_grad():
-            parameters = parameters.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.objective(parameters, rows).sum(), parameters)
-            # A copy of each image for every residual, and its derivatives from one backward pass.
-            copies = parameters.detach().float().repeat_interleave(outputs, dim=0).requires_grad_()
-            residuals = self.residuals(copies, rows.repeat_interleave(outputs)).view(count, outputs, outputs)
-            (jacobian,) = torch.autograd.grad(residuals.diagonal(dim1=1, dim2=2).sum(), copies)
-        jacobian = jacobian.view(count, outputs, -1).double()
-        return gradient, jacobian.transpose(1, 2) @ jacobian + torch.diag(self.prior)
-
-
-@torch.no_grad()
-def fit_landmarks(model: RingNet, target: Tensor, start: HeadParams, *, iterations: int = 200) -> HeadParams:
-    """The parameters at the minimum of :class:`MapFit`: what landmarks alone say of the shape.
-
-    By Levenberg and Marquardt's method, for each image to the point where a step promises less than 1e-9 of the objective. Of
-    some images that is where the contour jumps from one row of its table to the next: the objective has no slope there.
-
-    Args:
-        target: (B, 68, 2) normalised coordinates.
-        start: parameters to begin from.
-
-    Returns:
-        In float64.
-    """
-    fit = MapFit(model, target)
-    parameters = start.to_vector().double()
-    active = torch.arange(len(parameters), device=parameters.device)
-    value = fit.objective(parameters, active)
-    damping, growth = torch.full_like(value, 1e-2), torch.full_like(value, 2.0)
-    with progress(total=len(parameters), desc="fitting landmarks", unit="image", leave=False) as bar:
-        for _ in range(iterations):
-            gradient, curvature = fit.derivatives(parameters[active], active)
-            diagonal = torch.diag_embed(damping[active, None] * curvature.diagonal(dim1=1, dim2=2))
-            step = -torch.linalg.solve(curvature + diagonal, gradient)
-            moved = parameters[active] + step
-            new = fit.objective(moved, active)
-            promise = -(gradient * step).sum(1) / 2
-            better = new < value[active]
-            rows = active[better]
-            parameters[rows], value[rows] = moved[better], new[better]
-            damping[active] *= torch.where(better, 0.2, growth[active])
-            growth[active] = torch.where(better, 2.0, 2 * growth[active])
-            done = promise < 1e-9 * value[active]
-            active = active[~done]
-            bar.update(int(done.sum()))
-            if not len(active):
-                break
-    return HeadParams.from_vector(parameters, fit.shape_params)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from .flame import FLAME as _Layer
 from .flame import FlameModel, FlameOutput, LandmarkEmbedding
-from .ops import batch_rodrigues, flame_lbs, vertices2landmarks
+from .ops import batch_rodrigues, lbs, vertices2landmarks
 
 
 def _boolean(text: str) -> bool:
@@ -82,7 +82,7 @@ class OriginalContour(_Layer):
                 row = torch.where(degrees < 0, 39 - degrees, degrees)
             faces_idx = torch.cat([self.contour_faces_idx[row], faces_idx], dim=1)
             bary_coords = torch.cat([self.contour_bary_coords[row], bary_coords], dim=1)
-        vertices, joints = flame_lbs(betas, pose, *self._body(template))
+        vertices, joints = lbs(betas, pose, *self._body(template))
         return vertices, joints, vertices2landmarks(vertices, self.faces, faces_idx, bary_coords)
 
     def _landmarks(self, betas, pose, template):

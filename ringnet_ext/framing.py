@@ -147,9 +147,15 @@ def find_face(model: RingNet, image: np.ndarray, box: tuple[float, float, float,
 
     Raises:
         NotAFaceError: nothing there is a face as the network knows them.
-        ValueError: it is no such image, or the box lies outside of it.
+        ValueError: it is no such image, or the box is none or lies outside of it.
     """
-    small, scale = shrunk(image, _DETAIL * model.encoder.input_size)
+    longest = _DETAIL * model.encoder.input_size
+    if box is not None:  # it may be small in a large image
+        if not (box[0] < box[2] and box[1] < box[3]):
+            raise ValueError(f"box: expected left < right and top < bottom, got {tuple(box)}")
+        part = max(box[2] - box[0], box[3] - box[1]) / max(image.shape[:2])
+        longest = max(longest, math.ceil(2 * model.encoder.input_size / part))
+    small, scale = shrunk(image, longest)
     limit, least = limit_of(model), math.inf
     for starts in _starts(small, None if box is None else scale * np.array(box)):
         _, middles, sides = settled(model, [small] * len(starts[1]), *starts)

@@ -49,17 +49,20 @@ def _parser() -> Parser:
     )
     parser.add_argument("images", nargs="+", type=path, metavar="IMAGE", help="image files, or folders of them: "
                         + ", ".join(SUFFIXES))  # fmt: skip
-    parser.add_argument("--checkpoint", type=path, required=True, metavar="RUN", help="run folder of training, or a checkpoint file")
+    parser.add_argument("--checkpoint", type=path, required=True, metavar="RUN",
+                        help="run folder of training, or a checkpoint file")  # fmt: skip
     parser.add_argument("--out", type=path, required=True, metavar="DIR", help="folder to write to; made if missing")
     where = parser.add_argument_group("where the face is (one of these)").add_mutually_exclusive_group()
     where.add_argument("--landmarks", type=path, metavar="DIR", help="folder with a file of 68 landmarks for each image: NAME and "
                        f"one of {', '.join(LANDMARK_SUFFIXES)}, as for prepare")  # fmt: skip
-    where.add_argument("--detector", type=path, metavar="FILE", help="MediaPipe's face_landmarker.task; needs the package mediapipe")
+    where.add_argument("--detector", type=path, metavar="FILE", help="MediaPipe's face_landmarker.task; needs the package "
+                       "mediapipe")  # fmt: skip
     where.add_argument("--boxes", type=path, metavar="FILE", help="lines IMAGE,left,top,right,bottom: about where the face is, "
                        "pixels; IMAGE as it is given here, or its name. The network looks from there")  # fmt: skip
-    where.add_argument("--cropped", action="store_true", help="the images are such squares already: they are taken whole, and whether "
-                       "they are faces is not asked")  # fmt: skip
-    parser.add_argument("--head", type=path, metavar="FILE", help="head model file, if it has moved since training [the one trained on]")
+    where.add_argument("--cropped", action="store_true", help="the images are such squares already: they are taken whole, "
+                       "and whether they are faces is not asked")  # fmt: skip
+    parser.add_argument("--head", type=path, metavar="FILE",
+                        help="head model file, if it has moved since training [the one trained on]")  # fmt: skip
     parser.add_argument("--device", help="cpu, cuda or cuda:N [cuda if there is one, else cpu]")
     return parser
 
@@ -70,7 +73,7 @@ def main(arguments: list[str]) -> int:
     device = computing_device(options.device)
     model = RingNet.load(options.checkpoint, head=options.head).to(device)
     cut = _cutter(model, options)
-    files, failures, others = _files(options.images)
+    files, failures, others = image_files(options.images)
     for failure in failures:
         report(failure)
     output_folder(options.out, KINDS)
@@ -79,11 +82,12 @@ def main(arguments: list[str]) -> int:
     print(_trained_on(model))
     rows, not_found = [], 0
     try:
-        for name, file in progress(_named(files), desc="reconstructing", unit="image"):
+        for name, file in progress(named(files), desc="reconstructing", unit="image"):
             try:
                 image = read_image(file)
                 if min(image.shape[:2]) < MIN_IMAGE:
-                    raise ImageError(f"{image.shape[1]} x {image.shape[0]} pixels, expected at least {MIN_IMAGE} x {MIN_IMAGE}")
+                    size = f"{image.shape[1]} x {image.shape[0]}"
+                    raise ImageError(f"{size} pixels, expected at least {MIN_IMAGE} x {MIN_IMAGE}")
                 found = cut(file, image)
                 face = model.reconstruct(found.square)
                 write_reconstruction(options.out, name, face)
@@ -105,7 +109,10 @@ def main(arguments: list[str]) -> int:
             report(error)
     done = sum(bool(row[1]) for row in rows)
     if not_found:
-        print(f"in {not_found} images no face was found: --landmarks, --detector or --boxes say where it is, --cropped takes images as they are")
+        print(
+            f"in {not_found} images no face was found: --landmarks, --detector or --boxes say where it is, --cropped takes "
+            "images as they are"
+        )
     print(f"{done} of {len(files)} images reconstructed in {options.out}")
     return FAILED if failures else 0
 
@@ -113,7 +120,7 @@ def main(arguments: list[str]) -> int:
 # Which images, and what their outputs are called.
 
 
-def _files(paths: list[Path]) -> tuple[list[Path], list[str], Counter[str]]:
+def image_files(paths: list[Path]) -> tuple[list[Path], list[str], Counter[str]]:
     """The image files that the paths stand for, a complaint for each folder without one, and what else the folders hold."""
     files, complaints, others = [], [], Counter()
     for each in paths:
@@ -133,7 +140,7 @@ def _files(paths: list[Path]) -> tuple[list[Path], list[str], Counter[str]]:
     return files, complaints, others
 
 
-def _named(files: list[Path]) -> list[tuple[str, Path]]:
+def named(files: list[Path]) -> list[tuple[str, Path]]:
     """A name of its own for the outputs of every file: its stem, with a number where that is another's too.
 
     Names differ by more than upper and lower case, which some file systems don't tell apart.
@@ -165,7 +172,7 @@ def _cutter(model: RingNet, options) -> Callable[[Path, np.ndarray], _Found]:
     if options.landmarks is not None:
         if not options.landmarks.is_dir():
             raise OptionError(f"--landmarks: {options.landmarks}: no such folder")
-        return lambda file, image: _by_landmarks(image, *_landmarks_of(file, options.landmarks))
+        return lambda file, image: _by_landmarks(image, *landmarks_of(file, options.landmarks))
     if options.detector is not None:
         detectors = Detectors(lambda: FaceLandmarker(options.detector), 1)
         return lambda file, image: _by_landmarks(image, *detectors(image))
@@ -181,7 +188,7 @@ def _by_landmarks(image: np.ndarray, points: np.ndarray, confidence: np.ndarray)
     return _Found(around_landmarks(image, points, confidence), points, confidence)
 
 
-def _landmarks_of(file: Path, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def landmarks_of(file: Path, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     found = landmark_file(folder, file.name)
     if found is None:
         raise LandmarkError(f"no landmarks: no file {folder / file.stem} ending in {', '.join(LANDMARK_SUFFIXES)}")
@@ -225,8 +232,11 @@ def _box_of(file: Path, boxes: dict, source: Path) -> tuple[float, float, float,
 # What is written.
 
 
-def write_reconstruction(folder: Path, name: str, face: Reconstruction) -> None:
-    """Write the panel picture, both meshes and the parameters of one face under a name: all of them or none."""
+def write_reconstruction(folder: Path, name: str, face: Reconstruction, **more: np.ndarray) -> None:
+    """Write the panel picture, both meshes and the parameters of one face under a name: all of them or none.
+
+    more: further arrays for the file of parameters.
+    """
     for kind in KINDS:
         (folder / kind).mkdir(parents=True, exist_ok=True)
     picture, mesh, neutral, arrays = (
@@ -239,14 +249,14 @@ def write_reconstruction(folder: Path, name: str, face: Reconstruction) -> None:
             with written_whole(target) as file:
                 file.write(content.encode())
         with written_whole(arrays) as file:
-            file.write(_parameters(face))
+            file.write(_parameters(face, more))
     except BaseException:
         for target in (picture, mesh, neutral, arrays):
             target.unlink(missing_ok=True)
         raise
 
 
-def _parameters(face: Reconstruction) -> bytes:
+def _parameters(face: Reconstruction, more: dict[str, np.ndarray]) -> bytes:
     """An .npz file."""
     params = face.params
     arrays = {
@@ -256,7 +266,7 @@ def _parameters(face: Reconstruction) -> bytes:
         "expression": params.expression[0],
     }
     buffer = io.BytesIO()
-    np.savez(buffer, landmarks=face.landmarks, **{key: value.numpy() for key, value in arrays.items()})
+    np.savez(buffer, landmarks=face.landmarks, **{key: value.numpy() for key, value in arrays.items()}, **more)
     return buffer.getvalue()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +21,7 @@ from .encoder import ENCODERS, CompactEncoder, IterativeRegressor
 from .flame import FLAME, FlameModel, builtin_head
 from .flame.builtin import VERSION as BUILTIN_VERSION
 from .framing import find_face
-from .squares import Square
+from .squares import Square, around_landmarks
 
 class HeadParams(NamedTuple):
     """What RingNet says of an image, in the order of its 159-vector (camera 0:3, pose 3:9, shape 9:109, ...).
@@ -76,6 +77,38 @@ class Reconstruction:
     def image(self) -> np.ndarray:
         """What the network saw, (224, 224, 3)."""
         return self.square.image
+
+
+#: A picture of one face: a file, (H, W, 3) uint8 RGB, or a square cut from one.
+Image = str | os.PathLike | np.ndarray | Square
+
+
+@torch.no_grad()
+def reconstruction(
+    flame: FLAME,
+    triangles: np.ndarray,
+    square: Square,
+    params: HeadParams,
+    neck_pose: Tensor | None = None,
+    eye_pose: Tensor | None = None,
+) -> Reconstruction:
+    """What HeadParams with a batch of one, found in a square, are as meshes and landmarks."""
+    posed = flame(params.shape, params.expression, params.global_pose, neck_pose, params.jaw_pose, eye_pose)
+    landmarks = to_pixels(project(posed.landmarks, params.camera), len(square.image))[0].cpu().numpy()
+    image_vertices = posed.vertices[0].cpu().numpy()
+    # Half a turn about the root joint, about which the head is posed, leads from the camera's frame to FLAME's.
+    root = posed.joints[0, 0].cpu().numpy()
+    return Reconstruction(
+        params=HeadParams(*(value.cpu() for value in params)),
+        vertices=(image_vertices - root) * np.float32([1, -1, -1]) + root,
+        neutral_vertices=flame(params.shape).vertices[0].cpu().numpy(),
+        faces=triangles,
+        landmarks=square.to_original(landmarks).astype(np.float32),
+        square=square,
+        square_landmarks=landmarks,
+        image_vertices=image_vertices,
+        yaw=float(yaw_of(params.global_pose)[0]),
+    )
 
 
 def fingerprint(head: FlameModel) -> str:
@@ -205,39 +238,65 @@ class RingNet(nn.Module):
             self.train(training)
 
     @torch.no_grad()
-    def reconstruct(self, image: str | os.PathLike | np.ndarray | Square) -> Reconstruction:
-        """Reconstruct one face.
+    def reconstruct(
+        self,
+        image: Image | Sequence[Image],
+        *,
+        landmarks: np.ndarray | Sequence[np.ndarray] | None = None,
+        same_person: bool = False,
+        sigma: float | None = None,
+    ) -> Reconstruction | list[Reconstruction]:
+        """Reconstruct one face, or a list of them.
 
         Args:
             image: a file, or (H, W, 3) uint8 RGB: a picture of one face, which is found in it as
                 :func:`ringnet_ext.framing.find_face` does. Or a square cut from one, see :mod:`ringnet_ext.squares`: the
-                network sees it as it is, and whether it is a face isn't asked.
+                network sees it as it is, and whether it is a face isn't asked. Or a list of these, for a list of results.
+            landmarks: (68, 2) pixels of the image, NaN where one isn't known; of a list of images a list. The square is cut
+                around them, and what the network says is refined until its landmarks are these, see :func:`ringnet_ext.fit`.
+            same_person: of a list with landmarks: whether all images are of one person, and get one shape.
+            sigma: standard deviation of the landmarks, in half sides of the square; None: estimated.
 
         Raises:
             FileNotFoundError, ImageError: naming the file.
             NotAFaceError: the picture is not a face as the network knows them.
+            ValueError: images and landmarks that don't fit together.
         """
+        many = isinstance(image, (list, tuple)) and not isinstance(image, Square)
+        images = list(image) if many else [image]
+        points = [None] * len(images) if landmarks is None else list(landmarks) if many else [landmarks]
+        if len(points) != len(images):
+            raise ValueError(f"landmarks: expected one set for each of {len(images)} images, got {len(points)}")
+        if same_person and landmarks is None:
+            raise ValueError("same_person: expected landmarks too, by which the images are brought together")
+        squares = [self._square(*pair) for pair in zip(images, points, strict=True)]
+        answers = [self.answer(torch.from_numpy(square.image).permute(2, 0, 1)[None]) for square in squares]
+        if landmarks is not None and images:
+            answers = self._refined(squares, points, answers, same_person, sigma)
+        faces = [reconstruction(self.flame, self.head.faces, square, params) for square, params in zip(squares, answers, strict=True)]
+        return faces if many else faces[0]
+
+    def _square(self, image: Image, points: np.ndarray | None) -> Square:
         if isinstance(image, Square):
-            square = image
-        else:
-            square = find_face(self, image if isinstance(image, np.ndarray) else read_image(image))
-        params = self.answer(torch.from_numpy(square.image).permute(2, 0, 1)[None])
-        posed = self.flame(params.shape, params.expression, params.global_pose, jaw_pose=params.jaw_pose)
-        landmarks = to_pixels(project(posed.landmarks, params.camera), len(square.image))[0].cpu().numpy()
-        image_vertices = posed.vertices[0].cpu().numpy()
-        # Half a turn about the root joint, about which the head is posed, leads from the camera's frame to FLAME's.
-        root = posed.joints[0, 0].cpu().numpy()
-        return Reconstruction(
-            params=HeadParams(*(value.cpu() for value in params)),
-            vertices=(image_vertices - root) * np.float32([1, -1, -1]) + root,
-            neutral_vertices=self.neutral(params.shape)[0].cpu().numpy(),
-            faces=self.head.faces,
-            landmarks=square.to_original(landmarks).astype(np.float32),
-            square=square,
-            square_landmarks=landmarks,
-            image_vertices=image_vertices,
-            yaw=float(yaw_of(params.global_pose)[0]),
-        )
+            return image
+        pixels = image if isinstance(image, np.ndarray) else read_image(image)
+        if points is None:
+            return find_face(self, pixels)
+        points = np.asarray(points, np.float64)
+        if points.shape != (68, 2):
+            raise ValueError(f"landmarks: expected shape (68, 2), got {points.shape}")
+        return around_landmarks(pixels, np.nan_to_num(points), np.isfinite(points).all(1).astype(float))
+
+    def _refined(self, squares, points, answers, same_person: bool, sigma: float | None) -> list[HeadParams]:
+        from .fitting import fit  # which stands above: it knows this class's results
+
+        seen = torch.stack([torch.from_numpy(square.normalised(np.asarray(p, np.float64))) for square, p in zip(squares, points, strict=True)])
+        start = HeadParams(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
+        person = [0] * len(squares) if same_person else None
+        found = fit(self.flame, seen.to(self.flame.v_template), person=person, start=start, sigma=sigma)
+        if found.failed:
+            raise ValueError(f"landmarks: {next(iter(found.failed.values()))}")
+        return [HeadParams(*(value[i : i + 1] for value in found.params)) for i in range(len(squares))]
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """What training changes: the state dict without the head, which is licensed separately and kept in its file."""

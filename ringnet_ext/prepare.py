@@ -559,7 +559,8 @@ def main(arguments: list[str]) -> int:
         identity = load_photographs(options.out).identity
     except ValueError:
         raise ValueError(f"{options.source}: no image could be used; {options.out / 'dropped.csv'} says why") from None
-    advice = f"; train with python -m ringnet_ext.train --data {options.out}" if len(np.unique(identity[identity >= 0])) >= LEAST_PEOPLE else ""
+    enough = len(np.unique(identity[identity >= 0])) >= LEAST_PEOPLE
+    advice = f"; train with python -m ringnet_ext.train --data {options.out}" if enough else ""
     print(f"everything is in {options.out}{advice}")
     return 0
 

@@ -30,6 +30,10 @@ class Square(NamedTuple):
         """Pixels of the square -> pixels of the image it came from, (..., 2)."""
         return (points - np.asarray(self.offset)) / self.scale
 
+    def normalised(self, points: np.ndarray) -> np.ndarray:
+        """Pixels of the image it came from -> normalised coordinates of the square, [-1, 1] over it, (..., 2)."""
+        return (points * self.scale + np.asarray(self.offset)) * (2 / len(self.image)) - 1
+
 
 def landmark_square(
     points: np.ndarray, confidence: np.ndarray | None = None, fill: float = FILL

@@ -120,7 +120,8 @@ def _parser() -> Parser:
     add(training, "--rings", None, "rings in a step, over all processes", type=whole(1))
     add(training, "--shares", None, "equal parts of a step, each with batch statistics of its own. Processes, and in them "
         "--workers, divide them among themselves; more shares than those are gradient accumulation. Where not "
-        "given, as the run had that is resumed, else so many of these as divide --rings, and a multiple of the processes", type=whole(1))
+        "given, as the run had that is resumed, else so many of these as divide --rings, and a multiple of the processes",
+        type=whole(1))
     add(training, "--ring-size", 6, "images in a ring, R: R - 1 of one person, one of another", type=whole(3))
     add(training, "--learning-rate", None, "peak learning rate of AdamW", type=real(above=0))
     add(training, "--final-learning-rate", None, "what a cosine brings it down to, as a fraction of the peak", type=real(0, 1))

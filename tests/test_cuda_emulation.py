@@ -5,6 +5,7 @@ A fault must show: that it does is tested at the end, with barriers taken out on
 """
 
 import ctypes
+import functools
 import importlib.util
 import os
 import shlex
@@ -14,12 +15,14 @@ import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
 
 from ringnet_ext import ops
-from ringnet_ext.ops import _library, _prepared, reference
+from ringnet_ext.ops import _operator, _points, _prepared, _rodrigues, reference
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPILER = shlex.split(os.environ.get("CXX", "g++"))
@@ -42,6 +45,17 @@ pytestmark = [
 ]
 
 
+class Plan(NamedTuple):
+    """A launch: how many blocks, and what each takes."""
+
+    small: int  # of the kernels for small batches
+    blocks: int
+    threads: int
+    shared: int  # bytes
+    tiles_per_block: int
+    tiles: int  # of all blocks
+
+
 class Emulation:
     """The emulated device: tests/cuda_emulation/emulation.h, and the core that computes on it."""
 
@@ -62,6 +76,12 @@ class Emulation:
     def ignore(self, place: str) -> None:
         self._library.emulation_ignore(place.encode())
 
+    def plan(self, backward: bool, *sizes: int) -> "Plan":
+        """The launch of the mesh's kernel for B, V, K, J in float32."""
+        values = (ctypes.c_int64 * 6)()
+        self._library.emulation_plan(ctypes.c_int(backward), *map(ctypes.c_int64, sizes), values)
+        return Plan(*values)
+
     def places(self) -> list[str]:
         return self._library.emulation_places().decode().split()
 
@@ -78,7 +98,7 @@ def built(tmp_path_factory) -> Emulation:
         assert result.returncode == 0, result.stderr
 
     def compile_source(source: Path) -> Path:
-        module = ['-DRN_VERSION=""', '-DRN_CUDA_ARCHITECTURES=""', "-O0"] if source.name == "module.cpp" else []
+        module = ['-DRN_VERSION=""', '-DRN_CUDA_ARCHITECTURES=""', "-DRN_WITH_CUDA", "-O0"] if source.name == "module.cpp" else []
         run(*include, *module, "-x", "c++", "-c", source, "-o", folder / f"{source.stem}.o")
         return folder / f"{source.stem}.o"
 
@@ -95,16 +115,21 @@ def built(tmp_path_factory) -> Emulation:
 @pytest.fixture
 def emulation(built, monkeypatch):
     """The operators on the emulated device, with fresh tensors full of NaN."""
-    for module in (_library, _prepared):
-        monkeypatch.setattr(module, "core", built.core)
-    for models, name in ((_prepared._LBS, "LbsModel"), (_prepared._LANDMARKS, "LandmarkModel")):
-        for dtype, suffix in ((torch.float32, "F32"), (torch.float64, "F64")):
-            monkeypatch.setitem(models, dtype, getattr(built.core, name + suffix))
+    monkeypatch.setattr(_prepared, "core", built.core)
+    for dtype, bits in ((torch.float32, 32), (torch.float64, 64)):
+        for models, name in ((_prepared._LBS, "LbsModel"), (_prepared._LANDMARKS, "LandmarkModel")):
+            monkeypatch.setitem(models, dtype, getattr(built.core, f"{name}F{bits}"))
+        for kernels, name in ((_points._FORWARD, "vertices2landmarks_forward"), (_points._BACKWARD, "vertices2landmarks_backward")):
+            monkeypatch.setitem(kernels, dtype, getattr(built.core, f"{name}_f{bits}"))
+        rodrigues = [getattr(built.core, f"rodrigues_{way}_f{bits}") for way in ("forward", "backward")]
+        monkeypatch.setitem(_rodrigues._KERNELS, dtype, rodrigues)
+    _rodrigues.kernels.cache_clear()
     ops.clear_prepared()
     torch.use_deterministic_algorithms(True)  # fills uninitialised tensors
     built.order(0), built.capability(80), built.ignore("")
     yield built
     torch.use_deterministic_algorithms(False)
+    _rodrigues.kernels.cache_clear()
     ops.clear_prepared()
 
 
@@ -192,9 +217,10 @@ def test_every_operator_in_any_order_of_threads(emulation, random_model, sizes, 
     check(emulation, random_model, *sizes, dtype)
 
 
+@pytest.mark.parametrize("capability", [75, 86])  # without and with room on the chip for sums of d(transforms)
 @pytest.mark.parametrize("sizes", [sizes for sizes in SIZES if sizes[0] > 32], ids=sizes_id)
-def test_large_batches_without_tensor_cores(emulation, random_model, sizes):
-    emulation.capability(86)
+def test_large_batches_without_tensor_cores(emulation, random_model, sizes, capability):
+    emulation.capability(capability)
     check(emulation, random_model, *sizes, torch.float32, names=["lbs", "lbs, a template per element"])
 
 
@@ -237,10 +263,80 @@ def test_blocks_that_walk_over_tiles(emulation, random_model, sizes):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", [(1, 70, 11, 5, 12), (34, 40, 2, 24, 12), (66, 1, 40, 3, 12)], ids=sizes_id)
+def test_landmarks_read_off_the_mesh(emulation, random_model, monkeypatch, sizes, dtype):
+    """flame_head, which takes a way of its own on a CUDA device."""
+    for module in (_prepared, _operator):
+        monkeypatch.setattr(module, "require_device", lambda *_: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)  # a CPU's index
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=0))
+    monkeypatch.setattr(_prepared.PreparedLandmarks, "forward", None)
+    B, V, K, J, L = sizes
+    tolerance = 2e-6 if dtype == torch.float32 else 1e-13
+    for C in (11, 0):
+        model = random_model(V=V, K=K, J=J, L=L, C=C or 11, seed=B).to(dtype=dtype)
+
+        def head(library, model, wanted, b, p):
+            points = library.flame_head(b, p, *model.constants, *model.embedding[: 5 if C else 3], neck_joint=min(1, J - 1))
+            return tuple(points[i] for i in wanted)
+
+        inputs, exact = model.inputs(B), model.to(dtype=torch.float64)
+        for wanted in ((0, 1, 2), (2,)):
+            got = results(functools.partial(head, ops, model, wanted), inputs)
+            want = results(functools.partial(head, reference, exact, wanted), [x.double() for x in inputs])
+            assert error(got, want) < tolerance, (C, wanted)
+            with torch.no_grad():
+                unkept = head(ops, model, wanted, *inputs)
+            assert all(torch.equal(x, y) for x, y in zip(unkept, got))
+            for order in (1, 2):
+                emulation.order(order)
+                again = results(functools.partial(head, ops, model, wanted), inputs)
+                assert all(torch.equal(x, y) for x, y in zip(got, again)), (C, wanted, order)
+            emulation.order(0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_empty_batches(emulation, random_model, dtype):
     for name, (function, inputs) in operators(ops, random_model(V=40), 0, dtype).items():
         for result in results(function, inputs):
             assert not result.isnan().any(), name
+
+
+def registers(kernel: str) -> int:
+    """Per thread at sm_90, as docs/cuda_resources.md has them."""
+    lines = (ROOT / "docs" / "cuda_resources.md").read_text().splitlines()
+    column = next(line for line in lines if "| sm_90 |" in line).split("|").index(" sm_90 ")
+    return int(next(line for line in lines if line.startswith(f"| `{kernel}` |")).split("|")[column])
+
+
+def blocks_at_once(plan: Plan, registers: int) -> int:
+    """On an H100, by NVIDIA's occupancy rules."""
+    warps = plan.threads // 32
+    resident_warps = min(64, 4 * (64 * 1024 // 4 // (32 * -(-registers // 8) * 8)))
+    return 132 * min(resident_warps // warps, 228 * 1024 // (plan.shared + 1024))
+
+
+@pytest.mark.parametrize(
+    "kernel, backward, small, batches, most, mean",
+    [
+        ("small_forward_kernel<float, Mesh<float>, 4>", False, 1, range(2, 9), 1.0, 1.0),
+        ("small_backward_kernel<float, Mesh<float>, 4>", True, 1, range(2, 17), 1.0, 1.0),
+        ("mesh_backward_kernel<float, TensorProduct>", True, 0, range(33, 4097), 1.7, 1.12),
+    ],
+)
+def test_blocks_fill_whole_waves(built, kernel, backward, small, batches, most, mean):
+    """An H100 runs so many blocks of a kernel at once, as its registers and shared memory have it. Time: waves of blocks, times the tiles of a
+    block. Ideal: all blocks' tiles spread evenly, but at least a wave of one tile. FLAME's sizes."""
+    excess = []
+    for B in batches:
+        plan = built.plan(backward, B, 5023, 150, 5)
+        assert plan.small == small
+        at_once = blocks_at_once(plan, registers(kernel))
+        time = -(-plan.blocks // at_once) * plan.tiles_per_block
+        excess.append(time / max(1, plan.tiles / at_once))
+    print(f"{kernel}: {sum(excess) / len(excess):.3f} times the ideal in the mean of B = {batches[0]} to {batches[-1]}, {max(excess):.3f} at most")
+    assert max(excess) <= most
+    assert sum(excess) / len(excess) <= mean
 
 
 def test_a_fault_shows(emulation, random_model):
@@ -248,6 +344,7 @@ def test_a_fault_shows(emulation, random_model):
     sizes = [(3, 70, 11, 5, 400), (20, 70, 20, 5, 12), (40, 70, 40, 5, 12), (2, 1030, 3, 2, 1), (34, 40, 2, 12, 12)]
     names = ["lbs", "lbs, a template per element", "landmarks", "rodrigues", "points"]
     tried = [(n % 3, case) for size in sizes for n, case in enumerate(cases(random_model, *size, torch.float32, names))]
+    tried += [(1, case) for case in cases(random_model, 34, 40, 0, 1, 0, torch.float32, names=["lbs, matrices"])]
     tried += [(1, case) for walk in reversed(WALKS) for case in cases(random_model, *walk, names=["lbs"])]
 
     def noticed() -> bool:

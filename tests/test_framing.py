@@ -72,11 +72,20 @@ def test_of_two_faces_the_box_chooses():
         assert np.abs(found - (x, 60)).max() < 2
 
 
+def test_a_small_face_in_a_large_picture_is_found_by_its_box():
+    image = picture(900, 300, 20, size=(1200, 1600))
+    with pytest.raises(NotAFaceError):
+        find_face(Seer(), image)
+    found = find_face(Seer(), image, (880, 278, 922, 321))
+    assert np.abs(found.to_original(np.array([112.0, 112.0])) - (900, 300)).max() < 2
+
+
 @pytest.mark.parametrize(
     "image",
-    [picture(), np.random.default_rng(0).integers(0, 100, (100, 100, 3), dtype=np.uint8), picture(size=(16, 400)), picture(size=(1, 1))],
+    [picture(), np.random.default_rng(0).integers(0, 100, (100, 100, 3), dtype=np.uint8), picture(size=(16, 400)),
+     picture(size=(1, 1))],
     ids=["nothing", "noise", "strip", "pixel"],
-)
+)  # fmt: skip
 def test_what_is_no_face_is_said_to_be_none(image):
     with pytest.raises(NotAFaceError, match="not a face as the network knows them"):
         find_face(Seer(), image)
@@ -90,6 +99,8 @@ def test_what_is_no_picture_and_boxes_outside_of_it_are_named(image):
         find_face(Seer(), image)
     with pytest.raises(ValueError, match="square: expected one that has part of the image of 160 x 120"):
         find_face(Seer(), picture(), (500, 500, 530, 540))
+    with pytest.raises(ValueError, match="box: expected left < right"):
+        find_face(Seer(), picture(), (50, 50, 50, 80))
 
 
 def test_landmarks_follow_the_square_where_there_is_no_face_and_stay_where_there_is_one():

@@ -13,6 +13,20 @@ def test_random_configurations():
     assert not findings
 
 
+@pytest.mark.filterwarnings("ignore")  # of nested and sparse tensors, about themselves
+def test_malformed_calls():
+    findings, summary = fuzz(0, 500, seed=10_000, seconds=60)
+    print(summary)
+    assert not findings
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_accepted_is_found(monkeypatch):
+    monkeypatch.setattr(ops, "flame_lbs", lambda **arguments: (torch.zeros(1), torch.zeros(1)))
+    findings, _ = fuzz(0, 20)
+    assert findings and all("flame_lbs" in finding and finding.endswith(": accepted") for finding in findings)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -12,7 +12,7 @@ import torch
 from ringnet_ext import evaluation, train
 from ringnet_ext.checkpoint import read_checkpoint
 from ringnet_ext.data.synthetic import SyntheticFaces
-from ringnet_ext.evaluation import MapFit, evaluate_photographs, fit_landmarks, shape_errors
+from ringnet_ext.evaluation import evaluate_photographs
 from ringnet_ext.model import HeadParams, RingNet
 from ringnet_ext.trainer import Trainer, TrainingSettings, checkpoints
 
@@ -150,55 +150,3 @@ class TestPhotographs:
         assert report.nme is report.yaw_correlation is report.yaw_degrees is report.intra_mm is report.intra_inter is None
         assert "\n".join(report.lines()).count("not known") == 5
         json.dumps(dataclasses.asdict(report), allow_nan=False)
-
-
-@pytest.fixture(scope="module")
-def problem(cache, model):
-    """A MAP fit of 24 people, and the minimum from the mean head."""
-    faces = SyntheticFaces(identities=24, images_per_identity=1, size=16, split="test").load(cache=cache)
-    truth = {name: torch.from_numpy(value) for name, value in faces.truth.items()}
-    target = torch.from_numpy(faces.landmarks)
-    mean = HeadParams(truth["camera"], truth["global_pose"], *(0 * truth[name] for name in ("jaw_pose", "shape", "expression")))
-    return MapFit(model, target), target, mean, truth["shape"], fit_landmarks(model, target, mean)
-
-
-class TestMapFit:
-    """The bound of the table is the minimum of what it says it minimises."""
-
-    def test_there_is_no_slope_at_the_end_and_no_better_point_nearby(self, problem):
-        fit, target, mean, _, found = problem
-        rows = torch.arange(len(target))
-        start, end = mean.to_vector().double(), found.to_vector()
-        (before, _), (after, curvature) = fit.derivatives(start, rows), fit.derivatives(end, rows)
-        slope = after.norm(dim=1) / before.norm(dim=1)
-        assert slope.median() < 1e-8 and (slope < 1e-6).float().mean() > 0.8  # the others are at a jump of the contour
-        best = fit.objective(end, rows)
-        assert best.mean() < 0.01 * fit.objective(start, rows).mean()
-        torch.manual_seed(0)
-        widths = curvature.diagonal(dim1=1, dim2=2).rsqrt()
-        for size in (1e-4, 1e-2, 1):
-            for _ in range(20):
-                near = end + size * widths * torch.randn_like(end)
-                assert (fit.objective(near, rows) > best - 1e-6).float().mean() > 0.95
-
-    def test_the_derivatives_are_those_of_the_objective(self, problem):
-        fit, target, mean, _, _ = problem
-        rows = torch.arange(3)
-        at = (mean.to_vector().double()[:3] + 0.01).requires_grad_()
-        gradient, curvature = fit.derivatives(at, rows)
-        (expected,) = torch.autograd.grad(fit.objective(at, rows).sum(), at)
-        assert torch.allclose(gradient, expected, rtol=1e-9, atol=1e-6)
-        assert torch.allclose(curvature, curvature.transpose(1, 2)) and (torch.linalg.eigvalsh(curvature) > -1e-6).all()
-
-    def test_another_start_ends_there_too(self, problem, model):
-        fit, target, mean, true_shape, found = problem
-        rows = torch.arange(len(target))
-        torch.manual_seed(1)
-        start = HeadParams(*(value + spread * torch.randn_like(value) for value, spread in zip(mean, (0, 0.05, 0.05, 0.5, 0.25))))
-        start = start._replace(camera=mean.camera * 1.03)
-        again = fit_landmarks(model, target, start)
-        one, two = (fit.objective(params.to_vector(), rows) for params in (found, again))
-        assert ((one - two).abs() < 1e-3 * one).float().mean() > 0.85 and (one.mean() - two.mean()).abs() < 0.02 * one.mean()
-        errors = [shape_errors(model, params.shape.float(), true_shape).face for params in (found, again)]
-        assert errors[0] == pytest.approx(errors[1], rel=0.03)
-        assert errors[0] < 0.42 * shape_errors(model, 0 * true_shape, true_shape).face

@@ -27,6 +27,21 @@ __device__ __forceinline__ void store_vec(T* address, const Vec<T>& value) {
 // What CUDA has no function for. A host compiler, which runs the kernels in tests/cuda_emulation, finds these there.
 #if defined(__CUDACC__)
 
+// threadIdx.x and blockIdx.x, read anew: the compiler keeps nothing that is computed from them in registers from one use to the next.
+__device__ __forceinline__ unsigned fresh_thread_index() {
+    unsigned t;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(t));
+    return t;
+}
+__device__ __forceinline__ unsigned fresh_block_index() {
+    unsigned block;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(block));
+    return block;
+}
+
+// Reads of shared memory after this are not begun before it: fewer values wait in registers.
+__device__ __forceinline__ void finish_reads() { asm volatile("bar.warp.sync 0xffffffff;" ::: "memory"); }
+
 // d += a b of a warp, on tensor cores (sm_80 on): a 16 x 8 row by row and b 8 x 8 column by column, of 11-bit numbers whose bits below are not
 // looked at; d 16 x 8. The PTX manual has which lane holds what.
 __device__ __forceinline__ void mma_tf32(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {

@@ -49,7 +49,7 @@ index_t lbs_state_size(index_t V, index_t K, index_t J, bool keep) {
 
 template <class T>
 index_t lbs_workspace_size(index_t B, index_t V, index_t K, index_t J, bool grad_v_template_shared) {
-    return B == 0 ? 0 : workspace_size(mesh_backward_plan<T>(B, V), B, K, J, grad_v_template_shared ? mesh_tiles(V) : 0);
+    return B == 0 ? 0 : workspace_size(mesh_backward_plan<T>(B, V, K, J), B, K, J, grad_v_template_shared ? mesh_tiles(V) : 0);
 }
 
 template <class T>
@@ -65,11 +65,11 @@ void lbs_forward(const LbsForward<T>& p, stream_t stream) {
     const TileModel<T> model = tile_model_of(p.model);
     const State<T> state = state_of(p.state, p.B, K, J, p.keep);
     const PoseInput<T> in = pose_input(p, p.joint_template, p.joint_template_stride);
-    const ForwardPlan plan = mesh_forward_plan<T>(p.B, K, J);
+    const ForwardPlan plan = mesh_forward_plan<T>(p.B, V, K, J);
     if (!plan.fused || V == 0) launch_pose(in, p.B, state, p.joints, -1, stream);
     if (plan.small) {
         const Mesh<T> mesh{V, p.v_template, p.v_template_stride, p.vertices, nullptr, {0, 0, 0}, nullptr, false};
-        launch_small_forward("lbs_forward", SmallForward<T, Mesh<T>>{mesh, model, in, state, p.B, plan.fused, p.keep, p.joints, -1}, plan,
+        launch_small_forward("lbs_forward", SmallForward<T, Mesh<T>>{mesh, model, in, state, p.B, plan.fused, p.keep, plan.workers, p.joints, -1}, plan,
                              stream);
     } else {
         const MeshForward<T> mesh{model, state, p.B, V, p.v_template, p.v_template_stride, p.keep, p.vertices};
@@ -89,18 +89,16 @@ void lbs_backward(const LbsBackward<T>& p, stream_t stream) {
     const TileModel<T> model = tile_model_of(p.model);
     // The state is only read: State's pointers serve both directions.
     const State<T> state = state_of(const_cast<T*>(p.state), p.B, K, J, true);
-    const BackwardPlan plan = mesh_backward_plan<T>(p.B, V);
+    const BackwardPlan plan = mesh_backward_plan<T>(p.B, V, K, J);
     const Workspace<T> workspace = workspace_of(p.workspace, plan, p.B, K, J);
     const auto& stride = p.grad_vertices_stride;
     if (p.grad_vertices && plan.small) {
         const Mesh<T> mesh{V, nullptr, 0, nullptr, p.grad_vertices, {stride[0], stride[1], stride[2]}, p.grad_v_template, sum_rest};
         launch_small_backward("lbs_backward", SmallBackward<T, Mesh<T>>{mesh, model, state, workspace, p.B}, plan, stream);
     } else if (p.grad_vertices) {
-        const index_t slices = model.Fp > 0 ? ceil_div(model.Fp, lanes * backward_features<T>) : 1;
-        const MeshBackward<T> mesh{model,  state,           workspace, p.B, V, plan.chunks, plan.tiles_per_chunk, slices, p.grad_vertices,
-                                   {stride[0], stride[1], stride[2]}, p.grad_v_template, sum_rest};
-        launch_mesh_backward("lbs_backward", mesh, plan.elements, plan.elements == 8 && tensor_cores("lbs_backward"),
-                             slices * plan.chunks * plan.groups, stream);
+        const MeshBackward<T> mesh{model, state, workspace, plan, p.B, V, p.grad_vertices, {stride[0], stride[1], stride[2]}, p.grad_v_template,
+                                   sum_rest};
+        launch_mesh_backward("lbs_backward", mesh, plan.elements == 8 && tensor_cores("lbs_backward"), stream);
     }
     if (p.grad_vertices && sum_rest)
         launch("lbs_backward", sum_rest_kernel<T>, ceil_div(3 * V, 256), 256, 0, stream, static_cast<const T*>(workspace.rest), plan.groups,

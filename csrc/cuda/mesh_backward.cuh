@@ -7,18 +7,18 @@
 
 namespace ringnet::cuda {
 
-constexpr int mesh_backward_threads = 256;
-
 template <class T>
 struct MeshBackward {
     TileModel<T> model;
     State<T> state;
     Workspace<T> workspace;
-    index_t B, V, chunks, tiles_per_chunk, slices;
+    BackwardPlan plan;
+    index_t B, V;
     const T* grad;
     index_t grad_stride[3];
     T* grad_v_template;        // (B, V, 3) or null
     bool sum_grad_v_template;  // into the workspace
+    bool on_chip;              // d(transforms) add up in shared memory, else in the workspace; the launch decides
 };
 
 constexpr int backward_depth = 16;  // columns of a tile that pass through shared memory at a time
@@ -92,15 +92,143 @@ struct TensorProduct {
 };
 
 template <class T, class Product>
-constexpr index_t mesh_backward_bytes() {
+constexpr index_t mesh_backward_bytes(index_t on_chip_sums) {
     constexpr index_t warps = mesh_backward_threads / lanes;
     return static_cast<index_t>(sizeof(T)) * (2 * lanes * Product::NF * Product::row               // directions, double-buffered
                                               + warps * Product::NB * Product::gradient_row        // un-skinned gradient
-                                              + warps * transform_staging);
+                                              + warps * transform_staging                          //
+                                              + warps * Product::NB * on_chip_sums);               // d(transforms)
 }
 
-// A warp un-skins the gradient of its own NB batch elements. Slices split the features between blocks; slice 0 also does what is not about
-// features.
+// The chunk and group of a block, and the batch elements of a warp: from `first` on, `valid` of them in the batch. Computed anew at each use,
+// so that nothing of it takes registers during the product.
+struct OwnElements {
+    int chunk, group, warp, lane, valid;
+    index_t first;
+};
+template <int NB, class T>
+__device__ __forceinline__ OwnElements own_elements(const MeshBackward<T>& p) {
+    const unsigned t = fresh_thread_index(), block = fresh_block_index(), chunks = static_cast<unsigned>(p.plan.chunks);
+    const int group = static_cast<int>(block / chunks), warp = static_cast<int>(t / lanes);
+    const index_t first = (static_cast<index_t>(group) * (mesh_backward_threads / lanes) + warp) * NB;
+    return {static_cast<int>(block % chunks), group, warp, static_cast<int>(t % lanes), static_cast<int>(max_of(0, min_of(NB, p.B - first))), first};
+}
+
+// The n-th tile that a block walks to: its chunk, once for every slice of features. tile < 0: no more.
+struct Place {
+    int tile, slice;
+};
+template <class T>
+__device__ __forceinline__ Place place_of(const MeshBackward<T>& p, int n) {
+    const int per_chunk = static_cast<int>(p.plan.tiles_per_chunk), first = static_cast<int>(fresh_block_index() % static_cast<unsigned>(p.plan.chunks)) * per_chunk;
+    const int count = min(per_chunk, static_cast<int>(p.model.tiles) - first), slice = n / count;
+    return {slice < p.plan.slices ? first + n % count : -1, slice};
+}
+
+// Where a warp's sums of d(transforms) are, (NB, J, 12): on the chip and in the workspace.
+template <int NB, class T>
+__device__ __forceinline__ T* sums_on_chip(const MeshBackward<T>& p, const OwnElements& own, T* all_staging) {
+    return all_staging + mesh_backward_threads / lanes * transform_staging + own.warp * NB * 12 * static_cast<int>(p.model.J);
+}
+template <class T>
+__device__ __forceinline__ T* sums_in_workspace(const MeshBackward<T>& p, const OwnElements& own) {
+    return p.workspace.transforms + (own.chunk * p.B + own.first) * 12 * p.model.J;
+}
+
+// A tile's gradient, a warp's own elements: un-skinned into `gradient`, d(transforms) added up.
+template <class T, class Product>
+__device__ __forceinline__ void unskin_tile(const MeshBackward<T>& p, int tile, T* all_gradient, T* all_staging) {
+    constexpr int NB = Product::NB, gradient_row = Product::gradient_row, warps = mesh_backward_threads / lanes;
+    const TileModel<T>& m = p.model;
+    const OwnElements own = own_elements<NB>(p);
+    const int lane = own.lane, valid = own.valid, sums = 12 * static_cast<int>(m.J), pitch = static_cast<int>(transform_pitch(m.J));
+    const int values = tile_values(p.V, tile), kept_row = static_cast<int>(m.tiles * tile_columns);
+    T* gradient = all_gradient + own.warp * NB * gradient_row;
+    T* staging = all_staging + own.warp * transform_staging;
+    T* on_chip = sums_on_chip<NB>(p, own, all_staging);
+
+    const TileJoints<T> of_tile(m, tile);
+    const T* from = p.grad + (own.first * p.grad_stride[0] + (static_cast<index_t>(tile) * tile_vertices + lane) * p.grad_stride[1]);
+    const T* kept = p.state.blended + (own.first * m.tiles + tile) * tile_columns + lane;
+    const T* transforms = p.state.transforms + own.first * pitch;
+    T g[3], point[3];
+    const auto fetch = [&] {
+#pragma unroll
+        for (int c = 0; c < 3; ++c) {
+            g[c] = 3 * lane < values ? from[c * p.grad_stride[2]] : T(0);
+            point[c] = kept[c * lanes];
+        }
+    };
+    if (valid > 0) fetch();
+    Product::wait_for_readers();  // of the last tile's gradient
+#pragma unroll 1
+    for (int left = valid; left > 0; --left) {
+        T M[1][12], d[3];
+        blend_transforms(of_tile, {transforms}, lane, M);
+        transform_point_vjp(M[0], g, d);
+        stage_gradient(g, point, lane, staging);
+#pragma unroll
+        for (int c = 0; c < 3; ++c) {
+            (gradient + lane)[c * lanes] = d[c];
+            if (p.plan.kept_tiles > 0) (p.workspace.blended + (kept - p.state.blended))[c * lanes] = d[c];
+        }
+        from += p.grad_stride[0], kept += kept_row, transforms += pitch, gradient += gradient_row;
+        if (left > 1) fetch();  // the next element's, while this one's sums are added up
+        const int i = valid - left;
+        add_transform_gradients(of_tile, lane, staging, [&](int n, T value) {
+            if (p.on_chip)
+                (on_chip + i * sums)[n] += value;
+            else
+                (sums_in_workspace(p, own_elements<NB>(p)) + i * sums)[n] += value;
+        });
+        if (p.grad_v_template && !p.sum_grad_v_template)
+            store_vertices(p.grad_v_template, p.V, own_elements<NB>(p).first + i, tile, lane, d, staging);
+    }
+    if (p.sum_grad_v_template) {
+        __syncthreads();
+        const int column = own.warp * lanes + lane;
+        if (column < tile_columns) {
+            T total = T(0);
+#pragma unroll 4
+            for (int i = 0; i < warps * NB; ++i) total += all_gradient[i * gradient_row + column];
+            p.workspace.rest[(own_elements<NB>(p).group * m.tiles + tile) * tile_columns + column] = total;
+        }
+        __syncthreads();
+    }
+}
+
+// The same tile for a further slice: what unskin_tile left in the workspace.
+template <class T, class Product>
+__device__ __forceinline__ void fetch_unskinned(const MeshBackward<T>& p, int tile, T* all_gradient) {
+    constexpr int NB = Product::NB, gradient_row = Product::gradient_row, W = Vec<T>::size, vecs = tile_columns / W;
+    const OwnElements own = own_elements<NB>(p);
+    T* gradient = all_gradient + own.warp * NB * gradient_row;
+    const T* from = p.workspace.blended + (own.first * p.model.tiles + tile) * tile_columns;
+    Product::wait_for_readers();
+#pragma unroll 1
+    for (int n = own.lane; n < own.valid * vecs; n += lanes) {
+        const int i = n / vecs, place = n % vecs * W;
+        copy_async(reinterpret_cast<Vec<T>*>(gradient + i * gradient_row + place),
+                   reinterpret_cast<const Vec<T>*>(from + i * static_cast<int>(p.model.tiles * tile_columns) + place));
+    }
+}
+
+// Before the first tile: no sums yet, and nothing of elements beyond the batch.
+template <class T, class Product>
+__device__ __forceinline__ void begin_unskinning(const MeshBackward<T>& p, T* all_gradient, T* all_staging) {
+    constexpr int NB = Product::NB, gradient_row = Product::gradient_row;
+    const OwnElements own = own_elements<NB>(p);
+    const int sums = 12 * static_cast<int>(p.model.J);
+    T* d_transforms = p.on_chip ? sums_on_chip<NB>(p, own, all_staging) : sums_in_workspace(p, own);
+#pragma unroll 1
+    for (int n = own.lane; n < own.valid * sums; n += lanes) d_transforms[n] = T(0);
+#pragma unroll 1
+    for (int i = own.valid; i < NB; ++i)
+        for (int c = 0; c < 3; ++c) all_gradient[(own.warp * NB + i) * gradient_row + c * lanes + own.lane] = T(0);
+}
+
+// A warp un-skins the gradient of its own NB batch elements, a tile after the other, and all warps multiply it with a slice of the
+// directions' features. For the other slices, where there are more features than one holds, the un-skinned gradient comes out of the workspace.
 template <class T, class Product>
 __global__ void __launch_bounds__(mesh_backward_threads, 2) mesh_backward_kernel(MeshBackward<T> p) {
     constexpr int W = Vec<T>::size, warps = mesh_backward_threads / lanes, NB = Product::NB;
@@ -108,108 +236,79 @@ __global__ void __launch_bounds__(mesh_backward_threads, 2) mesh_backward_kernel
     constexpr int steps = tile_columns / backward_depth, buffer_size = slice_features * row;
 
     const TileModel<T>& m = p.model;
-    const int t = static_cast<int>(threadIdx.x), warp = t / lanes, lane = t % lanes;
-    const index_t slice = blockIdx.x % p.slices, chunk = blockIdx.x / p.slices % p.chunks, group = blockIdx.x / p.slices / p.chunks;
-    const index_t b0 = (group * warps + warp) * NB;  // of this warp
-    const index_t first_tile = chunk * p.tiles_per_chunk, end_tile = min_of(first_tile + p.tiles_per_chunk, m.tiles);
-    const int first_feature = static_cast<int>(slice) * slice_features;
-    const index_t J = m.J;
+    T* directions = shared_memory<T>();                                 // (2, slice_features, row)
+    T* gradient = directions + 2 * buffer_size;                          // (warps, NB, gradient_row)
+    T* staging = gradient + warps * NB * gradient_row;                   // (warps, transform_staging)
+    // Then, where p.on_chip, the sums of d(transforms) (warps, NB, J, 12).
 
-    T* directions = shared_memory<T>();                   // (2, slice_features, row)
-    T* all_gradient = directions + 2 * buffer_size;        // (warps, NB, gradient_row)
-    T* gradient = all_gradient + warp * NB * gradient_row;  // this warp's
-    T* all_staging = all_gradient + warps * NB * gradient_row;
-    T* staging = all_staging + warp * transform_staging;
-
-    // Step s of the block's walk: 16 columns of a tile, six steps to a tile.
-    const auto copy = [&](int s) {
+    // 16 columns of a tile, from 16 `step` on, for the features of a slice; by thread t.
+    const auto copy = [&](unsigned t, Place place, int step) {
         constexpr int vecs = backward_depth / W;
-        const T* from = m.tile_directions(first_tile + s / steps) + (s % steps * backward_depth + t % vecs * W);
-        T* to = directions + (s % 2 * buffer_size + t % vecs * W);
+        const T* from = m.directions + static_cast<index_t>(place.tile) * static_cast<int>(m.Fp * tile_columns) + (step * backward_depth + t % vecs * W);
+        T* to = directions + (step % 2 * buffer_size + t % vecs * W);
 #pragma unroll
         for (int i = 0; i < slice_features * vecs / mesh_backward_threads; ++i) {
-            const int f = (t + i * mesh_backward_threads) / vecs;
-            const int k = min(first_feature + f, static_cast<int>(m.Fp) - 1);  // beyond the features: never stored
-            copy_async(reinterpret_cast<Vec<T>*>(to + f * row), reinterpret_cast<const Vec<T>*>(from + k * static_cast<int>(tile_columns)));
+            const unsigned f = t / vecs + i * (mesh_backward_threads / vecs);
+            const unsigned k = min(place.slice * slice_features + f, static_cast<unsigned>(m.Fp) - 1);  // beyond the features: never stored
+            copy_async(reinterpret_cast<Vec<T>*>(to + f * row), reinterpret_cast<const Vec<T>*>(from + k * static_cast<unsigned>(tile_columns)));
         }
     };
 
-    const auto d_transforms = [&](int i) { return p.workspace.transforms + (chunk * p.B + b0 + i) * 12 * J; };
-    if (slice == 0)
-        for (int i = 0; i < NB; ++i)
-            if (b0 + i < p.B)
-                for (index_t n = lane; n < 12 * J; n += lanes) d_transforms(i)[n] = T(0);
-
+    begin_unskinning<T, Product>(p, gradient, staging);
     Product product;
-    int s = 0;
-    if (m.Fp > 0) copy(0);
-    for (index_t tile = first_tile; tile < end_tile; ++tile) {
-        const T* weights = m.tile_weights(tile);
-        const std::int32_t* joints = m.tile_joints(tile);
-        const index_t v = tile * tile_vertices + lane;
-        T sum[3] = {T(0), T(0), T(0)};
-        Product::wait_for_readers();  // of the last tile's gradient
+    if (m.Fp > 0) copy(fresh_thread_index(), place_of(p, 0), 0);
 #pragma unroll 1
-        for (int i = 0; i < NB; ++i) {
-            const index_t b = b0 + i;
-            T d[3] = {T(0), T(0), T(0)};
-            if (b < p.B) {
-                T g[3], M[12];
-                for (int c = 0; c < 3; ++c)
-                    g[c] = v < p.V ? p.grad[b * p.grad_stride[0] + v * p.grad_stride[1] + c * p.grad_stride[2]] : T(0);
-                blend_transforms(weights, joints, p.state.transforms + b * transform_pitch(J), lane, M);
-                transform_point_vjp(M, g, d);
-                if (slice == 0) {
-                    const T* kept = p.state.blended + (b * m.tiles + tile) * tile_columns + lane;
-                    const T point[3] = {kept[0], kept[lanes], kept[2 * lanes]};
-                    add_transform_gradients(weights, joints, g, point, lane, staging, d_transforms(i));
-                    if (p.grad_v_template && !p.sum_grad_v_template) store_vertices(p.grad_v_template, p.V, b, tile, lane, d, staging);
-                }
-            }
-            for (int c = 0; c < 3; ++c) {
-                gradient[i * gradient_row + c * lanes + lane] = d[c];
-                sum[c] += d[c];
-            }
-        }
-        if (slice == 0 && p.sum_grad_v_template) {
-            __syncwarp();  // the staging memory is no longer read
-            for (int c = 0; c < 3; ++c) staging[c * lanes + lane] = sum[c];
-            __syncthreads();
-            if (t < tile_columns) {
-                T total = T(0);
-                for (int w = 0; w < warps; ++w) total += all_staging[w * transform_staging + t];
-                p.workspace.rest[(group * m.tiles + tile) * tile_columns + t] = total;
-            }
-            __syncthreads();
-        }
+    for (int n = 0;; ++n) {
+        const Place now = place_of(p, n);
+        if (now.tile < 0) break;
+        if (now.slice == 0)
+            unskin_tile<T, Product>(p, now.tile, gradient, staging);
+        else
+            fetch_unskinned<T, Product>(p, now.tile, gradient);
         if (m.Fp == 0) continue;
+        const Place here = place_of(p, n), next = place_of(p, n + 1);
 #pragma unroll 1
-        for (int step = 0; step < steps; ++step, ++s) {
+        for (int step = 0; step < steps; ++step) {
             wait_copies();
             __syncthreads();  // this step's columns and the un-skinned gradient are here, and nobody reads the other buffer any more
-            if (step + 1 < steps || tile + 1 < end_tile) copy(s + 1);
-            product.add_columns(directions + s % 2 * buffer_size, all_gradient + step * backward_depth, warp, lane);
+            const unsigned t = fresh_thread_index();
+            const bool last = step + 1 == steps;
+            if (!last || next.tile >= 0) copy(t, last ? next : here, (step + 1) % steps);
+            product.add_columns(directions + step % 2 * buffer_size, gradient + step * backward_depth, static_cast<int>(t / lanes),
+                                static_cast<int>(t % lanes));
         }
+        if (next.slice == here.slice) continue;
+        const OwnElements own = own_elements<NB>(p);
+        product.each(own.warp, own.lane, [&](int element, int feature, T value) {
+            const index_t b = own.group * warps * NB + element;
+            const int k = here.slice * slice_features + feature;
+            if (b < p.B && k < m.F) p.workspace.features[(own.chunk * p.B + b) * m.Fp + k] = value;
+        });
+        product = Product();
     }
-
-    product.each(warp, lane, [&](int element, int feature, T value) {
-        const index_t b = group * warps * NB + element;
-        const int k = first_feature + feature;
-        if (b < p.B && k < m.F) p.workspace.features[(chunk * p.B + b) * m.Fp + k] = value;
-    });
+    if (p.on_chip) {
+        __syncwarp();
+        const OwnElements own = own_elements<NB>(p);
+        const T* from = sums_on_chip<NB>(p, own, staging);
+        T* to = sums_in_workspace(p, own);
+#pragma unroll 1
+        for (int n = own.lane; n < own.valid * 12 * static_cast<int>(m.J); n += lanes) to[n] = from[n];
+    }
 }
 
-// elements: 8 or 4; 8 on tensor cores.
 template <class T>
-void launch_mesh_backward(const char* name, const MeshBackward<T>& p, int elements, bool tensor_cores, index_t blocks, stream_t stream) {
+void launch_mesh_backward(const char* name, const MeshBackward<T>& p, bool tensor_cores, stream_t stream) {
+    const index_t most = mesh_backward_shared_bytes(compute_capability(name));
     const auto run = [&](auto product) {
         using Product = decltype(product);
-        launch(name, mesh_backward_kernel<T, Product>, blocks, mesh_backward_threads,
-               static_cast<std::size_t>(mesh_backward_bytes<T, Product>()), stream, p);
+        MeshBackward<T> with = p;
+        with.on_chip = mesh_backward_bytes<T, Product>(12 * p.model.J) <= most;
+        launch(name, mesh_backward_kernel<T, Product>, p.plan.chunks * p.plan.groups, mesh_backward_threads,
+               static_cast<std::size_t>(mesh_backward_bytes<T, Product>(with.on_chip ? 12 * p.model.J : 0)), stream, with);
     };
     if constexpr (sizeof(T) == 4) {
-        if (elements == 8 && tensor_cores) return run(TensorProduct());
-        if (elements == 8) return run(Float32Product<T, 8>());
+        if (p.plan.elements == 8 && tensor_cores) return run(TensorProduct());
+        if (p.plan.elements == 8) return run(Float32Product<T, 8>());
     }
     run(Float32Product<T, 4>());
 }

@@ -19,31 +19,56 @@ struct MeshForward {
     T* vertices;
 };
 
-// What follows the product: the template, the blended vertex kept, skinning. For the NB elements from `first` on, by one warp; blended(i, c)
-// is coordinate c of the lane's vertex of element first + i, staged(i) 96 values of shared memory of this warp, which may be where
-// element i's sums were.
-template <int NB, class T, class Blended, class Staged>
+// What follows the product: the template, the blended vertex kept, skinning. For the NB elements from `first` on, by one warp, `together` at a
+// time; blended(i, c) is coordinate c of the lane's vertex of element first + i, staged(i) 96 values of shared memory of this warp, other
+// ones for elements that are together; they may be where element i's sums were. unrolled: blended needs to know i when it is compiled.
+template <int NB, int together, bool unrolled, class T, class Blended, class Staged>
 __device__ __forceinline__ void finish_elements(const MeshForward<T>& p, index_t tile, index_t first, int lane, Blended blended, Staged staged) {
     const TileModel<T>& m = p.model;
-    const T* weights = m.tile_weights(tile);
-    const std::int32_t* joints = m.tile_joints(tile);
-    const index_t v = tile * tile_vertices + lane;
+    if (first >= p.B) return;
+    const int valid = static_cast<int>(min_of(NB, p.B - first)), pitch = static_cast<int>(transform_pitch(m.J));
+    const int values = tile_values(p.V, tile), row = static_cast<int>(3 * p.V), kept_row = static_cast<int>(m.tiles * tile_columns);
+    const TileJoints<T> of_tile(m, tile);
+    const T* v_template = p.v_template + first * p.v_template_stride + tile * tile_columns + 3 * lane;
+    const T* transforms = p.state.transforms + first * pitch;
+    T* kept = p.keep ? p.state.blended + first * kept_row + tile * tile_columns + lane : nullptr;
+    T* vertices = p.vertices + first * row + tile * tile_columns;
+
+    T rest[together][3] = {};
+    const auto load_rest = [&](int i) {
 #pragma unroll
-    for (int i = 0; i < NB; ++i) {
-        const index_t b = first + i;
-        if (b >= p.B) break;
-        const T* rest = p.v_template + b * p.v_template_stride + 3 * v;
-        T point[3], out[3], M[12];
+        for (int e = 0; e < together; ++e)
 #pragma unroll
-        for (int c = 0; c < 3; ++c) point[c] = blended(i, c) + (v < p.V ? rest[c] : T(0));
-        if (p.keep) {
-            T* kept = p.state.blended + (b * m.tiles + tile) * tile_columns + lane;
+            for (int c = 0; c < 3; ++c)
+                if (3 * lane < values) rest[e][c] = v_template[min(i + e, valid - 1) * p.v_template_stride + c];
+    };
+    if (p.v_template_stride == 0) load_rest(0);
+    const auto finish = [&](int i) {
+        if (p.v_template_stride != 0) load_rest(i);
+        T point[together][3], out[together][3], M[together][12];
 #pragma unroll
-            for (int c = 0; c < 3; ++c) kept[c * lanes] = point[c];
-        }
-        blend_transforms(weights, joints, p.state.transforms + b * transform_pitch(m.J), lane, M);
-        transform_point(M, point, out);
-        store_vertices(p.vertices, p.V, b, tile, lane, out, staged(i));
+        for (int e = 0; e < together; ++e)
+#pragma unroll
+            for (int c = 0; c < 3; ++c) {
+                point[e][c] = blended(i + e, c) + rest[e][c];
+                if (p.keep && i + e < valid) (kept + (i + e) * kept_row)[c * lanes] = point[e][c];
+            }
+        const T* of_elements[together];
+#pragma unroll
+        for (int e = 0; e < together; ++e) of_elements[e] = transforms + min(i + e, valid - 1) * pitch;
+        blend_transforms(of_tile, of_elements, lane, M);
+#pragma unroll
+        for (int e = 0; e < together; ++e) transform_point(M[e], point[e], out[e]);
+        store_vertices<together>(valid - i, values, lane, out, [&](int e) { return vertices + (i + e) * row; },
+                                 [&](int e) { return staged(i + e); });
+    };
+    if constexpr (unrolled) {
+#pragma unroll
+        for (int i = 0; i < NB; i += together)
+            if (i < valid) finish(i);
+    } else {
+#pragma unroll 1
+        for (int i = 0; i < valid; i += together) finish(i);
     }
 }
 
@@ -106,8 +131,11 @@ __global__ void __launch_bounds__(mesh_forward_threads, sizeof(T) == 4 ? 4 : 2) 
     }
     __syncthreads();
 
-    T* staged = directions[0] + warp * tile_columns;
-    finish_elements<NB>(p, tile, b0 + warp * NB, lane, [&](int i, int c) { return acc[i][c]; }, [&](int) { return staged; });
+    constexpr int together = NB * sizeof(T) <= 32 ? 2 : 1;
+    static_assert(warps * together <= depth);
+    T* staged = directions[0] + warp * together * tile_columns;
+    finish_elements<NB, together, true>(p, tile, b0 + warp * NB, lane, [&](int i, int c) { return acc[i][c]; },
+                                  [&](int i) { return staged + i % together * tile_columns; });
 }
 
 }  // namespace ringnet::cuda

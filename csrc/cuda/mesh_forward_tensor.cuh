@@ -93,8 +93,8 @@ __global__ void __launch_bounds__(mesh_forward_threads, 3) mesh_forward_tensor_k
             }
     __syncthreads();
     T* sums = memory + warp * parts * sums_row;
-    finish_elements<parts>(p, tile, b0 + warp * parts, lane, [&](int i, int c) { return sums[i * sums_row + c * lanes + lane]; },
-                           [&](int i) { return sums + i * sums_row; });
+    finish_elements<parts, 4, false>(p, tile, b0 + warp * parts, lane, [&](int i, int c) { return sums[i * sums_row + c * lanes + lane]; },
+                              [&](int i) { return sums + i * sums_row; });
 }
 
 // elements: per thread of the kernel without tensor cores; 16 with them.

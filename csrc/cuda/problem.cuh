@@ -26,7 +26,7 @@ struct Mesh {
         const index_t v = tile * tile_vertices + column % lanes;
         return v < V ? v_template[b * v_template_stride + 3 * v + column / lanes] : T(0);
     }
-    __device__ void store(const TileModel<T>&, index_t b, index_t slot, index_t, int lane, const T value[3], T* staged) const {
+    __device__ void store(const TileModel<T>&, index_t b, index_t slot, index_t, int lane, const T (&value)[3], T* staged) const {
         store_vertices(vertices, V, b, slot, lane, value, staged);
     }
     __device__ void load_gradient(const TileModel<T>&, index_t b, index_t slot, index_t, int lane, T g[3]) const {
@@ -34,7 +34,7 @@ struct Mesh {
         for (int c = 0; c < 3; ++c)
             g[c] = v < V ? grad[b * grad_stride[0] + v * grad_stride[1] + c * grad_stride[2]] : T(0);
     }
-    __device__ void store_rest_gradient(index_t b, index_t slot, int lane, const T value[3], T* staged) const {
+    __device__ void store_rest_gradient(index_t b, index_t slot, int lane, const T (&value)[3], T* staged) const {
         if (grad_v_template && !sum_grad_v_template) store_vertices(grad_v_template, V, b, slot, lane, value, staged);
     }
     __device__ bool sums_rest_gradient() const { return sum_grad_v_template; }
@@ -63,7 +63,7 @@ struct Landmarks {
     }
 
     __device__ T rest(const TileModel<T>& m, index_t, index_t tile, int column) const { return m.rest[tile * tile_columns + column]; }
-    __device__ void store(const TileModel<T>& m, index_t b, index_t slot, index_t tile, int lane, const T value[3], T* staged) const {
+    __device__ void store(const TileModel<T>& m, index_t b, index_t slot, index_t tile, int lane, const T (&value)[3], T* staged) const {
         const T weight = m.bary[tile * tile_vertices + lane];
         for (int c = 0; c < 3; ++c) staged[3 * lane + c] = weight * value[c];  // nobody has read there since the block's last barrier
         __syncwarp();
@@ -82,7 +82,7 @@ struct Landmarks {
                                           grad[b * grad_stride[0] + (first + lane / 3) * grad_stride[1] + c * grad_stride[2]]
                                     : T(0);
     }
-    __device__ void store_rest_gradient(index_t, index_t, int, const T*, T*) const {}
+    __device__ void store_rest_gradient(index_t, index_t, int, const T (&)[3], T*) const {}
     __device__ bool sums_rest_gradient() const { return false; }
 };
 

@@ -20,7 +20,6 @@ class ExportableFLAME(nn.Module):
         super().__init__()
         for name, tensor in layer._buffers.items():
             self.register_buffer(name, tensor)
-        self.chain = layer.parents.tolist()  # numbers: which operators are exported depends on them
         self.shape_params, self.expression_params = layer.shape_params, layer.expression_params
         self.eyelid_params = layer.eyelid_params
         self.neck_joint = layer.neck_joint
@@ -52,7 +51,7 @@ class ExportableFLAME(nn.Module):
         Raises:
             ValueError: naming the argument that has a wrong shape.
         """
-        joints, like, poses = len(self.chain), self.v_template, (global_pose, neck_pose, jaw_pose, eye_pose)
+        joints, like, poses = len(self.parents), self.v_template, (global_pose, neck_pose, jaw_pose, eye_pose)
         if pose is not None and any(value is not None for value in poses):
             raise ValueError(f"pose: expected either the pose of all joints or {_given(poses)}, got both")
         if joints != _JOINTS and any(value is not None for value in poses[1:]):
@@ -76,7 +75,7 @@ class ExportableFLAME(nn.Module):
             pose = pad(pose, (0, 3 * joints - pose.shape[1]))
 
         template = like if static_offset is None else like + static_offset
-        model = (template, self.shapedirs, self.posedirs, self.J_regressor, self.chain, self.lbs_weights)
+        model = (template, self.shapedirs, self.posedirs, self.J_regressor, self.parents, self.lbs_weights)
         if self.lmk_faces_idx is None:
             outputs = reference.flame_lbs(betas, pose, *model, pose2rot=pose2rot)
         else:

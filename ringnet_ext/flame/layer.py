@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ..ops import flame_head, flame_landmarks, flame_lbs, vertices2landmarks
+from ..ops import clear_prepared, flame_head, flame_landmarks, flame_lbs, vertices2landmarks
 from .model import FlameModel
 
 if TYPE_CHECKING:
@@ -239,6 +239,11 @@ class FLAME(nn.Module):
 
         return ExportableFLAME(self).eval()
 
+    def _load_from_state_dict(self, *arguments, **options):
+        if torch.__future__.get_swap_module_params_on_conversion():
+            clear_prepared()  # what is prepared refers to the buffers weakly, and PyTorch swaps nothing that is referred to so
+        super()._load_from_state_dict(*arguments, **options)
+
     def extra_repr(self) -> str:
         vertices, joints = self.lbs_weights.shape
         return (
@@ -317,10 +322,11 @@ class FLAME(nn.Module):
             if coefficients and value is not None and value.shape[1] < width:
                 value = pad(value, (0, width - value.shape[1]))
             fitted.append(value)
-        sizes = {size for size in batch.values() if size != 1}
-        if len(sizes) > 1:
-            raise ValueError(f"batch sizes differ: {', '.join(f'{name} {size}' for name, size in batch.items())}")
-        size = sizes.pop() if sizes else 1
+        size = 1
+        for other in batch.values():  # compared, not hashed: a compiler's may be symbols
+            if size != 1 and other != 1 and other != size:
+                raise ValueError(f"batch sizes differ: {', '.join(f'{name} {size}' for name, size in batch.items())}")
+            size = other if size == 1 else size
         return [value if value is None else value.expand(size, *value.shape[1:]) for value in fitted], size
 
     def _checked(self, name, value, shape, like, batch, at_most=False):

@@ -142,6 +142,10 @@ void copy_async(void* shared, const void* global, std::size_t bytes);
 
 namespace ringnet::cuda {
 
+inline unsigned fresh_thread_index() { return threadIdx.x; }
+inline unsigned fresh_block_index() { return blockIdx.x; }
+inline void finish_reads() {}
+
 // The destination is NaN from here until the thread waits for its copies.
 template <class Value>
 void copy_async(Value* shared, const Value* global) {

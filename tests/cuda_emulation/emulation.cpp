@@ -27,7 +27,7 @@ uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 
 namespace {
-constexpr std::size_t dynamic_capacity = 64 * 1024;  // what a block may have on sm_75, the least of all
+constexpr std::size_t dynamic_capacity = 99 * 1024;  // what a block may have from sm_80 on, at least
 }
 
 namespace ringnet::cuda {
@@ -281,7 +281,8 @@ namespace emulation {
 
 cudaError_t allow_shared_bytes(const void* kernel, int bytes) {
     const std::lock_guard<std::mutex> lock(launching);
-    if (bytes < 0 || static_cast<std::size_t>(bytes) > dynamic_capacity) return cudaErrorInvalidValue;
+    const std::size_t most = capability < 80 ? 64 * 1024 : dynamic_capacity;
+    if (bytes < 0 || static_cast<std::size_t>(bytes) > most) return cudaErrorInvalidValue;
     allowed_shared_bytes[kernel] = static_cast<std::size_t>(bytes);
     return cudaSuccess;
 }

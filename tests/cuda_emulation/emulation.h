@@ -6,6 +6,8 @@
 // but spoiling results: reading shared memory that nobody wrote in this block, or the destination of a copy nobody waited for.
 #pragma once
 
+#include <cstdint>
+
 extern "C" {
 
 // The order in which blocks, warps and lanes run: 0 ascending, 1 descending, each warp as far ahead of the others as barriers let it;
@@ -17,5 +19,8 @@ void emulation_set_capability(int capability);
 const char* emulation_places();
 // Makes a fault: the barrier or wait at "file:line" does nothing. "" for none.
 void emulation_ignore(const char* place);
+// How the mesh's kernel for these sizes, in float32, is launched. values: whether it is that for small batches; of blocks, threads and bytes of
+// shared memory per block; of tiles per block, and of tiles of all groups of batch elements. (forward at larger batches: nothing of use.)
+void emulation_plan(int backward, std::int64_t B, std::int64_t V, std::int64_t K, std::int64_t J, std::int64_t* values);
 
 }
