@@ -118,7 +118,7 @@ bool read(py::handle t, View& view) {
             view.address = reinterpret_cast<std::uintptr_t>(d.data) + d.byte_offset;
             view.dtype = d.type_code << 24 | d.type_bits << 16 | d.type_lanes;
             view.device = std::int64_t(d.device_type) << 32 | d.device_id;
-            view.host = d.device_type == 1, view.item = (d.type_bits * d.type_lanes + 7) / 8;
+            view.host = d.device_type == 1 && d.data, view.item = (d.type_bits * d.type_lanes + 7) / 8;
             view.ndim = d.ndim;
             for (int i = 0; i < d.ndim; ++i) view.shape[i] = d.shape[i], view.stride[i] = d.strides[i];
             return view.has_memory();
@@ -128,7 +128,7 @@ bool read(py::handle t, View& view) {
         view.address = t.attr(torch.data_ptr)().cast<std::uintptr_t>();
         view.dtype = reinterpret_cast<std::intptr_t>(py::object(t.attr(torch.dtype)).ptr());  // one object a type
         const py::object device = t.attr(torch.device);
-        view.device = py::hash(device), view.host = device.equal(torch.cpu);
+        view.device = py::hash(device), view.host = device.equal(torch.cpu) && view.address;
         view.item = t.attr(torch.element_size)().cast<int>();
         view.ndim = static_cast<int>(shape.size());
         for (int i = 0; i < view.ndim; ++i)
@@ -231,21 +231,19 @@ class Values {
 class Mark {
   public:
     static std::shared_ptr<Mark> of(py::handle t) {
-        std::weak_ptr<Mark>& known = all()[t.ptr()];
-        std::shared_ptr<Mark> mark = known.lock();
-        if (mark && mark->is(t)) {
+        std::shared_ptr<Mark> mark = find(t);
+        if (mark) {
             mark->update(t, mark->seen_again_);
-            return mark;
+        } else {
+            mark = std::make_shared<Mark>(t);
+            all()[t.ptr()] = mark;
         }
-        mark = std::make_shared<Mark>(t);
-        known = mark;
         return mark;
     }
     // Whether a tensor's values are known: it was looked for again after a mark was made.
     static bool seen_again(py::handle t) {
-        const auto known = all().find(t.ptr());
-        const std::shared_ptr<Mark> mark = known == all().end() ? nullptr : known->second.lock();
-        return mark && mark->is(t) && mark->seen_again_;
+        const std::shared_ptr<Mark> mark = find(t);
+        return mark && mark->seen_again_;
     }
     explicit Mark(py::handle t) : tensor_(t.ptr()), reference_(py::reinterpret_steal<py::object>(PyWeakref_NewRef(t.ptr(), nullptr))) {
         if (!reference_) throw py::error_already_set();
@@ -288,6 +286,11 @@ class Mark {
     static std::unordered_map<PyObject*, std::weak_ptr<Mark>>& all() {
         static auto* const marks = new std::unordered_map<PyObject*, std::weak_ptr<Mark>>;
         return *marks;
+    }
+    static std::shared_ptr<Mark> find(py::handle t) {
+        const auto known = all().find(t.ptr());
+        const std::shared_ptr<Mark> mark = known == all().end() ? nullptr : known->second.lock();
+        return mark && mark->is(t) ? mark : nullptr;
     }
     PyObject* referent() const {
 #if PY_VERSION_HEX >= 0x030D0000

@@ -86,6 +86,19 @@ BAD = {
         ("{image} --checkpoint {model} --out {out} --boxes {text}", 1, "{text}, line 1: expected image,left,top,right,bottom"),
         ("{image} --checkpoint {model} --out {out} --detector {nothing}", 1, "nothing"),
     ],
+    "commands.fit": [
+        ("", 2, "IMAGE"), ("{image} --out {out}", 2, "--landmarks --detector is required"),
+        *[(f"{{image}} --out {{out}} --landmarks {{folder}} {text}", 2, text.split()[0]) for text in (
+            "--detector {text}", "--focal 0 --camera perspective", "--focal nan", "--focal 900", "--sigma 0", "--sigma x", "--smoothness -1",
+            "--robust tukey", "--camera fisheye", "--device banana", "--device cuda", "--head ''", "--by-folder --same-person",
+        )],
+        ("{image} --out '' --landmarks {folder}", 2, "--out: expected a path"),
+        ("{image} --out {text} --landmarks {folder}", 1, "--out: {text}: expected a folder"),
+        ("{image} --out /proc/self --landmarks {folder}", 1, "--out: /proc/self: cannot be written"),
+        ("{image} --out {out} --landmarks {folder} --head {bare}", 1, "--head: {bare}: expected a model with iBUG's 68 landmarks"),
+        ("{image} --out {out} --landmarks {folder} --head {nothing}", 1, "{nothing}: No such file"),
+        ("{image} --out {out} --landmarks {folder} --checkpoint {text}", 1, "{text}: not a readable checkpoint"),
+    ],
     "prepare": [
         ("", 2, "SOURCE"), ("{folder}", 2, "--out"), ("{folder} --out ''", 2, "--out"), ("'' --out {out}", 2, "SOURCE"),
         *[(f"{{photos}} --out {{out}} {text}", 2, text.split()[0]) for text in (

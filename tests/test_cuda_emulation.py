@@ -103,7 +103,7 @@ def built(tmp_path_factory) -> Emulation:
         return folder / f"{source.stem}.o"
 
     # Joints are regressed on the host where tensors live there, as the emulated device's do.
-    host = [ROOT / "python" / "module.cpp", ROOT / "csrc" / "cpu" / "joints.cpp"]
+    host = [ROOT / "python" / "module.cpp", ROOT / "csrc" / "cpu" / "joints.cpp", ROOT / "csrc" / "cpu" / "threads.cpp"]
     sources = [*host, *sorted((ROOT / "csrc" / "cuda").glob("*.cu")), *sorted(here.glob("*.cpp"))]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         module, *kernels = pool.map(compile_source, sources)
@@ -215,6 +215,26 @@ def check(emulation, random_model, *sizes, names=None, orders=(1, 2)) -> None:
 @pytest.mark.parametrize("sizes", SIZES, ids=sizes_id)
 def test_every_operator_in_any_order_of_threads(emulation, random_model, sizes, dtype):
     check(emulation, random_model, *sizes, dtype)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("axis_angle", [True, False])
+@pytest.mark.parametrize("sizes", [(2, 101, 7, 5, 10, 4), (2, 50, 0, 3, 7, 0), (1, 60, 33, 1, 5, 2), (3, 90, 20, 24, 21, 3)])
+def test_landmarks_with_their_derivatives(emulation, random_model, sizes, axis_angle, dtype, tolerance):
+    B, V, K, J, L, C = sizes
+    model = random_model(V=V, K=K, J=J, L=L, C=C)
+    betas, pose = model.inputs(B)
+    if not axis_angle:
+        pose = reference.batch_rodrigues(pose.view(-1, 3)).view(B, J, 3, 3)
+    want = reference.flame_landmarks_jacobian(betas, pose, *model.constants, *model.embedding, min(1, J - 1), axis_angle)
+    own = model.to(dtype=dtype)
+    first = None
+    for order in (0, 1, 2):
+        emulation.order(order)
+        got = ops.flame_landmarks_jacobian(betas.to(dtype), pose.to(dtype), *own.constants, *own.embedding, min(1, J - 1), axis_angle)
+        assert error(got, want) < tolerance
+        first = first or got
+        assert all(torch.equal(x, y) for x, y in zip(got, first)), f"order {order} changes the result"
 
 
 @pytest.mark.parametrize("capability", [75, 86])  # without and with room on the chip for sums of d(transforms)

@@ -83,6 +83,19 @@ def test_writes_that_are_not_counted(random_model, write, name):
 
 
 @pytest.mark.parametrize("name", FLOATS)
+def test_a_constant_without_memory_is_refused(random_model, name):
+    model = used(random_model, V=41, K=3)
+    tensor = getattr(model, name)
+    values = tensor.clone()
+    tensor.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="has no memory"):
+        results(model)
+    tensor.untyped_storage().resize_(values.nbytes)
+    tensor.copy_(values)
+    assert_fresh(model)
+
+
+@pytest.mark.parametrize("name", FLOATS)
 def test_one_value_is_seen_after_a_round(random_model, name):
     """One value of many, written where nothing shows it: as many calls later as the constants have pieces, at the latest."""
     model = used(random_model, V=2000, K=8)

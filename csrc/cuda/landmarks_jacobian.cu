@@ -44,10 +44,11 @@ __global__ void __launch_bounds__(jacobian_threads) landmarks_jacobian_kernel(Ja
     const T *weights = m.tile_weights(tile), *bary = m.bary + tile * tile_vertices;
     const std::int32_t* joints = m.tile_joints(tile);
     if (t < lanes) {
-        T M[12];
-        blend_transforms(weights, joints, s.transforms, t, M);
+        T M[1][12];
+        const T* const transforms[1] = {s.transforms};
+        blend_transforms(TileJoints<T>(m, tile), transforms, t, M);
         for (int i = 0; i < 3; ++i) {
-            for (int c = 0; c < 3; ++c) corners[t * corner_pitch + 4 * i + c] = bary[t] * M[4 * i + c];
+            for (int c = 0; c < 3; ++c) corners[t * corner_pitch + 4 * i + c] = bary[t] * M[0][4 * i + c];
             corners[t * corner_pitch + 4 * i + 3] = T(0);
         }
     }

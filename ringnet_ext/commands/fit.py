@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
         flame, head = network.flame, network.head
     else:
         head = builtin_head() if options.head is None else FlameModel.load(options.head)
-        require_landmarks(head, "--head")
+        require_landmarks(head, f"--head: {options.head}")
         flame = FLAME(head).to(device)
     if any(file.suffix.lower() in VIDEO_SUFFIXES for file in options.images):
         if len(options.images) > 1 or options.same_person or options.by_folder:

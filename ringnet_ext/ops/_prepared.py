@@ -160,6 +160,9 @@ class Cache:
             entry = self.find(tensors, *settings)
         if entry is not None:
             return entry.model
+        for t in tensors:
+            if t is not None and t.numel() and not t.data_ptr():
+                raise ValueError(f"a constant of shape {tuple(t.shape)} has no memory: its storage was resized to nothing, as FSDP does between calls")
         key = (*map(id, tensors), *settings)
         with self._lock, torch.no_grad():
             before = self._entries.pop(key, None)  # its marks know the tensors: they go when the new ones are there
