@@ -278,7 +278,8 @@ def _recognised(content) -> FlameParams:
     if tensors.keys() & set(_ONE_EYE):
         eyes = [tensors.get(name, torch.zeros(1, 3, dtype=torch.float64)) for name in _ONE_EYE]
         if any(eye.shape[1] != 3 for eye in eyes):
-            raise ValueError(f"{' and '.join(_ONE_EYE)}: expected shape (B, 3), got {' and '.join(str(tuple(e.shape)) for e in eyes)}")
+            got = " and ".join(str(tuple(eye.shape)) for eye in eyes)
+            raise ValueError(f"{' and '.join(_ONE_EYE)}: expected shape (B, 3), got {got}")
         size = max(map(len, eyes))
         take("eye_pose", " and ".join(_ONE_EYE), torch.cat([eye.expand(size, 3) for eye in eyes], dim=1))
     for name in _SEVERAL_POSES:
@@ -295,8 +296,8 @@ def _require_known(content):
     unknown = content.keys() - _PARAMETERS - _LEFT_OUT
     if unknown:
         raise ValueError(
-            f"{_listed(sorted(unknown, key=str))}: not among the names that are known; remove what isn't a parameter of the head, "
-            f"and call the others {', '.join(FlameParams._fields)}"
+            f"{_listed(sorted(unknown, key=str))}: not among the names that are known; remove what isn't a parameter of the "
+            f"head, and call the others {', '.join(FlameParams._fields)}"
         )
 
 

@@ -357,7 +357,10 @@ def test_compiles_whole(model):
     layer = FLAME(model)
     given = random_arguments(2, dtype=torch.float32)
     poses = {name: value for name, value in given.items() if name not in ("shape", "expression")}
-    for layer, arguments in ((layer, given), (layer.fixed(given["shape"][:1], given["expression"][:1]), poses)):
+    person = FLAME(replace(model, eyeliddirs=np.full((60, 3, 2), 0.01)))
+    tracked = given | {"eyelids": torch.rand(2, 2), "static_offset": offsets(1).float()}
+    fixed = layer.fixed(given["shape"][:1], given["expression"][:1])
+    for layer, arguments in ((layer, given), (fixed, poses), (person, tracked)):
         compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
         for ours, theirs in zip(compiled(**arguments), layer(**arguments)):
             assert torch.allclose(ours, theirs, atol=1e-6)
