@@ -152,17 +152,17 @@ def kernel(p: Problem) -> Solution:
     from ringnet_ext.ops import _prepared
 
     v_template, *constants = p.body
-    model = _prepared.prepared_lbs(tuple(constants))
+    for _ in range(2):  # packed when it comes back
+        model = _prepared.prepared_lbs(tuple(constants))
     joints_at_rest = model.joint_template(v_template)
     vertices = torch.zeros(p.B, len(v_template), 3, device=p.device)
     joints = torch.zeros(p.B, 5, 3, device=p.device)
     state = torch.zeros(p.B, model.state_sizes[False], device=p.device)
-    where = _prepared.where(p.device)
 
     def run(betas, pose):
         model.core.forward(
-            p.B, betas.data_ptr(), p.K, pose.data_ptr(), 15, True, v_template.data_ptr(), 0,
-            joints_at_rest.data_ptr(), 0, False, state.data_ptr(), vertices.data_ptr(), joints.data_ptr(), 0, where,
+            betas=betas, pose=pose, axis_angle=True, v_template=v_template, joint_template=joints_at_rest, keep=False,
+            state=state, vertices=vertices, joints=joints, landmarks=None,
         )  # fmt: skip
         return (vertices,)
 

@@ -1,52 +1,225 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in under ten minutes: builds for the card at hand, compares every kernel with the reference, tests,
-# sanitizes, times, and trains the paper's network for some steps. Continues after a failure, prints a summary, exits with 1 if anything failed. The benchmark
-# suite beside the peers is a command of its own: pytest benchmarks --benchmark-only --device cuda --quick
+# Everything that wants a GPU, in one call of at most eight minutes: builds for the card at hand, compares every kernel with the reference,
+# times, profiles, tests, sanitizes, measures beside the peers and, in what time is left, trains the paper's network for some steps.
+# Continues after a failure, prints a summary, exits with 1 if anything failed.
 #
-#     benchmarks/gpu_check.sh [FOLDER]        (default: runs/gpu_check; gets the logs and the figures as JSON)
+#     benchmarks/gpu_check.sh [--cpu] [FOLDER]        (default: runs/gpu_check)
 #
-# Needs nvcc, compute-sanitizer, and a Python with torch (CUDA), pytest, scikit-build-core, pybind11, ninja and the
-# package's dependencies. Needs no network: nothing is fetched.
+# FOLDER gets at most 8 files of at most 16 MiB, in no folders, written anew after every step, so that a run that is stopped leaves what it
+# has: summary.txt, logs.tar.gz and the figures. --cpu runs what can be run without a GPU, on small sizes, to try the script itself.
+#
+# Needs nvcc and a Python (PYTHON=...) with torch (CUDA), numpy, pytest, scikit-build-core, pybind11 and ninja. Needs no network: what else
+# is missing can be given as wheels, WHEELS=FOLDER, which are installed for this run only. Steps that lack something are left out, and say so.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+device=cuda
+if [ "${1:-}" = --cpu ]; then
+    device=cpu
+    shift
+fi
 out=$(realpath -m "${1:-runs/gpu_check}")
-mkdir -p "$out"
-export PYTHONPATH="$PWD:$PWD/.site" RINGNET_REQUIRE_CUDA=1 CUDAARCHS=${CUDAARCHS:-native}
+budget=470  # seconds; the steps' limits, of those side by side the longest, add up to no more
 python=${PYTHON:-python3}
-failed=()
+work=$(mktemp -d)
+mkdir -p "$out" "$work"/{logs,figures}
+touch "$work/results"
+export PYTHONPATH="$PWD:$PWD/.site${PYTHONPATH:+:$PYTHONPATH}" PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 RINGNET_CACHE="$work/cache"
+export TORCHINDUCTOR_CACHE_DIR="$work/inductor" TRITON_CACHE_DIR="$work/triton"
+published=(logs.tar.gz gpu_kernels.json mesh_products.json benchmark.json history.csv kernels.ncu-rep summary.txt)
+for name in "${published[@]}"; do rm -f "$out/$name"; done  # of a run before
 
-step() {  # NAME SECONDS COMMAND...
-    local name=$1 limit=$2 start=$SECONDS
-    shift 2
-    echo "== $name (at most $limit s)"
-    if timeout "$limit" "$@" >"$out/$name.log" 2>&1; then
-        echo "   ok, $((SECONDS - start)) s"
-    else
-        echo "   FAILED with status $?, $((SECONDS - start)) s; the end of $out/$name.log:"
-        tail -n 25 "$out/$name.log"
-        failed+=("$name")
-    fi
+# What there is so far goes to FOLDER. A file that is too big is left out, and the summary says so.
+publish() {
+    (
+        flock 9
+        cat "$work/about" "$work/results" "$work/tables" >"$work/figures/summary.txt" 2>/dev/null
+        cp "$work/train/history.csv" "$work/figures" 2>/dev/null
+        rm -rf "$work/ends" && mkdir "$work/ends"
+        for log in "$work"/logs/*; do [ ! -e "$log" ] || tail -c 4M "$log" >"$work/ends/${log##*/}"; done
+        tar -czf "$work/figures/logs.tar.gz" -C "$work/ends" .
+        for name in "${published[@]}"; do
+            local file=$work/figures/$name
+            [ -s "$file" ] || continue
+            if [ "$(stat -c %s "$file")" -gt $((16 << 20)) ]; then
+                echo "$name is left out: larger than 16 MiB" >>"$work/figures/summary.txt"
+            else
+                cp "$file" "$out/.new" && mv "$out/.new" "$out/$name"
+            fi
+        done
+    ) 9>"$work/lock"
 }
 
-nvidia-smi --query-gpu=name,driver_version,clocks.sm --format=csv | tee "$out/device.csv"
-step build 150 $python -m pip install --no-build-isolation --no-deps --upgrade --target .site \
-    --config-settings=cmake.define.RINGNET_CUDA=ON --config-settings=cmake.define.RINGNET_WERROR=ON .
-# A wrong kernel makes everything after it meaningless, so this comes first.
-step check 60 $python benchmarks/gpu_kernels.py check
-step time 90 $python benchmarks/gpu_kernels.py time --json "$out/gpu_kernels.json"
-tail -n 17 "$out/time.log"
-step tests 150 $python -m pytest -q -x tests/test_ops*.py tests/test_landmarks.py tests/test_flame_layer.py
-# Without torch's caching allocator every tensor is an allocation of its own, and memcheck sees every overrun.
-step memcheck 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-    compute-sanitizer --tool memcheck --error-exitcode 9 $python benchmarks/gpu_kernels.py check
-step racecheck 60 compute-sanitizer --tool racecheck --error-exitcode 9 $python benchmarks/gpu_kernels.py check
-# The whole trainer: 32 rings of 6 a step, ResNet-50; history.csv has the images per second, the last row without the compilation.
-step train 100 $python -m ringnet_ext.train --preset paper --precision bfloat16 --compile --steps 60 --checkpoint-steps 20 \
-    --identities 64 --image-size 256 --test-identities 0 --device cuda --out "$out/train" --cache "$out/cache" --overwrite
-tail -n 1 "$out/train/history.csv"
+result() {  # a line of the summary, now and at the end
+    printf '%s\n' "$*" | tee -a "$work/results"
+}
 
-if ((${#failed[@]})); then
-    echo "failed: ${failed[*]}"
+stop() {
+    trap - TERM INT EXIT
+    result "FAILED: stopped after $SECONDS s"
+    publish
+    kill $(jobs -p) 2>/dev/null
+    rm -rf "$work"
+    exit 143
+}
+trap stop TERM INT
+trap 'rm -rf "$work"' EXIT
+if [ $device = cuda ] && ! nvidia-smi >/dev/null; then
+    echo "gpu_check.sh: no GPU here (nvidia-smi); --cpu tries the script without one" >&2
     exit 1
 fi
-echo "all passed in $SECONDS s"
+
+step() {  # NAME SECONDS COMMAND...; interrupted at its limit, so that programs can still say what they know
+    local name=$1 limit=$2 start=$SECONDS status
+    shift 2
+    if ((limit > budget - SECONDS)); then limit=$((budget - SECONDS)); fi
+    if ((limit < 5)); then
+        result "$name: FAILED, no time left"
+        return 1
+    fi
+    timeout --signal=INT --kill-after=5 "$limit" env --default-signal=INT "$@" >"$work/logs/$name.log" 2>&1 &
+    [ $BASHPID = $$ ] || trap "kill $!" TERM  # a step beside others
+    wait $!
+    status=$?
+    if ((status == 0)); then
+        result "$name: ok, $((SECONDS - start)) s"
+    else
+        ((status != 124 && status != 137)) || status="$status (its limit)"
+        result "$name: FAILED with status $status, $((SECONDS - start)) s"
+        tail -n 15 "$work/logs/$name.log" | cut -c -200
+    fi
+    publish
+    return $status
+}
+
+skip() { result "$1: left out, $2"; }
+
+imports() { "$python" -c "import ${1// /, }" 2>/dev/null; }
+
+table() {  # NAME LINES: the end of a step's log, for the summary
+    tail -n "$2" "$work/logs/$1.log" | cut -c -200 | tee -a "$work/tables"
+    echo >>"$work/tables"
+}
+
+kernels() { step "$1" "$2" "$python" benchmarks/gpu_kernels.py "${@:3}"; }
+
+# ---- What is here ----
+if [ -n "${WHEELS:-}" ]; then
+    for wheel in "$WHEELS"/*.whl; do
+        "$python" -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target "$work/wheels" "$wheel" \
+            >>"$work/logs/wheels.log" 2>&1 || result "${wheel##*/}: not installed"
+    done
+    PYTHONPATH="$PYTHONPATH:$work/wheels"
+fi
+{
+    date -u +%Y-%m-%d
+    if [ $device = cuda ]; then nvidia-smi --query-gpu=name,driver_version,clocks.sm,compute_cap --format=csv,noheader; else echo "--cpu"; fi
+    command -v nvcc >/dev/null && nvcc --version | tail -n 1
+    "$python" -c '
+import importlib.metadata, importlib.util, sys
+def missing(module):
+    try:
+        return importlib.util.find_spec(module) is None
+    except ImportError:
+        return True
+wanted = "torch numpy pytest hypothesis pytest_benchmark cv2 safetensors trimesh tqdm matplotlib yaml scipy smplx".split()
+print("Python", sys.version.split()[0], "torch", importlib.metadata.version("torch"))
+print("missing Python packages:", ", ".join(filter(missing, wanted)) or "none")'
+} 2>&1 | tee "$work/about"
+publish
+
+# ---- Build; meanwhile Python reads torch from the disk for the first time ----
+if [ $device = cuda ]; then
+    export RINGNET_REQUIRE_CUDA=1
+    capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1)
+    export CUDAARCHS=${CUDAARCHS:-${capability/./}}
+    step build 100 "$python" -m pip install --no-build-isolation --no-deps --upgrade --target .site \
+        --config-settings=build-dir="build/gpu_check_$CUDAARCHS" --config-settings=cmake.define.RINGNET_CUDA=ON . &
+    step first_import 100 "$python" -c "import torch; torch.ones(8, device='cuda').sum().item()" &
+    wait
+elif imports "_ringnet_core"; then
+    skip build "the core is installed"
+else
+    step build 100 "$python" -m pip install --no-build-isolation --no-deps --upgrade --target .site \
+        --config-settings=cmake.define.RINGNET_CUDA=OFF .
+fi
+
+# ---- Right, then how fast; nothing runs beside ----
+if [ $device = cuda ]; then
+    kernels check 80 check
+else
+    kernels check 80 check --quick --device cpu
+fi
+kernels time 40 time --device $device --json "$work/figures/gpu_kernels.json" && table time 8
+if command -v nvcc >/dev/null; then
+    kernels products 40 products --device $device --json "$work/figures/mesh_products.json" && table products 9
+else
+    skip products "no nvcc"
+fi
+if [ $device = cpu ]; then
+    kernels profile 40 profile --device cpu
+elif command -v ncu >/dev/null; then  # as it finds the clocks
+    step ncu 40 ncu --profile-from-start off --clock-control none --set full --kernel-name 'regex:^(small|mesh)_(forward|backward)' \
+        --force-overwrite --export "$work/figures/kernels.ncu-rep" "$python" benchmarks/gpu_kernels.py profile
+    [ ! -e "$work/figures/kernels.ncu-rep" ] || ncu --import "$work/figures/kernels.ncu-rep" --page details >"$work/logs/ncu_details.log" 2>&1
+else
+    skip ncu "not installed"
+fi
+
+# ---- The benchmark suite beside the peers ----
+if imports "pytest pytest_benchmark"; then
+    cases="lbs and K150 and (B1- or B64- or B1024-)" seconds=0.2
+    [ $device = cuda ] || { cases="lbs-forward and K150 and B1- and not compile" seconds=0.05; }
+    step benchmark 70 "$python" -m pytest benchmarks -q -p no:cacheprovider --benchmark-only --device $device -k "$cases" --seconds $seconds \
+        --benchmark-columns=median,iqr,rounds --benchmark-json "$work/figures/benchmark.json"
+    [ ! -s "$work/figures/benchmark.json" ] || PYTHONPATH="benchmarks:$PYTHONPATH" "$python" -c "
+import pathlib, report
+print(report.summary(report.Results([pathlib.Path('$work/figures/benchmark.json')])))" 2>&1 | tail -n 12 | tee -a "$work/tables"
+else
+    skip benchmark "no pytest or pytest-benchmark"
+fi
+
+# ---- Tests and sanitizers, side by side; the sanitizers look at our kernels only ----
+run_tests() { step tests 100 "$python" -m pytest -q -p no:cacheprovider --continue-on-collection-errors --durations=5 "$@"; }
+if ! imports "pytest hypothesis"; then
+    skip tests "no pytest or hypothesis"
+elif [ $device = cpu ]; then
+    run_tests tests/test_ops_points.py tests/test_landmarks.py -k cpu
+else
+    run_tests tests/test_ops*.py tests/test_landmarks.py tests/test_flame_layer.py -k cuda &
+fi
+if [ $device = cuda ] && command -v compute-sanitizer >/dev/null; then
+    check=("$python" benchmarks/gpu_kernels.py check --quick)
+    ours=(--kernel-regex kns=ringnet --error-exitcode 9)
+    # Without torch's caching allocator every tensor is an allocation of its own, and memcheck sees every overrun.
+    memcheck=(env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck "${ours[@]}")
+    step memcheck 100 "${memcheck[@]}" "${check[@]}" &
+    step racecheck 100 compute-sanitizer --tool racecheck "${ours[@]}" "${check[@]}" &
+    # What must be found is found: an overrun of ours.
+    step planted_overrun 100 bash -c '"$@" 2>&1 | tee -a /dev/stderr | grep "Invalid __global__"' _ \
+        "${memcheck[@]}" "$python" benchmarks/gpu_kernels.py overrun &
+else
+    skip "memcheck, racecheck" "no GPU or no compute-sanitizer"
+fi
+wait
+
+# ---- Optional: the whole trainer, 32 rings of 6 a step, ResNet-50; the last row of history.csv is without the compilation ----
+if ! imports "ringnet_ext.train"; then
+    skip train "$("$python" -c 'import ringnet_ext.train' 2>&1 | tail -n 1)"
+elif [ $device = cuda ] && ((budget - SECONDS < 60)); then
+    skip train "less than a minute left"
+else
+    train=(--preset paper --precision bfloat16 --compile --steps 60 --checkpoint-steps 20 --identities 64 --image-size 256)
+    [ $device = cuda ] || train=(--steps 2 --checkpoint-steps 1 --identities 4 --image-size 64 --rings 2)
+    step train $((budget - SECONDS)) "$python" -m ringnet_ext.train "${train[@]}" --test-identities 0 --device $device \
+        --out "$work/train" --cache "$work/cache" --overwrite
+fi
+
+publish
+find "$out" -type f -printf '%P %s bytes\n' | sort
+if (($(find "$out" -type f | wc -l) > 8)) || [ -n "$(find "$out" -mindepth 1 \( -type d -o -size +16M \))" ]; then
+    result "folder: FAILED, more than 8 files, a folder, or one of more than 16 MiB"
+fi
+echo
+cat "$work/about" "$work/results"
+echo "$SECONDS s"
+! grep -q FAILED "$work/results"

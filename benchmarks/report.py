@@ -23,13 +23,17 @@ class Results:
     def __init__(self, paths: list[Path]):
         self.cases: dict[tuple, dict[str, dict]] = {}
         self.limits: dict[str, float] = {}
+        self.bodies: dict[tuple, dict[str, dict]] = {}  # by (model, direction, B) and contender
         for path in paths:
             loaded = json.loads(path.read_text())
             self.machine, self.date = loaded["machine_info"], loaded["datetime"][:10]
             cases: dict[tuple, dict[str, dict]] = {}
             for entry in loaded["benchmarks"]:
                 info, stats = entry["extra_info"], entry["stats"]
-                if "limit" in info:
+                if "body_model" in info:
+                    case = info["body_model"], info["direction"], info["B"]
+                    self.bodies.setdefault(case, {})[info["contender"]] = {**info, **stats}
+                elif "limit" in info:
                     speed = info.get("flops", info.get("bytes")) / stats["median"]
                     self.limits[info["limit"]] = max(speed, self.limits.get(info["limit"], 0))
                     self.method = info["method"]
@@ -102,6 +106,21 @@ def summary(results: Results) -> str:
     return markdown(header, rows)
 
 
+def bodies(results: Results) -> str:
+    """smplx's modules: times, and how many times as fast as they are unchanged."""
+    header, rows = ["module's forward", "direction", "batch", "smplx", "lbs replaced", "accelerated", "the bound", "others"], []
+    for (model, direction, B), found in results.bodies.items():
+        def fast(way):
+            low, middle, high = found[way]["times_as_fast_as_smplx"]
+            return f"{duration(found[way]['median'])}, {middle:.2g}x ({low:.2g} to {high:.2g})"
+
+        rows.append([
+            model, direction, str(B), duration(found["smplx"]["median"]), fast("lbs replaced"), fast("accelerated"),
+            duration(found[BOUND]["median"]), f"{busy(found):.2f}",
+        ])  # fmt: skip
+    return markdown(header, rows)
+
+
 def everything(results: Results) -> str:
     machine = results.machine
     packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
@@ -135,6 +154,8 @@ def everything(results: Results) -> str:
                     f"## {title}, {direction}\n\n" + markdown(["B", "ours", "of the bound", *peers, "others"], rows)
                 )
     parts.append("## Share of the multiply-add peak, lbs\n\n" + peak_share(results))
+    if results.bodies:
+        parts.append("## smplx's body models, the module's own forward\n\n" + bodies(results))
     if memory(results):
         parts.append("## Peak memory, forward + backward, beyond inputs, results and gradients\n\n" + memory(results))
     return "\n".join(parts)
@@ -233,6 +254,8 @@ def main() -> None:
     temporary.write_text(everything(results))
     temporary.replace(arguments.docs / f"{arguments.name}.md")
     print(summary(results))
+    if results.bodies:
+        print("\n" + bodies(results))
 
 
 if __name__ == "__main__":

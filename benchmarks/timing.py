@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from _ringnet_core import Buffer
 from torch import Tensor
 
 from contenders import Problem, Solution
+from ringnet_ext.ops import _memory
 
 Call = Callable[[], tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]
 
@@ -103,7 +103,7 @@ def peak_memory(call: Call, device: torch.device) -> int | None:
         peak = torch.cuda.max_memory_allocated(device)
     else:
         try:
-            Buffer.release_spare()  # what we keep from call to call counts as ours, like everything else
+            _memory.release()  # what we keep from call to call counts as ours, like everything else
             ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")
             before = _resident("VmRSS")

@@ -41,6 +41,23 @@ struct LbsConstants {
     const T* lbs_weights;  // (V, J)
 };
 
+// Directions of `count` features as the user has them, with any strides: of row 3 v + xyz and feature k, values[row * row_stride + k *
+// feature_stride]. (V, 3, K) shapedirs have strides K and 1, (9 (J - 1), 3 V) posedirs 1 and 3 V.
+template <class T>
+struct DirectionsSource {
+    index_t V, count;
+    const T* values;
+    index_t row_stride, feature_stride;
+};
+
+// The same, and packed where they have been. Only cpu::.
+template <class T>
+struct FeatureDirections {
+    DirectionsSource<T> source;  // not read where packed
+    const T* packed;             // directions_packed_size elements
+    const std::int32_t* index;   // directions_index_size elements; null where not packed
+};
+
 // A prepared model.
 template <class T>
 struct LbsModel {
@@ -49,6 +66,7 @@ struct LbsModel {
     const T* joint_dirs;          // (K, 3 J): J_regressor . shapedirs, summed in double
     const T* packed;              // lbs_packed_size elements
     const std::int32_t* index;    // lbs_index_size elements
+    FeatureDirections<T> shape, pose;  // of the betas; of vec(R_j - I). Only cpu::
 };
 
 // Landmarks of a mesh that is computed anyway, given by the corners of their triangles: those of the L static ones, then those of
@@ -149,6 +167,20 @@ struct LandmarksForward {
     T* landmarks;  // (B, C + L, 3): contour points first
 };
 
+// The same of a mesh that was computed: they are read off its vertices. Only cuda::; cpu::lbs_forward does it itself.
+template <class T>
+struct LandmarksOnMesh {
+    LandmarkModel<T> model;
+    const std::int64_t* static_vertices;   // as in LandmarkConstants
+    const std::int64_t* contour_vertices;
+    index_t B, V;
+    const T* vertices;    // (B, V, 3), and
+    const T* mesh_state;  // the state, as lbs_forward left them with the same keep
+    bool keep;
+    T* state;      // what landmarks_forward would leave with keep = true; null where not keep
+    T* landmarks;  // (B, C + L, 3): contour points first
+};
+
 template <class T>
 struct LandmarksBackward {
     LandmarkModel<T> model;
@@ -164,6 +196,23 @@ struct LandmarksBackward {
     T* grad_betas;  // (B, K) or null
     T* grad_pose;   // (B, 3 J) or (B, 9 J), or null
     T* workspace;   // landmarks_workspace_size elements
+};
+
+// Landmarks, and their derivatives: at the row of the contour table that the pose picks.
+template <class T>
+struct LandmarksJacobian {
+    LandmarkModel<T> model;
+    index_t B;
+    const T* betas;
+    index_t betas_stride;
+    const T* pose;
+    index_t pose_stride;
+    bool axis_angle;
+    // Outputs, contiguous.
+    T* landmarks;  // (B, C + L, 3)
+    T* d_betas;    // (B, C + L, 3, K)
+    T* d_pose;     // (B, C + L, 3, 3 J), or (B, C + L, 3, 9 J) for matrices
+    T* workspace;  // landmarks_jacobian_workspace_size elements
 };
 
 template <class T>
@@ -204,7 +253,12 @@ struct VerticesToLandmarks {
 
 namespace cpu {
 
+// Whether a model's directions are packed by pack_directions, or needn't be packed at all, and pack_lbs packs the rest.
+bool separate_directions();
+
 // Sizes in elements. state sizes are per batch element, and multiples of 16.
+template <class T> index_t directions_packed_size(index_t V, index_t count);
+template <class T> index_t directions_index_size(index_t V, index_t count);
 template <class T> index_t lbs_packed_size(index_t V, index_t K, index_t J);
 template <class T> index_t lbs_index_size(index_t V, index_t K, index_t J);
 template <class T> index_t lbs_state_size(index_t V, index_t K, index_t J, bool keep);
@@ -213,14 +267,17 @@ template <class T> index_t landmarks_packed_size(index_t K, index_t J, index_t L
 template <class T> index_t landmarks_index_size(index_t K, index_t J, index_t L, index_t C);
 template <class T> index_t landmarks_state_size(index_t K, index_t J, index_t L, index_t C, bool keep);
 template <class T> index_t landmarks_workspace_size(index_t B, index_t K, index_t J, index_t L, index_t C);
+template <class T> index_t landmarks_jacobian_workspace_size(index_t B, index_t K, index_t J, index_t L, index_t C);
 
-template <class T> void pack_lbs(const LbsConstants<T>&, T* packed, std::int32_t* index, int threads);
+template <class T> void pack_directions(const DirectionsSource<T>&, T* packed, std::int32_t* index, int threads);
+template <class T> void pack_lbs(const LbsConstants<T>&, T* packed, std::int32_t* index, int threads);  // reads the weights only
 template <class T> void pack_landmarks(const LandmarkConstants<T>&, T* packed, std::int32_t* index, int threads);
 
 template <class T> void lbs_forward(const LbsForward<T>&, int threads);
 template <class T> void lbs_backward(const LbsBackward<T>&, int threads);
 template <class T> void landmarks_forward(const LandmarksForward<T>&, int threads);
 template <class T> void landmarks_backward(const LandmarksBackward<T>&, int threads);
+template <class T> void landmarks_jacobian(const LandmarksJacobian<T>&, int threads);
 template <class T> void regress_joints(const JointRegression<T>&, int threads);
 template <class T> void rodrigues_forward(const Rodrigues<T>&, int threads);
 template <class T> void rodrigues_backward(const Rodrigues<T>&, int threads);
@@ -243,6 +300,7 @@ template <class T> index_t landmarks_packed_size(index_t K, index_t J, index_t L
 template <class T> index_t landmarks_index_size(index_t K, index_t J, index_t L, index_t C);
 template <class T> index_t landmarks_state_size(index_t K, index_t J, index_t L, index_t C, bool keep);
 template <class T> index_t landmarks_workspace_size(index_t B, index_t K, index_t J, index_t L, index_t C);
+template <class T> index_t landmarks_jacobian_workspace_size(index_t B, index_t K, index_t J, index_t L, index_t C);
 
 template <class T> void pack_lbs(const LbsConstants<T>&, T* packed, std::int32_t* index, stream_t);
 template <class T> void pack_landmarks(const LandmarkConstants<T>&, T* packed, std::int32_t* index, stream_t);
@@ -250,7 +308,9 @@ template <class T> void pack_landmarks(const LandmarkConstants<T>&, T* packed, s
 template <class T> void lbs_forward(const LbsForward<T>&, stream_t);
 template <class T> void lbs_backward(const LbsBackward<T>&, stream_t);
 template <class T> void landmarks_forward(const LandmarksForward<T>&, stream_t);
+template <class T> void landmarks_on_mesh(const LandmarksOnMesh<T>&, stream_t);
 template <class T> void landmarks_backward(const LandmarksBackward<T>&, stream_t);
+template <class T> void landmarks_jacobian(const LandmarksJacobian<T>&, stream_t);
 template <class T> void rodrigues_forward(const Rodrigues<T>&, stream_t);
 template <class T> void rodrigues_backward(const Rodrigues<T>&, stream_t);
 template <class T> void vertices2landmarks_forward(const VerticesToLandmarks<T>&, stream_t);

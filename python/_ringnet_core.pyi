@@ -1,6 +1,7 @@
-"""The compute core of ringnet_ext. Takes addresses: use :mod:`ringnet_ext.ops`, which checks them.
+"""The compute core of ringnet_ext. Trusts the tensors it is given: use :mod:`ringnet_ext.ops`, which checks them.
 
-``where`` is the number of threads on the CPU, the stream's handle on a CUDA device. Sizes and strides are in elements.
+Calls run where their tensors live: on the CPU with PyTorch's number of threads, on a CUDA device on PyTorch's current stream. Shapes
+and meanings are those of the structures in csrc/ops.h; rows may have any distance from each other, gradients any strides.
 """
 
 from collections.abc import Callable
@@ -14,37 +15,59 @@ openmp: bool
 
 def simd_level() -> str: ...
 
-class Buffer:
-    """Memory of so many bytes, with Python's buffer protocol. What the last one leaves is kept for the next one of its size."""
-
-    def __init__(self, bytes: int, /) -> None: ...
-    def __buffer__(self, flags: int, /) -> memoryview: ...
-    @staticmethod
-    def release_spare() -> None: ...
+def discard(address: int, bytes: int, /) -> None:
+    """Lets the system have these pages, if it runs short of them before they are written again. Their values are lost."""
 
 class Marks:
-    """What tensors (or None) were when something was made of them: which, where, and how often written to. Holds them weakly."""
+    """What tensors (or None) were when something was made of them: which, where, how often written to, and what they held.
+
+    Holds them weakly."""
 
     constant: bool
-    """Whether they are all of PyTorch's own types, and autograd follows none."""
+    """Whether they are all of PyTorch's own types."""
 
     def __init__(self, tensors: tuple[Tensor | None, ...], on_death: Callable[[object], object], /) -> None: ...
-    def unchanged(self, tensors: tuple[Tensor | None, ...], /) -> bool:
-        """Whether these are the same tensors, and nothing has happened to them."""
+    def unchanged(self, tensors: tuple[Tensor | None, ...], again: bool = True) -> bool:
+        """Whether these are the same tensors, and nothing is seen to have happened to them. When they are looked for again for the
+        first time, they aren't: their values are noted only then. ``again`` is false for the use that the marks were made for."""
+    def usable(self, tensors: tuple[Tensor | None, ...], /) -> bool:
+        """Whether they are unchanged, and autograd follows none."""
+
+def seen_again(tensor: Tensor, /) -> bool:
+    """Whether a tensor of which there are marks was looked for again."""
 
 def batch_size(tensors: tuple[Tensor | None, ...], widths: tuple[int, ...], like: Tensor, /) -> int:
     """B where a kernel can take the tensors that are there, (B, width) each, and of the type and device of ``like``; otherwise -1."""
 
-def shaped_like(tensors: tuple[Tensor | None, ...], shapes: tuple[tuple[int, ...], ...], like: Tensor, /) -> bool:
+def shaped_like(
+    tensors: tuple[Tensor | None, ...], shapes: tuple[tuple[int, ...] | None, ...], like: Tensor, /, contiguous: bool = False
+) -> bool:
     """Whether a kernel can take the tensors that are there, of these shapes, and of the type and device of ``like``."""
 
 def use_exchange(wanted: bool, /) -> None:
     """Whether tensors are read through DLPack's C exchange interface, where PyTorch has it, or through their attributes."""
 
+class DirectionsF32:
+    """Those of shapedirs (V, 3, K) or posedirs (9 (J - 1), 3 V), packed or as they lie. Only for the CPU."""
+
+    def __init__(self, *, source: Tensor, packed: Tensor | None, index: Tensor | None) -> None: ...
+    @staticmethod
+    def packed_size(V: int, count: int, /) -> int: ...
+    @staticmethod
+    def index_size(V: int, count: int, /) -> int: ...
+    @staticmethod
+    def pack(*, source: Tensor, packed: Tensor, index: Tensor) -> None: ...
+
+class DirectionsF64(DirectionsF32): ...
+
 class LbsModelF32:
     def __init__(
-        self, is_cuda: bool, V: int, K: int, J: int, parents: int, joint_dirs: int, packed: int, index: int
+        self, *, is_cuda: bool, V: int, parents: Tensor, joint_dirs: Tensor, packed: Tensor, index: Tensor,
+        shape: DirectionsF32 | None, pose: DirectionsF32 | None,
     ) -> None: ...
+    @staticmethod
+    def separate_directions(is_cuda: bool, /) -> bool:
+        """Whether shape and pose are expected, and pack takes the weights only."""
     @staticmethod
     def packed_size(is_cuda: bool, V: int, K: int, J: int, /) -> int: ...
     @staticmethod
@@ -55,31 +78,29 @@ class LbsModelF32:
     def workspace_size(is_cuda: bool, B: int, V: int, K: int, J: int, template_shared: bool, /) -> int: ...
     @staticmethod
     def pack(
-        is_cuda: bool, V: int, K: int, J: int, shapedirs: int, posedirs: int, lbs_weights: int, packed: int, index: int,
-        where: int, /,
+        *, is_cuda: bool, shapedirs: Tensor | None, posedirs: Tensor | None, lbs_weights: Tensor, packed: Tensor, index: Tensor
     ) -> None: ...
-    def with_landmarks(self, L: int, C: int, neck_joint: int, vertices: int, points: int, bary: int, /) -> Self:
+    def with_landmarks(
+        self, *, L: int, C: int, neck_joint: int, vertices: Tensor, points: Tensor, bary: Tensor
+    ) -> Self:
         """The model with landmarks, which forward can give then, and backward take. Only for the CPU."""
 
     def forward(
-        self, B: int, betas: int, betas_stride: int, pose: int, pose_stride: int, axis_angle: bool, v_template: int,
-        v_template_stride: int, joint_template: int, joint_template_stride: int, keep: bool, state: int, vertices: int,
-        joints: int, landmarks: int, where: int, /,
+        self, *, betas: Tensor, pose: Tensor, axis_angle: bool, v_template: Tensor, joint_template: Tensor, keep: bool,
+        state: Tensor | None, vertices: Tensor, joints: Tensor, landmarks: Tensor | None,
     ) -> None: ...
     def backward(
-        self, B: int, betas: int, betas_stride: int, pose: int, pose_stride: int, axis_angle: bool, joint_template: int,
-        joint_template_stride: int, state: int, grad_vertices: int, stride_b: int, stride_v: int, stride_c: int,
-        grad_joints: int, grad_landmarks: int, landmarks_stride_b: int, landmarks_stride_l: int, landmarks_stride_c: int,
-        grad_betas: int, grad_pose: int, grad_v_template: int, grad_v_template_shared: bool, grad_joint_template: int,
-        workspace: int, where: int, /,
+        self, *, betas: Tensor, pose: Tensor, axis_angle: bool, joint_template: Tensor, state: Tensor,
+        grad_vertices: Tensor | None, grad_joints: Tensor | None, grad_landmarks: Tensor | None, grad_betas: Tensor | None,
+        grad_pose: Tensor | None, grad_v_template: Tensor | None, grad_joint_template: Tensor | None, workspace: Tensor | None,
     ) -> None: ...
 
 class LbsModelF64(LbsModelF32): ...
 
 class LandmarkModelF32:
     def __init__(
-        self, is_cuda: bool, K: int, J: int, L: int, C: int, neck_joint: int, parents: int, joint_dirs: int,
-        joint_template: int, packed: int, index: int,
+        self, *, is_cuda: bool, L: int, C: int, neck_joint: int, parents: Tensor, joint_dirs: Tensor, joint_template: Tensor,
+        packed: Tensor, index: Tensor,
     ) -> None: ...
     @staticmethod
     def packed_size(is_cuda: bool, K: int, J: int, L: int, C: int, /) -> int: ...
@@ -91,49 +112,43 @@ class LandmarkModelF32:
     def workspace_size(is_cuda: bool, B: int, K: int, J: int, L: int, C: int, /) -> int: ...
     @staticmethod
     def pack(
-        is_cuda: bool, V: int, K: int, J: int, L: int, C: int, shapedirs: int, posedirs: int, lbs_weights: int,
-        v_template: int, static_vertices: int, static_bary: int, contour_vertices: int, contour_bary: int, packed: int,
-        index: int, where: int, /,
+        *, is_cuda: bool, shapedirs: Tensor, posedirs: Tensor, lbs_weights: Tensor, v_template: Tensor, static_vertices: Tensor,
+        static_bary: Tensor, contour_vertices: Tensor | None, contour_bary: Tensor | None, packed: Tensor, index: Tensor,
     ) -> None: ...
     def forward(
-        self, B: int, betas: int, betas_stride: int, pose: int, pose_stride: int, axis_angle: bool, keep: bool, state: int,
-        landmarks: int, where: int, /,
+        self, *, betas: Tensor, pose: Tensor, axis_angle: bool, keep: bool, state: Tensor | None, landmarks: Tensor
+    ) -> None: ...
+    def on_mesh(
+        self, *, static_vertices: Tensor, contour_vertices: Tensor | None, vertices: Tensor, mesh_state: Tensor, keep: bool,
+        state: Tensor | None, landmarks: Tensor,
     ) -> None: ...
     def backward(
-        self, B: int, betas: int, betas_stride: int, pose: int, pose_stride: int, axis_angle: bool, state: int,
-        grad_landmarks: int, stride_b: int, stride_l: int, stride_c: int, grad_betas: int, grad_pose: int, workspace: int,
-        where: int, /,
+        self, *, betas: Tensor, pose: Tensor, axis_angle: bool, state: Tensor, grad_landmarks: Tensor, grad_betas: Tensor | None,
+        grad_pose: Tensor | None, workspace: Tensor | None,
+    ) -> None: ...
+    @staticmethod
+    def jacobian_workspace_size(is_cuda: bool, B: int, K: int, J: int, L: int, C: int, /) -> int: ...
+    def jacobian(
+        self, *, betas: Tensor, pose: Tensor, axis_angle: bool, landmarks: Tensor, d_betas: Tensor, d_pose: Tensor, workspace: Tensor | None
     ) -> None: ...
 
 class LandmarkModelF64(LandmarkModelF32): ...
 
-def regress_joints_f32(
-    B: int, V: int, J: int, M: int, regressor: int, values: int, values_stride: int, joints: int, threads: int, /
-) -> None: ...
-def regress_joints_f64(
-    B: int, V: int, J: int, M: int, regressor: int, values: int, values_stride: int, joints: int, threads: int, /
-) -> None: ...
-def rodrigues_forward_f32(is_cuda: bool, N: int, rot_vecs: int, matrices: int, where: int, /) -> None: ...
-def rodrigues_forward_f64(is_cuda: bool, N: int, rot_vecs: int, matrices: int, where: int, /) -> None: ...
-def rodrigues_backward_f32(
-    is_cuda: bool, N: int, rot_vecs: int, grad_matrices: int, grad_rot_vecs: int, where: int, /
-) -> None: ...
-def rodrigues_backward_f64(
-    is_cuda: bool, N: int, rot_vecs: int, grad_matrices: int, grad_rot_vecs: int, where: int, /
-) -> None: ...
+def regress_joints_f32(*, regressor: Tensor, values: Tensor, joints: Tensor) -> None: ...
+def regress_joints_f64(*, regressor: Tensor, values: Tensor, joints: Tensor) -> None: ...
+def rodrigues_forward_f32(*, is_cuda: bool, rot_vecs: Tensor, matrices: Tensor) -> None: ...
+def rodrigues_forward_f64(*, is_cuda: bool, rot_vecs: Tensor, matrices: Tensor) -> None: ...
+def rodrigues_backward_f32(*, is_cuda: bool, rot_vecs: Tensor, grad_matrices: Tensor, grad_rot_vecs: Tensor) -> None: ...
+def rodrigues_backward_f64(*, is_cuda: bool, rot_vecs: Tensor, grad_matrices: Tensor, grad_rot_vecs: Tensor) -> None: ...
 def vertices2landmarks_forward_f32(
-    is_cuda: bool, B: int, V: int, F: int, L: int, vertices: int, vertices_stride: int, faces: int, lmk_faces_idx: int,
-    lmk_faces_idx_stride: int, lmk_bary_coords: int, lmk_bary_coords_stride: int, landmarks: int, where: int, /,
+    *, is_cuda: bool, vertices: Tensor, faces: Tensor, lmk_faces_idx: Tensor, lmk_bary_coords: Tensor, landmarks: Tensor
 ) -> None: ...
 def vertices2landmarks_forward_f64(
-    is_cuda: bool, B: int, V: int, F: int, L: int, vertices: int, vertices_stride: int, faces: int, lmk_faces_idx: int,
-    lmk_faces_idx_stride: int, lmk_bary_coords: int, lmk_bary_coords_stride: int, landmarks: int, where: int, /,
+    *, is_cuda: bool, vertices: Tensor, faces: Tensor, lmk_faces_idx: Tensor, lmk_bary_coords: Tensor, landmarks: Tensor
 ) -> None: ...
 def vertices2landmarks_backward_f32(
-    is_cuda: bool, B: int, V: int, F: int, L: int, faces: int, lmk_faces_idx: int, lmk_faces_idx_stride: int,
-    lmk_bary_coords: int, lmk_bary_coords_stride: int, grad_landmarks: int, grad_vertices: int, where: int, /,
+    *, is_cuda: bool, faces: Tensor, lmk_faces_idx: Tensor, lmk_bary_coords: Tensor, grad_landmarks: Tensor, grad_vertices: Tensor
 ) -> None: ...
 def vertices2landmarks_backward_f64(
-    is_cuda: bool, B: int, V: int, F: int, L: int, faces: int, lmk_faces_idx: int, lmk_faces_idx_stride: int,
-    lmk_bary_coords: int, lmk_bary_coords_stride: int, grad_landmarks: int, grad_vertices: int, where: int, /,
+    *, is_cuda: bool, faces: Tensor, lmk_faces_idx: Tensor, lmk_bary_coords: Tensor, grad_landmarks: Tensor, grad_vertices: Tensor
 ) -> None: ...

@@ -6,11 +6,28 @@ from . import __config__
 
 __config__.check_core()
 
+from importlib import import_module  # noqa: E402
+from typing import TYPE_CHECKING  # noqa: E402
+
+from .accelerate import accelerate  # noqa: E402
 from .flame import FLAME, FlameModel, FlameOutput, LandmarkEmbedding, builtin_head  # noqa: E402
-from .model import HeadParams, Reconstruction, RingNet  # noqa: E402
 from .ops import batch_rodrigues, flame_landmarks, flame_lbs, vertices2landmarks  # noqa: E402
 
+if TYPE_CHECKING:
+    from .fitting import Fit, fit, fit_mesh
+    from .model import HeadParams, Reconstruction, RingNet
+
 __all__ = [
-    "FLAME", "FlameModel", "FlameOutput", "HeadParams", "LandmarkEmbedding", "Reconstruction", "RingNet",
-    "batch_rodrigues", "builtin_head", "flame_landmarks", "flame_lbs", "vertices2landmarks",
+    "FLAME", "Fit", "FlameModel", "FlameOutput", "HeadParams", "LandmarkEmbedding", "Reconstruction", "RingNet",
+    "accelerate", "batch_rodrigues", "builtin_head", "fit", "fit_mesh", "flame_landmarks", "flame_lbs", "vertices2landmarks",
 ]  # fmt: skip
+
+
+_LATER = {"Fit": "fitting", "fit": "fitting", "fit_mesh": "fitting", "HeadParams": "model", "Reconstruction": "model", "RingNet": "model"}
+
+
+def __getattr__(name: str):
+    """The network and fitting when they are asked for: the operators and the decoder do without OpenCV and safetensors."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_LATER[name]}", __name__), name)

@@ -15,7 +15,7 @@ from .ops import batch_rodrigues
 #: Global rotation (axis-angle) of a head that looks straight into RingNet's camera.
 UPRIGHT = (math.pi, 0.0, 0.0)
 
-#: Part of a loose crop that the larger side of the landmarks' box fills.
+#: Part of the square that training and infer cut which the larger side of the landmarks' box fills; see squares.py.
 FILL = 0.8
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from .command_line import Parser, command, output_file, path, whole
 from .flame import FLAME, FlameModel, builtin_head
-from .images import write_image
+from .images import PICTURES, write_image
 from .render import head_picture, sheet
 
 _SKIN, _LIPS, _HAIR, _WHITE, _IRIS, _DARK = (
@@ -89,20 +88,20 @@ def contact_sheet(head: FlameModel, size: int = 150, columns: int = 8) -> np.nda
     return sheet(rows, labels)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+@command
+def main(arguments: list[str]) -> int:
+    parser = Parser(
         prog="python -m ringnet_ext.contact_sheet",
         description="Draw a head model's shapes, expressions, joints and landmarks into one picture.",
     )
-    parser.add_argument("model", nargs="?", type=Path, help="head model file [the built-in head]")
-    parser.add_argument("--out", type=Path, default=Path("contact_sheet.png"), help="picture to write [contact_sheet.png]")
-    parser.add_argument("--size", type=int, default=150, help="side of one picture, pixels [150]")
+    parser.add_argument("model", nargs="?", type=path, help="head model file [the built-in head]")
+    parser.add_argument("--out", type=path, default=path("contact_sheet.png"), help="picture to write [contact_sheet.png]")
+    parser.add_argument("--size", type=whole(32, 2048), default=150, help="side of one picture, pixels [150]")
     options = parser.parse_args(arguments)
-    try:
-        head = builtin_head() if options.model is None else FlameModel.load(options.model)
-    except (FileNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    output_file(options.out, PICTURES)
+    head = builtin_head() if options.model is None else FlameModel.load(options.model)
+    if len(head.parents) != 5:
+        raise ValueError(f"{options.model}: expected a head with FLAME's 5 joints, got {len(head.parents)}")
     write_image(options.out, contact_sheet(head, options.size))
     print(f"wrote {options.out}")
     return 0

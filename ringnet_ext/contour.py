@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
+from .command_line import Parser, command, output_file, path
+from .convert import ARRAYS
 from .flame import FlameModel, LandmarkEmbedding
 from .flame.contour import contour_embedding, ear_embedding
 from .flame.landmarks import contour_row
 from .flame.sources import load_head
-from .images import write_image
+from .images import PICTURES, write_image
 from .render import head_picture, mark_points, sheet
 
 _YAWS = (-39, -30, -15, 0, 15, 30, 39)
@@ -21,8 +21,8 @@ _SIZE, _EXTENT = 300, 0.24  # pixels, metres
 _OURS, _OTHER = (220, 30, 40), (20, 90, 220)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m ringnet_ext.contour",
         description="Compute the dynamic contour of a head: for every degree of yaw from -39 to 39, 17 points along "
         "the jaw line on the near side and the silhouette on the far side. The head needs its 51 inner landmarks, from "
@@ -32,11 +32,11 @@ def _parser() -> argparse.ArgumentParser:
     def add(flag, text, **kwargs):
         parser.add_argument(flag, help=text, **kwargs)
 
-    file = {"type": Path, "metavar": "FILE"}
-    add("model", "model file, or a mesh (metres, y up, face towards +z) [the built-in head]", type=Path, nargs="?",
+    file = {"type": path, "metavar": "FILE"}
+    add("model", "model file, or a mesh (metres, y up, face towards +z) [the built-in head]", type=path, nargs="?",
         metavar="MODEL")  # fmt: skip
     add("--landmarks", "embedding of the inner landmarks, in any format [the model's own]", nargs="+", **file)
-    add("--regions", "FLAME_masks.pkl: shows where the ears are [none]", **file)
+    add("--regions", "FLAME_masks.pkl, of a model file or a mesh in FLAME's order: shows where the ears are [the model's own]", **file)
     add("--ears", "add 8 points on the rim of each ear (right, then left) to the static landmarks; the ears must be "
         "among the regions", action="store_true")  # fmt: skip
     add("--out", "landmark embedding to write, .npz or .safetensors [none]", **file)
@@ -44,30 +44,31 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: list[str]) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.out is None and options.picture is None:
         parser.error("nothing to do: give --out or --picture")
-    try:
-        head = load_head(options.model, options.landmarks, options.regions)
-        ears = ear_embedding(head) if options.ears else None
-        landmarks = contour_embedding(head)
-        if ears is not None:
-            landmarks = replace(
-                landmarks,
-                static_faces_idx=np.concatenate([landmarks.static_faces_idx, ears.static_faces_idx]),
-                static_bary_coords=np.concatenate([landmarks.static_bary_coords, ears.static_bary_coords]),
-            )
-        if options.out is not None:
-            landmarks.save(options.out)
-            print(f"{options.out}: {landmarks.num_contour} contour and {landmarks.num_static} static landmarks")
-        if options.picture is not None:
-            write_image(options.picture, picture(head, landmarks, head.landmarks))
-            print(f"{options.picture}: the contour at yaws of {', '.join(map(str, _YAWS))} degrees")
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if options.out is not None:
+        output_file(options.out, ARRAYS)
+    if options.picture is not None:
+        output_file(options.picture, PICTURES, "--picture")
+    head = load_head(options.model, options.landmarks, options.regions)
+    ears = ear_embedding(head) if options.ears else None
+    landmarks = contour_embedding(head)
+    if ears is not None:
+        landmarks = replace(
+            landmarks,
+            static_faces_idx=np.concatenate([landmarks.static_faces_idx, ears.static_faces_idx]),
+            static_bary_coords=np.concatenate([landmarks.static_bary_coords, ears.static_bary_coords]),
+        )
+    if options.out is not None:
+        landmarks.save(options.out)
+        print(f"{options.out}: {landmarks.num_contour} contour and {landmarks.num_static} static landmarks")
+    if options.picture is not None:
+        write_image(options.picture, picture(head, landmarks, head.landmarks))
+        print(f"{options.picture}: the contour at yaws of {', '.join(map(str, _YAWS))} degrees")
     return 0
 
 

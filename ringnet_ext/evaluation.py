@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .camera import project, yaw_of
 from .data.augment import crop
 from .data.faces import FaceSet
+from .fitting import Priors, fit
 from .images import to_input
 from .model import HeadParams, RingNet
+from .prepare import estimate_yaw
+from .progress import progress
 
 _OUTER_EYE_CORNERS = (36, 45)
+#: Standard deviation of landmarks in half images: of exact ones, where the crops' pixels end, and of a network's.
+_EXACT, _PREDICTED = 0.003, 0.02
+#: Of the faces that are rendered; nothing is said of the jaw.
+_PRIORS = Priors(shape=1.0, expression=0.5, jaw_pose=None)
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,9 @@ class Report:
     network: ShapeErrors
     mean_shape: ShapeErrors
     two_directions: ShapeErrors  # the true coefficients of the first two shape directions, all others 0
-    map_fit: ShapeErrors  # a MAP fit of the model to the exact 2D landmarks of the one image
+    refined: ShapeErrors  # the network's landmarks of the one image, fitted
+    map_fit: ShapeErrors  # the exact 2D landmarks of the one image, fitted: what landmarks can say of the shape
+    map_fit_together: ShapeErrors  # those of all images of a person, with one shape
     coefficient_correlation: tuple[float, ...]  # predicted and true, first ten shape directions
 
     @property
@@ -65,7 +74,9 @@ class Report:
             row("mean shape", self.mean_shape),
             row("this model", self.network),
             row("true first two directions", self.two_directions),
-            row("MAP fit to the exact 2D landmarks", self.map_fit),
+            row("this model, fitted to its landmarks", self.refined),
+            row("fit to the exact 2D landmarks", self.map_fit),
+            row("  of all images of a person together", self.map_fit_together),
             "correlation of predicted and true coefficient, shape directions 1 to 10",
             "  " + " ".join(f"{value:5.2f}" for value in self.coefficient_correlation),
         ]
@@ -83,18 +94,62 @@ def similarity_align(source: Tensor, target: Tensor) -> Tensor:
     return scale[:, None, None] * (a @ rotation.transpose(1, 2)) + target_mean
 
 
+@dataclass(frozen=True)
+class PhotographReport:
+    """How good a model is on held-out photographs, of which landmarks and identities are known and the shape isn't."""
+
+    people: int
+    images: int
+    nme: float | None  # landmark error over the distance of the outer eye corners, of the images that show both
+    yaw_correlation: float | None  # with the yaw that the mean head's landmarks have in the image
+    yaw_degrees: float | None  # mean difference to it
+    intra_mm: float | None  # RMS vertex distance between the shapes of two images of one person; None if none has two
+    inter_mm: float | None  # the same for two people
+
+    @property
+    def intra_inter(self) -> float | None:
+        return None if self.intra_mm is None or self.inter_mm is None else self.intra_mm / self.inter_mm
+
+    def lines(self) -> list[str]:
+        """The table as text."""
+
+        def row(name, value, digits):
+            return f"  {name:<40}" + ("not known" if value is None else f"{value:8.{digits}f}")
+
+        return [
+            f"held out: {self.people} people, {self.images} photographs",
+            row("landmark NME (by outer eye distance)", self.nme, 4),
+            row("yaw, correlation with the landmarks'", self.yaw_correlation, 4),
+            row("yaw, difference to the landmarks', deg.", self.yaw_degrees, 1),
+            row("shape distance within a person, mm", self.intra_mm, 2),
+            row("shape distance between people, mm", self.inter_mm, 2),
+            row("within / between", self.intra_inter, 3),
+        ]
+
+
 @torch.no_grad()
-def predict(model: RingNet, faces: FaceSet, batch: int = 250) -> tuple[HeadParams, Tensor]:
-    """Parameters of all faces, cropped to their landmarks without jitter, and the crops' true landmarks (N, 68, 2)."""
+def predict(
+    model: RingNet, faces: FaceSet, images: np.ndarray | None = None, batch: int = 250
+) -> tuple[HeadParams, Tensor, Tensor]:
+    """Parameters of faces, cropped to their landmarks without jitter, and the crops' true landmarks with confidences.
+
+    Args:
+        images: (N,) which of them; None for all.
+
+    Returns:
+        HeadParams (N, ...) on the CPU, (N, 68, 2) normalised coordinates, (N, 68).
+    """
     model.eval()
     device = model.flame.v_template.device
-    params, landmarks = [], []
-    for start in range(0, len(faces), batch):
-        rows = np.arange(start, min(start + batch, len(faces)))[:, None]
-        images, target, _ = crop(faces, rows, model.encoder.input_size)
-        params.append(HeadParams(*(value.cpu() for value in model(to_input(images.to(device))))))
+    images = np.arange(len(faces)) if images is None else images
+    params, landmarks, confidences = [], [], []
+    for rows in progress(np.split(images, range(batch, len(images), batch)), desc="evaluating", unit="batch", leave=False):
+        pixels, target, confidence = crop(faces, rows[:, None], model.encoder.input_size)
+        params.append(HeadParams(*(value.cpu() for value in model(to_input(pixels.to(device))))))
         landmarks.append(target)
-    return HeadParams(*(torch.cat(parts) for parts in zip(*params, strict=True))), torch.cat(landmarks)
+        confidences.append(confidence)
+    together = HeadParams(*(torch.cat(parts) for parts in zip(*params, strict=True)))
+    return together, torch.cat(landmarks), torch.cat(confidences)
 
 
 def evaluate(model: RingNet, faces: FaceSet) -> Report:
@@ -102,7 +157,7 @@ def evaluate(model: RingNet, faces: FaceSet) -> Report:
     if faces.truth is None:
         raise ValueError("faces: this table needs faces whose true shape is known")
     device = model.flame.v_template.device
-    params, target = predict(model, faces)
+    params, target, _ = predict(model, faces)
     on_device = HeadParams(*(value.to(device) for value in params))
     with torch.no_grad():
         points = model.landmarks(on_device).cpu()
@@ -114,7 +169,12 @@ def evaluate(model: RingNet, faces: FaceSet) -> Report:
     shape = params.shape[first]
     two = true_shape.clone()
     two[:, 2:] = 0
-    fitted = fit_landmarks(model, target[first].to(device), HeadParams(*(value[first] for value in on_device)))
+    seen = target.to(device)
+    bound = fit(model.flame, seen[first], sigma=_EXACT, priors=_PRIORS)
+    together = fit(model.flame, seen, person=torch.from_numpy(faces.identity), sigma=_EXACT, priors=_PRIORS)
+    refined = fit(
+        model.flame, points[first].to(device), sigma=_PREDICTED, priors=_PRIORS, start=HeadParams(*(value[first] for value in on_device))
+    )
     intra, inter = _shape_distances(model, params.shape, faces.identity)
     correlations = [float(np.corrcoef(shape[:, i], true_shape[:, i])[0, 1]) for i in range(min(10, shape.shape[1]))]
     return Report(
@@ -127,9 +187,45 @@ def evaluate(model: RingNet, faces: FaceSet) -> Report:
         network=shape_errors(model, shape, true_shape),
         mean_shape=shape_errors(model, torch.zeros_like(shape), true_shape),
         two_directions=shape_errors(model, two, true_shape),
-        map_fit=shape_errors(model, fitted.shape.cpu(), true_shape),
+        refined=shape_errors(model, refined.shape.cpu(), true_shape),
+        map_fit=shape_errors(model, bound.shape.cpu(), true_shape),
+        map_fit_together=shape_errors(model, together.shape.cpu(), true_shape),
         coefficient_correlation=tuple(correlations),
     )
+
+
+def evaluate_photographs(model: RingNet, faces: FaceSet, *, people: int = 240, images: int = 6) -> PhotographReport:
+    """The table of a model on photographs, of at most so many people and images of each, taken evenly from all."""
+    known = np.unique(faces.identity[faces.identity >= 0])
+    chosen = []
+    for person in known[np.linspace(0, len(known) - 1, min(people, len(known))).round().astype(int)]:
+        own = np.flatnonzero(faces.identity == person)
+        chosen.append(own[np.linspace(0, len(own) - 1, min(images, len(own))).round().astype(int)])
+    chosen = np.concatenate(chosen)
+    params, target, confidence = predict(model, faces, chosen)
+    with torch.no_grad():
+        on_device = HeadParams(*(value.to(model.flame.v_template.device) for value in params))
+        points = model.landmarks(on_device).cpu()
+    both = (confidence[:, _OUTER_EYE_CORNERS] > 0).all(1)
+    eyes = (target[:, _OUTER_EYE_CORNERS[0]] - target[:, _OUTER_EYE_CORNERS[1]]).norm(dim=-1)
+    weight = (confidence > 0).float()
+    errors = ((points - target).norm(dim=-1).nan_to_num() * weight).sum(1) / weight.sum(1).clamp_min(1) / eyes
+    yaw, seen = yaw_of(params.global_pose).numpy(), estimate_yaw(target.numpy(), confidence.numpy())
+    clear = ~np.isnan(seen)
+    intra, inter = _shape_distances(model, params.shape, faces.identity[chosen])
+    return PhotographReport(
+        people=min(people, len(known)),
+        images=len(chosen),
+        nme=_finite(errors[both].mean()),
+        yaw_correlation=_finite(np.corrcoef(yaw[clear], seen[clear])[0, 1]) if clear.sum() > 1 else None,
+        yaw_degrees=_finite(np.degrees(np.abs(yaw[clear] - seen[clear]).mean())) if clear.any() else None,
+        intra_mm=_finite(intra),
+        inter_mm=_finite(inter),
+    )
+
+
+def _finite(value) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 @torch.no_grad()
@@ -157,42 +253,3 @@ def _shape_distances(model: RingNet, shape: Tensor, identity: np.ndarray) -> tup
     different = ~same
     same = same & ~torch.eye(len(same), dtype=torch.bool)
     return float(distances[same].mean()), float(distances[different].mean())
-
-
-def fit_landmarks(
-    model: RingNet, target: Tensor, start: HeadParams, *, steps: int = 400, sigma: float = 0.003
-) -> HeadParams:
-    """MAP fit of the head model to exact 2D landmarks: what landmarks alone say of the shape.
-
-    Minimises ``|residual|^2 / (2 sigma^2) + |shape|^2 / 2 + |expression / 0.5|^2 / 2`` by Adam, all images at once.
-
-    Args:
-        target: (B, 68, 2) normalised coordinates.
-        start: parameters to begin from.
-        sigma: of the landmarks, in normalised coordinates.
-    """
-    units = HeadParams(
-        camera=start.camera.new_tensor([float(start.camera[:, 0].mean()), 0.1, 0.1]),
-        global_pose=start.camera.new_tensor(1.0),
-        jaw_pose=start.camera.new_tensor(0.3),
-        shape=start.camera.new_tensor(1.0),
-        expression=start.camera.new_tensor(0.5),
-    )
-    moves = [torch.zeros_like(value, requires_grad=True) for value in start]
-    optimizer = torch.optim.Adam(moves, lr=0.05, betas=(0.9, 0.95))
-
-    def params() -> HeadParams:
-        return HeadParams(*(value + unit * move for value, unit, move in zip(start, units, moves, strict=True)))
-
-    for step in tqdm(range(steps), desc="fitting landmarks", unit="step", disable=None, leave=False):
-        optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / steps)
-        current = params()
-        points = model.flame.landmarks(
-            current.shape, current.expression, current.global_pose, jaw_pose=current.jaw_pose
-        )
-        residual = (project(points, current.camera) - target).square().sum()
-        prior = current.shape.square().sum() + (current.expression / 0.5).square().sum()
-        optimizer.zero_grad()
-        (residual / (2 * sigma**2) + prior / 2).backward()
-        optimizer.step()
-    return HeadParams(*(value.detach() for value in params()))

@@ -11,7 +11,11 @@ What is different, and meant to be:
 - ``--flag False`` on the command line means False
 - model files are read without chumpy, and without running what is in them
 - the coefficients that the configuration leaves out are not computed, so there are no ``shape_betas`` and
-  ``expression_betas`` to hold their zeros
+  ``expression_betas`` to hold their zeros, and ``shapedirs`` holds the directions that are used
+- ``eye_pose``, ``neck_pose`` and ``transl`` are (1, n), for any batch, where the original's are (batch_size, n)
+
+State dicts have the original's names, and those of the original load: directions that the configuration leaves out are dropped,
+and a default that is the same for the whole batch becomes one row. A state dict that doesn't fit is refused by PyTorch.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from torch import Tensor, nn
 
 from .flame import FLAME as _Layer
 from .flame import FlameModel, FlameOutput, LandmarkEmbedding
-from .ops import batch_rodrigues, flame_lbs, vertices2landmarks
+from .ops import batch_rodrigues, lbs, vertices2landmarks
 
 
 def _boolean(text: str) -> bool:
@@ -66,7 +70,7 @@ class OriginalContour(_Layer):
 
     sign = -1
 
-    def _head(self, betas, pose):
+    def _head(self, betas, pose, template):
         batch = len(pose)
         faces_idx, bary_coords = self.lmk_faces_idx.expand(batch, -1), self.lmk_bary_coords.expand(batch, -1, -1)
         if self.contour_faces_idx is not None:
@@ -78,15 +82,16 @@ class OriginalContour(_Layer):
                 row = torch.where(degrees < 0, 39 - degrees, degrees)
             faces_idx = torch.cat([self.contour_faces_idx[row], faces_idx], dim=1)
             bary_coords = torch.cat([self.contour_bary_coords[row], bary_coords], dim=1)
-        vertices, joints = flame_lbs(betas, pose, *self._body())
+        vertices, joints = lbs(betas, pose, *self._body(template))
         return vertices, joints, vertices2landmarks(vertices, self.faces, faces_idx, bary_coords)
 
-    def _landmarks(self, betas, pose):
-        return self._head(betas, pose)[2]
+    def _landmarks(self, betas, pose, template):
+        return self._head(betas, pose, template)[2]
 
 
 class Decoder(nn.Module):
-    """What FLAME_PyTorch's and DECA's layers have in common: a layer of ours, and its buffers under their names."""
+    """What FLAME_PyTorch's and DECA's layers have in common: a layer of ours, and its buffers under their names, as attributes
+    and in state dicts."""
 
     _NAMES = {
         "faces_tensor": "faces", "dynamic_lmk_faces_idx": "contour_faces_idx",
@@ -95,12 +100,21 @@ class Decoder(nn.Module):
         name: name for name in ("v_template", "shapedirs", "posedirs", "J_regressor", "parents", "lbs_weights",
                                 "lmk_faces_idx", "lmk_bary_coords")
     }  # fmt: skip
+    _UNUSED = "shape_betas", "expression_betas"  # zeros for what is left out, in FLAME_PyTorch's state dicts
 
     def __init__(self, layer: _Layer):
         super().__init__()
         self.decoder = layer
         for name, size in (("eye_pose", 6), ("neck_pose", 3)):  # what stands in for a missing argument
             self.register_parameter(name, nn.Parameter(torch.zeros(1, size), requires_grad=False))
+        if layer.contour_faces_idx is not None:
+            chain, joint = [], layer.neck_joint
+            while joint != -1:
+                chain.append(joint)
+                joint = int(layer.parents[joint])
+            self.register_buffer("neck_kin_chain", torch.tensor(chain))
+        self.register_state_dict_post_hook(_under_their_names)
+        self.register_load_state_dict_pre_hook(_from_their_names)
 
     def posed(self, shape, expression, pose, neck_pose=None, eye_pose=None, translation=None) -> FlameOutput:
         """The layer's output, `pose` (B, 6) being that of the root and the jaw."""
@@ -126,6 +140,32 @@ class Decoder(nn.Module):
         return super().__getattr__(name)
 
 
+def _under_their_names(module: Decoder, state: dict, prefix: str, _) -> None:
+    """Of a state dict that is being made: our layer's buffers under the names of the original."""
+    for theirs, ours in module._NAMES.items():
+        key = f"{prefix}decoder.{ours}"
+        if key in state:
+            state[prefix + theirs] = state.pop(key)
+
+
+def _from_their_names(module: Decoder, state: dict, prefix: str, *_) -> None:
+    """Of a state dict that is to be loaded: the reverse, and what the original has more of."""
+    for theirs, ours in module._NAMES.items():
+        if prefix + theirs in state:
+            state[f"{prefix}decoder.{ours}"] = state.pop(prefix + theirs)
+    for name in module._UNUSED:
+        if prefix + name in state and not state[prefix + name].any():
+            del state[prefix + name]
+    layer, key = module.decoder, f"{prefix}decoder.shapedirs"
+    if key in state and state[key].dim() == 3 and state[key].shape[2] == 400 != layer.shapedirs.shape[2]:
+        shape, expression = state[key].split([300, 100], dim=2)
+        state[key] = torch.cat([shape[..., : layer.shape_params], expression[..., : layer.expression_params]], dim=2)
+    for name in ("eye_pose", "neck_pose", "transl"):
+        rows = state.get(prefix + name)
+        if rows is not None and rows.dim() == 2 and len(rows) > 1 and (rows == rows[:1]).all():
+            state[prefix + name] = rows[:1]
+
+
 class FLAME(Decoder):
     """FLAME_PyTorch's layer. `config` is what :func:`get_config` returns, or any object with the same attributes; its
     `flame_model_path` may be None for the built-in head with its own landmarks."""
@@ -140,9 +180,10 @@ class FLAME(Decoder):
                 paths.append(config.dynamic_landmark_embedding_path)
             model = FlameModel.load(model, LandmarkEmbedding.load(*paths))
         layer = OriginalContour if getattr(config, "original_contour", False) else _Layer
-        super().__init__(layer(model, shape_params=config.shape_params, expression_params=config.expression_params))
+        layer = layer(model, shape_params=config.shape_params, expression_params=config.expression_params)
         if not config.use_face_contour:
-            self.decoder.contour_faces_idx = self.decoder.contour_bary_coords = None
+            layer.contour_faces_idx = layer.contour_bary_coords = None
+        super().__init__(layer)
         self.use_face_contour, self.use_3D_translation = config.use_face_contour, config.use_3D_translation
         self.batch_size = getattr(config, "batch_size", 1)
         self.register_parameter("transl", nn.Parameter(torch.zeros(1, 3), requires_grad=False))

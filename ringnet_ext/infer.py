@@ -2,93 +2,262 @@
 
 from __future__ import annotations
 
-import argparse
+import csv
+import errno
 import io
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import trimesh
-from tqdm import tqdm
 
-from .checkpoint import CheckpointError
+from .command_line import FAILED, OptionError, Parser, command, computing_device, explained, output_folder, path, report
+from .data.detectors import Detectors, FaceLandmarker
+from .data.landmark_files import SUFFIXES as LANDMARK_SUFFIXES
+from .data.landmark_files import LandmarkError, read_landmarks
 from .flame.files import written_whole
-from .images import SUFFIXES, ImageError, write_image
+from .framing import NotAFaceError, find_face
+from .images import MIN_IMAGE, SUFFIXES, ImageError, read_image, write_image
 from .model import Reconstruction, RingNet
 from .pictures import PANELS, panel
+from .prepare import landmark_file
+from .progress import progress
 from .render import sheet
+from .squares import Square, around_landmarks, fit_square
+
+KINDS = ("images", "mesh", "neutral_mesh", "params")
+INDEX = "index.csv"
+_OUTER_EYE_CORNERS = 36, 45
+_NOWHERE_TO_WRITE = errno.ENOSPC, errno.EDQUOT, errno.EROFS  # every image after it would fail the same way
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m ringnet_ext.infer",
-        description="Reconstruct heads from photographs, each a loose crop of one face. For every image NAME the output "
-        "folder gets images/NAME.png (input, overlay, mesh, mesh turned, neutral), mesh/NAME.obj (posed, metres, y up), "
-        "neutral_mesh/NAME.obj and params/NAME.npz (cam, pose, shape, expression in RingNet's conventions; landmarks in "
-        "pixels of the image). An image that cannot be read is reported, and the others are still done.",
+        description="Reconstruct heads from photographs, one face each. The network wants the square that training cuts: "
+        "the 68 landmarks' box in its middle, filling 80 % of it. --landmarks, --detector or --boxes say where the face "
+        "is. Without them the network looks for it, from the whole picture and parts of it, and what is not a face as it "
+        "knows them counts as failed. For every image NAME the output folder gets images/NAME.png (input, overlay, mesh, "
+        "mesh turned, neutral), mesh/NAME.obj (posed), neutral_mesh/NAME.obj, both in metres, y up, in FLAME's frame, and "
+        "params/NAME.npz (cam, pose, shape, expression in RingNet's conventions; landmarks in pixels of the image). "
+        f"{INDEX} says which input each NAME is of, what became of it, and which square was cut. An image that fails is "
+        "reported, the others are still done, and the exit code is 1.",
     )
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of them")
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN", help="run folder of training, or a checkpoint file")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write to; made if missing")
-    parser.add_argument("--head", type=Path, help="head model file, if it has moved since training [the one trained on]")
-    parser.add_argument("--device", default="cpu", help="device to compute on [cpu]")
+    parser.add_argument("images", nargs="+", type=path, metavar="IMAGE", help="image files, or folders of them: "
+                        + ", ".join(SUFFIXES))  # fmt: skip
+    parser.add_argument("--checkpoint", type=path, required=True, metavar="RUN",
+                        help="run folder of training, or a checkpoint file")  # fmt: skip
+    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="folder to write to; made if missing")
+    where = parser.add_argument_group("where the face is (one of these)").add_mutually_exclusive_group()
+    where.add_argument("--landmarks", type=path, metavar="DIR", help="folder with a file of 68 landmarks for each image: NAME and "
+                       f"one of {', '.join(LANDMARK_SUFFIXES)}, as for prepare")  # fmt: skip
+    where.add_argument("--detector", type=path, metavar="FILE", help="MediaPipe's face_landmarker.task; needs the package "
+                       "mediapipe")  # fmt: skip
+    where.add_argument("--boxes", type=path, metavar="FILE", help="lines IMAGE,left,top,right,bottom: about where the face is, "
+                       "pixels; IMAGE as it is given here, or its name. The network looks from there")  # fmt: skip
+    where.add_argument("--cropped", action="store_true", help="the images are such squares already: they are taken whole, "
+                       "and whether they are faces is not asked")  # fmt: skip
+    parser.add_argument("--head", type=path, metavar="FILE",
+                        help="head model file, if it has moved since training [the one trained on]")  # fmt: skip
+    parser.add_argument("--device", help="cpu, cuda or cuda:N [cuda if there is one, else cpu]")
     return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
-    try:
-        model = RingNet.load(options.checkpoint, head=options.head).to(options.device)
-    except (CheckpointError, FileNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    files, failures = _files(options.images)
-    empty = len(failures)
-    for name, path in tqdm(_named(files), desc="reconstructing", unit="image", disable=None):
-        try:
-            write_reconstruction(options.out, name, model.reconstruct(path))
-        except (FileNotFoundError, ImageError) as error:
-            failures.append(str(error))
+    device = computing_device(options.device)
+    model = RingNet.load(options.checkpoint, head=options.head).to(device)
+    cut = _cutter(model, options)
+    files, failures, others = image_files(options.images)
     for failure in failures:
-        print(f"error: {failure}", file=sys.stderr)
-    print(f"{len(files) - (len(failures) - empty)} of {len(files)} images reconstructed in {options.out}")
-    return 1 if failures else 0
+        report(failure)
+    output_folder(options.out, KINDS)
+    if others:
+        print("left out of the folders: " + ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items())))
+    print(_trained_on(model))
+    rows, not_found = [], 0
+    try:
+        for name, file in progress(named(files), desc="reconstructing", unit="image"):
+            try:
+                image = read_image(file)
+                if min(image.shape[:2]) < MIN_IMAGE:
+                    size = f"{image.shape[1]} x {image.shape[0]}"
+                    raise ImageError(f"{size} pixels, expected at least {MIN_IMAGE} x {MIN_IMAGE}")
+                found = cut(file, image)
+                face = model.reconstruct(found.square)
+                write_reconstruction(options.out, name, face)
+                rows.append([file, name, "reconstructed", *_place(found.square), _error(face, found)])
+            except (OSError, ValueError, MemoryError) as error:
+                not_found += isinstance(error, NotAFaceError)
+                text = explained(error)
+                failures.append(text if text.startswith(str(file)) else f"{file}: {text}")
+                report(failures[-1])
+                rows.append([file, "", text.removeprefix(f"{file}: "), "", "", "", ""])
+                if isinstance(error, OSError) and error.errno in _NOWHERE_TO_WRITE:
+                    break
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted after {len(rows)} of {len(files)} images; {options.out / INDEX} names them") from None
+    finally:
+        try:
+            _write_index(options.out / INDEX, rows)
+        except OSError as error:
+            report(error)
+    done = sum(bool(row[1]) for row in rows)
+    if not_found:
+        print(
+            f"in {not_found} images no face was found: --landmarks, --detector or --boxes say where it is, --cropped takes "
+            "images as they are"
+        )
+    print(f"{done} of {len(files)} images reconstructed in {options.out}")
+    return FAILED if failures else 0
 
 
-def _files(paths: list[Path]) -> tuple[list[Path], list[str]]:
-    """The image files that the paths stand for, and a complaint for each folder that has none."""
-    files, complaints = [], []
-    for path in paths:
-        if not path.is_dir():
-            files.append(path)
+# Which images, and what their outputs are called.
+
+
+def image_files(paths: list[Path]) -> tuple[list[Path], list[str], Counter[str]]:
+    """The image files that the paths stand for, a complaint for each folder without one, and what else the folders hold."""
+    files, complaints, others = [], [], Counter()
+    for each in paths:
+        if not each.is_dir():
+            files.append(each)
             continue
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        try:
+            content = sorted(entry for entry in each.iterdir() if entry.is_file() and not entry.name.startswith("."))
+        except OSError as error:
+            complaints.append(explained(error))
+            continue
+        found = [file for file in content if file.suffix.lower() in SUFFIXES]
+        others.update(file.suffix.lower() or "without a suffix" for file in content if file not in set(found))
         if not found:
-            complaints.append(f"{path}: no images in this folder")
+            complaints.append(f"{each}: no images in this folder, which are files in {', '.join(SUFFIXES)}")
         files += found
-    return files, complaints
+    return files, complaints, others
 
 
-def _named(files: list[Path]) -> list[tuple[str, Path]]:
-    """A name of its own for the outputs of every file: its stem, numbered where two are the same."""
-    names: dict[str, int] = {}
+def named(files: list[Path]) -> list[tuple[str, Path]]:
+    """A name of its own for the outputs of every file: its stem, with a number where that is another's too.
+
+    Names differ by more than upper and lower case, which some file systems don't tell apart.
+    """
+    stems = {file.stem.casefold() for file in files}
+    used: set[str] = set()
     result = []
-    for path in files:
-        count = names[path.stem] = names.get(path.stem, 0) + 1
-        result.append((path.stem if count == 1 else f"{path.stem}-{count}", path))
+    for file in files:
+        name, number = file.stem, 1
+        while name.casefold() in used or (number > 1 and name.casefold() in stems):
+            number += 1
+            name = f"{file.stem}-{number}"
+        used.add(name.casefold())
+        result.append((name, file))
     return result
 
 
-def write_reconstruction(folder: Path, name: str, face: Reconstruction) -> None:
-    """Write the panel picture, both meshes and the parameters of one face under a name."""
-    for kind in ("images", "mesh", "neutral_mesh", "params"):
+# Where the face is.
+
+
+class _Found(NamedTuple):
+    square: Square
+    points: np.ndarray | None = None  # (68, 2) pixels of the image, where they are known
+    confidence: np.ndarray | None = None
+
+
+def _cutter(model: RingNet, options) -> Callable[[Path, np.ndarray], _Found]:
+    """Cuts the square around the face of an image, as the options say."""
+    if options.landmarks is not None:
+        if not options.landmarks.is_dir():
+            raise OptionError(f"--landmarks: {options.landmarks}: no such folder")
+        return lambda file, image: _by_landmarks(image, *landmarks_of(file, options.landmarks))
+    if options.detector is not None:
+        detectors = Detectors(lambda: FaceLandmarker(options.detector), 1)
+        return lambda file, image: _by_landmarks(image, *detectors(image))
+    if options.boxes is not None:
+        boxes = read_boxes(options.boxes)
+        return lambda file, image: _Found(find_face(model, image, _box_of(file, boxes, options.boxes)))
+    if options.cropped:
+        return lambda file, image: _Found(fit_square(image))
+    return lambda file, image: _Found(find_face(model, image))
+
+
+def _by_landmarks(image: np.ndarray, points: np.ndarray, confidence: np.ndarray) -> _Found:
+    return _Found(around_landmarks(image, points, confidence), points, confidence)
+
+
+def landmarks_of(file: Path, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    found = landmark_file(folder, file.name)
+    if found is None:
+        raise LandmarkError(f"no landmarks: no file {folder / file.stem} ending in {', '.join(LANDMARK_SUFFIXES)}")
+    try:
+        return read_landmarks(found)
+    except LandmarkError as error:
+        raise LandmarkError(f"{found}: {error}") from None
+
+
+def read_boxes(file: Path) -> dict[str, tuple[float, float, float, float]]:
+    """Boxes by image, from lines ``image,left,top,right,bottom``; the first line may name the columns.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: naming the line that cannot be used.
+    """
+    boxes: dict[str, tuple[float, float, float, float]] = {}
+    with open(file, newline="", encoding="utf-8-sig") as lines:
+        for number, row in enumerate(csv.reader(lines), start=1):
+            if not row or (number == 1 and [value.strip().lower() for value in row[1:]] == ["left", "top", "right", "bottom"]):
+                continue
+            try:
+                image, (left, top, right, bottom) = row[0].strip(), map(float, row[1:])
+            except ValueError:
+                raise ValueError(f"{file}, line {number}: expected image,left,top,right,bottom, got {','.join(row)}") from None
+            if not (np.isfinite([left, top, right, bottom]).all() and left < right and top < bottom):
+                raise ValueError(f"{file}, line {number}: expected left < right and top < bottom, got {','.join(row)}")
+            if image in boxes:
+                raise ValueError(f"{file}, line {number}: a second box of {image}, and one face an image is reconstructed")
+            boxes[image] = left, top, right, bottom
+    return boxes
+
+
+def _box_of(file: Path, boxes: dict, source: Path) -> tuple[float, float, float, float]:
+    box = boxes.get(str(file), boxes.get(file.name))
+    if box is None:
+        raise ValueError(f"no box: {source} has no line of {file} or {file.name}")
+    return box
+
+
+# What is written.
+
+
+def write_reconstruction(folder: Path, name: str, face: Reconstruction, **more: np.ndarray) -> None:
+    """Write the panel picture, both meshes and the parameters of one face under a name: all of them or none.
+
+    more: further arrays for the file of parameters.
+    """
+    for kind in KINDS:
         (folder / kind).mkdir(parents=True, exist_ok=True)
-    write_image(folder / "images" / f"{name}.png", sheet([panel(face)], columns=PANELS))
-    for kind, vertices in (("mesh", face.vertices), ("neutral_mesh", face.neutral_vertices)):
-        mesh = trimesh.Trimesh(vertices, face.faces, process=False)
-        with written_whole(folder / kind / f"{name}.obj") as file:
-            file.write(mesh.export(file_type="obj", include_normals=False).encode())
+    picture, mesh, neutral, arrays = (
+        folder / kind / f"{name}.{suffix}" for kind, suffix in zip(KINDS, ("png", "obj", "obj", "npz"), strict=True)
+    )
+    try:
+        write_image(picture, sheet([panel(face)], columns=PANELS))
+        for target, vertices in ((mesh, face.vertices), (neutral, face.neutral_vertices)):
+            content = trimesh.Trimesh(vertices, face.faces, process=False).export(file_type="obj", include_normals=False)
+            with written_whole(target) as file:
+                file.write(content.encode())
+        with written_whole(arrays) as file:
+            file.write(_parameters(face, more))
+    except BaseException:
+        for target in (picture, mesh, neutral, arrays):
+            target.unlink(missing_ok=True)
+        raise
+
+
+def _parameters(face: Reconstruction, more: dict[str, np.ndarray]) -> bytes:
+    """An .npz file."""
     params = face.params
     arrays = {
         "cam": params.camera[0],
@@ -97,9 +266,40 @@ def write_reconstruction(folder: Path, name: str, face: Reconstruction) -> None:
         "expression": params.expression[0],
     }
     buffer = io.BytesIO()
-    np.savez(buffer, landmarks=face.landmarks, **{key: value.numpy() for key, value in arrays.items()})
-    with written_whole(folder / "params" / f"{name}.npz") as file:
-        file.write(buffer.getvalue())
+    np.savez(buffer, landmarks=face.landmarks, **{key: value.numpy() for key, value in arrays.items()}, **more)
+    return buffer.getvalue()
+
+
+def _place(square: Square) -> list[str]:
+    """Left, top and side of the square, pixels of the image."""
+    left, top = square.to_original(np.zeros(2))
+    return [f"{value:.1f}" for value in (left, top, len(square.image) / square.scale)]
+
+
+def _error(face: Reconstruction, found: _Found) -> str:
+    """Mean distance of the landmarks from those given, in distances of the given outer eye corners; '' if not known."""
+    if found.points is None or not (found.confidence[list(_OUTER_EYE_CORNERS)] > 0).all():
+        return ""
+    known = found.confidence > 0
+    eyes = np.linalg.norm(np.subtract(*found.points[list(_OUTER_EYE_CORNERS)]))
+    return f"{np.linalg.norm(face.landmarks - found.points, axis=1)[known].mean() / max(eyes, 1e-9):.4f}"
+
+
+def _write_index(file: Path, rows: list[list]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "name", "result", "left", "top", "side", "landmark_error"])
+    writer.writerows(rows)
+    with written_whole(file) as target:
+        target.write(text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def _trained_on(model: RingNet) -> str:
+    if model.trained_on is None:
+        return "note: the checkpoint doesn't say what its network was trained on"
+    if model.trained_on == "photographs":
+        return "note: the network was trained on photographs"
+    return f"note: the network was trained on {model.trained_on}, not on photographs: expect coarse proportions, no likeness"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import json
@@ -19,22 +18,28 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
+from .command_line import Parser, command, output_folder, path, real, whole
 from .data.detectors import Detector, Detectors, FaceLandmarker
 from .data.landmark_files import SUFFIXES as LANDMARK_SUFFIXES
 from .data.landmark_files import LandmarkError, NoFaceError, read_landmarks
 from .data.photographs import IMAGES, load_photographs, record, write_manifest
 from .flame import FLAME
-from .flame.files import written_whole
-from .images import SUFFIXES, ImageError, read_image, write_image
+from .flame.files import remove_leftovers, written_whole
+from .images import MIN_IMAGE, SUFFIXES, ImageError, read_image, write_image
+from .progress import progress
 from .render import mark_points, sheet
+from .squares import cut_square, landmark_square
 
 #: Part of a prepared crop that the larger side of the landmarks' box fills. Looser than what the network sees, so that
 #: training has room to shift, scale and rotate.
 FILL = 0.64
-#: Fewer known landmarks than these, or a smaller image, are of no use.
-MIN_POINTS, MIN_IMAGE = 34, 16
+#: Fewer known landmarks than these are of no use.
+MIN_POINTS = 34
+#: People that a set needs to be trained on.
+LEAST_PEOPLE = 4
+#: Least and largest side of the crops.
+SIZES = 32, 4096
 _RECORDS = 4096  # held at a time
 _YAWS = np.arange(-90, 91, 15)
 
@@ -52,8 +57,8 @@ class PrepareSettings:
     min_face: float = 40.0
 
     def __post_init__(self):
-        if self.size < 32:
-            raise ValueError(f"size: expected at least 32 pixels, got {self.size}")
+        if not SIZES[0] <= self.size <= SIZES[1]:
+            raise ValueError(f"size: expected {SIZES[0]} to {SIZES[1]} pixels, got {self.size}")
         if self.format not in ("jpg", "png"):
             raise ValueError(f"format: expected jpg or png, got {self.format!r}")
         if not self.min_face >= 1:
@@ -102,17 +107,20 @@ def in_list(path: Path) -> Iterator[Photograph]:
 
     An empty identity, or -1, stands for none. The first line may name the columns: ``path,identity``.
     """
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        first = file.readline()
-        file.seek(0)
-        rows = csv.reader(file) if "," in first else (line.rsplit(None, 1) for line in file)
-        for number, row in enumerate(rows, start=1):
-            if not row or (number == 1 and [value.strip().lower() for value in row] == ["path", "identity"]):
-                continue
-            if len(row) != 2:
-                raise ValueError(f"{path}, line {number}: expected a path and an identity, got {row}")
-            person = row[1].strip()
-            yield Photograph(row[0].strip(), "" if person == "-1" else person)
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            first = file.readline()
+            file.seek(0)
+            rows = csv.reader(file) if "," in first else (line.rsplit(None, 1) for line in file)
+            for number, row in enumerate(rows, start=1):
+                if not row or (number == 1 and [value.strip().lower() for value in row] == ["path", "identity"]):
+                    continue
+                if len(row) != 2:
+                    raise ValueError(f"{path}, line {number}: expected a path and an identity, got {' '.join(row):.80}")
+                person = row[1].strip()
+                yield Photograph(row[0].strip(), "" if person == "-1" else person)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a text file of paths and identities: {error}") from None
 
 
 # One photograph.
@@ -121,7 +129,7 @@ def in_list(path: Path) -> Iterator[Photograph]:
 def loose_square(
     image: np.ndarray, points: np.ndarray, confidence: np.ndarray, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The square around a face of which its landmarks' box fills :data:`FILL`; beyond the image, its edges continue.
+    """The square of :mod:`ringnet_ext.squares`, of which the landmarks' box fills less, :data:`FILL`.
 
     Args:
         image: (H, W, 3) uint8. points: (68, 2) pixels. confidence: (68,), 0 for points that are not known.
@@ -129,20 +137,12 @@ def loose_square(
     Returns:
         (size, size, 3) uint8; (68, 2) float32 normalised coordinates in it, 0 for points that are not known.
     """
-    known = confidence > 0
-    low, high = points[known].min(0), points[known].max(0)
-    side = max(2, round(float((high - low).max()) / FILL))
-    left, top = (round(float(value)) for value in (low + high) / 2 - side / 2)
-    height, width = image.shape[:2]
-    inside = image[max(top, 0) : top + side, max(left, 0) : left + side]
-    square = cv2.copyMakeBorder(
-        inside, max(-top, 0), max(top + side - height, 0), max(-left, 0), max(left + side - width, 0),
-        cv2.BORDER_REPLICATE,
-    )  # fmt: skip
-    method = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
-    square = cv2.resize(square, (size, size), interpolation=method)
+    middle, side = landmark_square(points, confidence, FILL)
+    side = max(2, round(float(side)))
+    left, top = (round(float(value)) for value in middle - side / 2)
+    square = cut_square(image, np.array([left, top]) + side / 2, side, size).image
     normalised = (points - (left, top)) * (2 / side) - 1
-    return square, np.where(known[:, None], normalised, 0).astype(np.float32)
+    return square, np.where(confidence[:, None] > 0, normalised, 0).astype(np.float32)
 
 
 def landmark_file(folder: Path, name: str) -> Path | None:
@@ -334,30 +334,30 @@ def prepare(
     def photographs():
         return in_folders(source, anonymous) if identities is None else in_list(Path(identities))
 
-    out.mkdir(parents=True, exist_ok=True)
-    progress = _Progress(out / "progress.sqlite", settings)
+    total = sum(1 for _ in photographs())
+    if total == 0:
+        raise ValueError(f"{source if identities is None else identities}: no images ({', '.join(SUFFIXES)}) found")
+    output_folder(out)
+    remove_leftovers(*(folder for folder, _, _ in os.walk(out / IMAGES)))
+    notes = _Progress(out / "progress.sqlite", settings)
     try:
-        total = sum(1 for _ in photographs())
-        if total == 0:
-            raise ValueError(f"{source if identities is None else identities}: no images ({', '.join(SUFFIXES)}) found")
-
         def work(item):
             photograph, earlier = item
             return _prepare_one(photograph, earlier, source, landmarks, out, settings, detectors)
 
         remaining = iter(photographs())
-        bar = tqdm(total=total, desc="preparing", unit="image", disable=None)
+        bar = progress(total=total, desc="preparing", unit="image")
         with ThreadPoolExecutor(workers) as pool, bar:
             while batch := list(islice(remaining, 32 * workers)):
-                known = progress.known([_text(photograph.name) for photograph in batch])
+                known = notes.known([_text(photograph.name) for photograph in batch])
                 once = {photograph.name: photograph for photograph in batch}.values()
                 results = list(pool.map(work, [(item, known.get(_text(item.name))) for item in once]))
                 unchanged = [result for result in results if isinstance(result, str)]
-                progress.store([result for result in results if not isinstance(result, str)], unchanged)
+                notes.store([result for result in results if not isinstance(result, str)], unchanged)
                 bar.update(len(batch))
-        return _finish(progress, out)
+        return _finish(notes, out)
     finally:
-        progress.database.close()
+        notes.database.close()
 
 
 def _prepare_one(
@@ -410,14 +410,14 @@ def _text(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _finish(progress: _Progress, out: Path) -> str:
+def _finish(notes: _Progress, out: Path) -> str:
     """Write the manifest, the tables and the report of all that has been done."""
-    for path in progress.forget_others():
+    for path in notes.forget_others():
         (out / IMAGES / path).unlink(missing_ok=True)
-    people = progress.people()
-    kept, path_length = progress.count()
+    people = notes.people()
+    kept, path_length = notes.count()
     with written_whole(out / "dropped.csv") as file:
-        _write_rows(file, ("image", "reason", "detail"), progress.dropped())
+        _write_rows(file, ("image", "reason", "detail"), notes.dropped())
     with written_whole(out / "people.csv") as file:
         _write_rows(file, ("identity", "person", "images"), ((i, *row) for i, row in enumerate(people)))
     yaws = np.zeros(len(_YAWS) + 1, np.int64)  # the last: not known
@@ -429,8 +429,8 @@ def _finish(progress: _Progress, out: Path) -> str:
             np.add.at(yaws, np.where(np.isnan(yaw), len(_YAWS), nearest), 1)
             yield part
 
-    write_manifest(out, kept, path_length, counted(progress.records(people, record(path_length))))
-    report = "\n".join(_report(kept, people, progress.dropped_counts(), yaws)) + "\n"
+    write_manifest(out, kept, path_length, counted(notes.records(people, record(path_length))))
+    report = "\n".join(_report(kept, people, notes.dropped_counts(), yaws)) + "\n"
     with written_whole(out / "report.txt") as file:
         file.write(report.encode())
     if kept:
@@ -468,7 +468,7 @@ def _report(kept: int, people: list[tuple[str, int]], dropped: list[tuple[str, i
     for label, count in zip(labels, yaws.tolist(), strict=True):
         if count:
             lines += [f"{label:>13} {count:9,d} {'#' * max(1, round(count * scale))}"]
-    if len(people) < 4:
+    if len(people) < LEAST_PEOPLE:
         lines += ["Training needs at least four people: two to train on and two others for validation."]
     return lines
 
@@ -509,41 +509,39 @@ def contact_sheet(folder: Path, columns: int = 8, rows: int = 6, size: int = 144
     return sheet([pictures[start : start + columns] for start in range(0, count, columns)])
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     default = PrepareSettings()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ringnet_ext.prepare",
         description="Make a training set of photographs: check every image and its 68 landmarks, cut a loose square "
         "around the face, and write a manifest and a report. SOURCE holds a folder of images for each person, as "
         "VGGFace2 does, or the images that --identities lists. DIR/dropped.csv names what cannot be used, and why. The "
         "same command continues an interrupted run, and brings a set up to date whose source has changed.",
     )
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="folder of photographs")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the set; made if missing")
-    parser.add_argument("--landmarks", type=Path, metavar="DIR", help="folder with the landmark files, laid out like "
+    parser.add_argument("source", type=path, metavar="SOURCE", help="folder of photographs")
+    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="folder of the set; made if missing")
+    parser.add_argument("--landmarks", type=path, metavar="DIR", help="folder with the landmark files, laid out like "
                         f"SOURCE: NAME and one of {', '.join(LANDMARK_SUFFIXES)} [beside the images]")  # fmt: skip
-    parser.add_argument("--detector", type=Path, metavar="FILE", help="MediaPipe's face_landmarker.task, to find the "
+    parser.add_argument("--detector", type=path, metavar="FILE", help="MediaPipe's face_landmarker.task, to find the "
                         "landmarks of images without a file of them; needs the package mediapipe [such images are "
                         "dropped]")  # fmt: skip
-    parser.add_argument("--identities", type=Path, metavar="FILE", help="lines path,identity or, as CelebA's "
+    parser.add_argument("--identities", type=path, metavar="FILE", help="lines path,identity or, as CelebA's "
                         "identity_CelebA.txt, path identity; paths relative to SOURCE; an empty identity or -1 for "
                         "none [each person's folder]")  # fmt: skip
     parser.add_argument("--anonymous", metavar="NAME", help="the folder in SOURCE whose images have no identity: their "
                         "rings are made of crops of the one image [none]")  # fmt: skip
-    parser.add_argument("--size", type=int, default=default.size, help=f"side of the crops, pixels [{default.size}]")
+    parser.add_argument("--size", type=whole(*SIZES), default=default.size, help=f"side of the crops, pixels [{default.size}]")
     parser.add_argument("--format", choices=("jpg", "png"), default=default.format,
                         help=f"of the crops [{default.format}]")  # fmt: skip
-    parser.add_argument("--min-face", type=float, default=default.min_face, help="least size of a face: the larger "
+    parser.add_argument("--min-face", type=real(1), default=default.min_face, help="least size of a face: the larger "
                         f"side of its landmarks' box, pixels of the photograph [{default.min_face:g}]")  # fmt: skip
-    parser.add_argument("--workers", type=int, help="threads [one for each core]")
+    parser.add_argument("--workers", type=whole(1, 1024), help="threads [one for each core]")
     return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    if options.workers is not None and options.workers < 1:
-        parser.error(f"--workers: expected at least 1, got {options.workers}")
+@command
+def main(arguments: list[str]) -> int:
+    options = _parser().parse_args(arguments)
     try:
         report = prepare(
             options.source, options.out, PrepareSettings(options.size, options.format, options.min_face),
@@ -552,16 +550,18 @@ def main(arguments: list[str] | None = None) -> int:
             workers=options.workers,
         )  # fmt: skip
     except sqlite3.Error as error:
-        print(f"error: {options.out / 'progress.sqlite'}: {error}; is another run at work on it?", file=sys.stderr)
-        return 1
-    except (OSError, ValueError, ImportError, csv.Error) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        why = "; is another run at work on it?" if "locked" in str(error) else ""
+        raise OSError(f"{options.out / 'progress.sqlite'}: {error}{why}") from error
     except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
+        raise KeyboardInterrupt("interrupted; the same command continues") from None
     print(report, end="")
-    print(f"everything is in {options.out}; train with python -m ringnet_ext.train --data {options.out}")
+    try:
+        identity = load_photographs(options.out).identity
+    except ValueError:
+        raise ValueError(f"{options.source}: no image could be used; {options.out / 'dropped.csv'} says why") from None
+    enough = len(np.unique(identity[identity >= 0])) >= LEAST_PEOPLE
+    advice = f"; train with python -m ringnet_ext.train --data {options.out}" if enough else ""
+    print(f"everything is in {options.out}{advice}")
     return 0
 
 

@@ -10,6 +10,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from .command_line import computing_device
+
 #: How long the others wait for one that renders the faces or writes a checkpoint. One that died is torchrun's to notice.
 _PATIENCE = timedelta(hours=2)
 
@@ -56,9 +58,10 @@ def joined_processes(device: str | None = None):
             CUDA device of its local rank.
 
     Raises:
+        OptionError: there is no such device.
         ValueError: there are fewer CUDA devices than processes.
     """
-    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    kind = computing_device(device)
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield Processes(kind)
         return

@@ -9,6 +9,7 @@ import io
 import math
 import os
 import signal
+import sys
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -24,11 +25,12 @@ from .checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from .data.augment import crop
 from .data.faces import FaceSet
 from .data.rings import RingSampler
-from .flame.files import written_whole
+from .flame.files import remove_leftovers, written_whole
 from .images import to_input
 from .losses import coefficient_norm, landmark_loss, ring_shape_loss
 from .model import RingNet
 from .processes import Processes
+from .progress import progress
 
 _LOSSES = ("landmarks", "ring", "shape", "expression")
 _PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -138,6 +140,7 @@ class Trainer:
         processes: Processes | None = None,
     ):
         self.model, self.faces, self.validation = model, faces, validation
+        model.trained_on = "photographs" if faces.truth is None else "synthetic faces"
         self.settings, self.folder, self.execution = settings, Path(folder), execution
         self.device = next(model.parameters()).device
         self.processes = processes or Processes(self.device)
@@ -207,7 +210,7 @@ class Trainer:
             True if training is complete, False if it was asked to stop.
         """
         settings, leads = self.settings, self.processes.rank == 0
-        bar = tqdm(total=settings.steps, initial=self.step, desc="training", unit="step", disable=None if leads else True)
+        bar = progress(total=settings.steps, initial=self.step, desc="training", unit="step", show=leads)
         with (
             _stop_requests() as requests, ThreadPoolExecutor(1) as loader, ThreadPoolExecutor(self.workers) as pool,
             self._events() as events, bar,
@@ -228,8 +231,8 @@ class Trainer:
                 bar.update()
                 if not math.isfinite(terms["loss"]):
                     raise FloatingPointError(
-                        f"step {self.step}: the loss is {terms['loss']}; resume from {self.folder} with a lower "
-                        "learning rate"
+                        f"step {self.step}: the loss is {terms['loss']}; start anew with a learning rate lower than "
+                        f"{settings.learning_rate:g}"
                     )
                 self._sums = {name: self._sums[name] + terms[name] for name in self._sums}
                 self._summed, timed = self._summed + 1, timed + 1
@@ -317,7 +320,8 @@ class Trainer:
         self.history.append(row)
         bar.set_postfix_str(
             f"loss {row['loss']:.3f}, held out {row['validation_loss']:.3f}, {row['images_per_second']:.0f} images/s, "
-            f"waiting {waiting:.0%}"
+            f"waiting {waiting:.0%}",
+            refresh=sys.stderr.isatty(),  # else with the next line
         )
         if events is not None:
             for name, value in row.items():
@@ -413,8 +417,7 @@ class Trainer:
 
     def _newest(self) -> tuple[Path, dict[str, torch.Tensor], dict]:
         if self.processes.rank == 0:
-            for leftover in self.folder.rglob(".*.tmp"):  # of a run that was killed while it wrote
-                leftover.unlink()
+            remove_leftovers(self.folder, self.folder / "checkpoints")
         *older, newest = checkpoints(self.folder) or [self.folder / "checkpoints" / "step-*.safetensors"]
         try:
             return newest, *read_checkpoint(newest)
@@ -447,13 +450,17 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
 
 @contextmanager
 def _stop_requests():
-    """A list that becomes true once SIGINT or SIGTERM has come; a second one interrupts at once."""
+    """A list that becomes true once SIGINT or SIGTERM has come. Ctrl-C under torchrun sends both, and the impatient press it
+    twice: only a third SIGINT interrupts at once, without a checkpoint."""
     requests: list[int] = []
 
     def note(number, frame):
-        if requests:
-            raise KeyboardInterrupt
         requests.append(number)
+        interrupts = requests.count(signal.SIGINT)
+        if interrupts == 2:
+            tqdm.write("stopping after this step, with a checkpoint; once more, and it stops at once without one", sys.stderr)
+        elif interrupts > 2:
+            raise KeyboardInterrupt
 
     try:
         earlier = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

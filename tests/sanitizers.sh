@@ -32,12 +32,11 @@ run() {
 }
 
 # What must be found is found: the core trusts its caller, so a lie about a size or an address is an error inside it.
-notices() {  # WHAT N OFFSET: rodrigues of N vectors, OFFSET bytes into a buffer with room for a hundred
+notices() {  # WHAT N OFFSET: rodrigues of N vectors, OFFSET bytes into a buffer, with room for the matrices of a hundred
     if run "$python" -c "
-import ctypes, _ringnet_core as core
-buffer = ctypes.create_string_buffer(100 * (3 + 9) * 4)
-at = ctypes.addressof(buffer) + $3
-core.rodrigues_forward_f32(False, $2, at, at + 100 * 3 * 4, 1)" >"$work/report" 2>&1 || ! grep -q "$1" "$work/report"; then
+import torch, _ringnet_core as core
+rot_vecs = torch.frombuffer(bytearray(4 * 3 * $2 + 8), dtype=torch.float32, offset=$3, count=3 * $2).view(-1, 3)
+core.rodrigues_forward_f32(is_cuda=False, rot_vecs=rot_vecs, matrices=torch.empty(100, 3, 3))" >"$work/report" 2>&1 || ! grep -q "$1" "$work/report"; then
         echo "sanitizers: FAILED, a planted error went unnoticed: $1" >&2
         exit 1
     fi

@@ -1,3 +1,4 @@
+import pickle
 from dataclasses import replace
 
 import cv2
@@ -9,6 +10,7 @@ from ringnet_ext.contour import main
 from ringnet_ext.flame import FlameModel, LandmarkEmbedding
 from ringnet_ext.flame.contour import contour_embedding, ear_embedding
 from ringnet_ext.flame.landmarks import contour_row
+from ringnet_ext.flame.sources import load_head
 
 
 def positions(model, faces_idx, bary_coords):
@@ -114,6 +116,49 @@ def test_ears():
         assert ear[0, 2] > 0.01 and ear[0, 1] > 0.02 and ear[:, 2].min() < -0.03 and ear[-1, 1] < -0.03
     with pytest.raises(ValueError, match="regions: expected 'right_ear' among them, got none"):
         ear_embedding(ball())
+
+
+class TestCommandOnMeshes:
+    """Any mesh is a head, given its landmarks; with regions, a head that has ears."""
+
+    @pytest.fixture
+    def given(self, tmp_path):
+        import trimesh
+
+        model = ball()
+        trimesh.Trimesh(model.v_template, model.faces, process=False).export(tmp_path / "ball.ply")
+        model.landmarks.save(tmp_path / "landmarks.npz")
+        side = np.abs(model.v_template[:, 0]) > 0.08
+        masks = {
+            name: np.flatnonzero(side & (sign * model.v_template[:, 0] > 0)) for name, sign in (("right_ear", -1), ("left_ear", 1))
+        }
+        (tmp_path / "masks.pkl").write_bytes(pickle.dumps(masks))
+        (tmp_path / "other.pkl").write_bytes(pickle.dumps({"left_ear": np.array([len(side)])}))
+        return [str(tmp_path / "ball.ply"), "--landmarks", str(tmp_path / "landmarks.npz"), "--out", str(tmp_path / "c.npz")]
+
+    def test_regions_are_read_and_ears_found(self, given, tmp_path):
+        assert main([*given, "--regions", str(tmp_path / "masks.pkl"), "--ears"]) == 0
+        ears = LandmarkEmbedding.load(tmp_path / "c.npz")
+        assert ears.num_static == 51 + 16
+        x = positions(ball(), ears.static_faces_idx[51:], ears.static_bary_coords[51:])[:, 0]
+        assert (x[:8] < -0.075).all() and (x[8:] > 0.075).all()
+
+    @pytest.mark.parametrize("regions, message", [("missing.pkl", "missing.pkl"), ("other.pkl", "other.pkl: regions['left_ear']"),
+                                                  ("landmarks.npz", "landmarks.npz: regions")])  # fmt: skip
+    def test_regions_that_are_missing_or_of_another_head_are_named(self, given, tmp_path, capsys, regions, message):
+        assert main([*given, "--regions", str(tmp_path / regions)]) == 1
+        assert message in capsys.readouterr().err and not (tmp_path / "c.npz").exists()
+        with pytest.raises((ValueError, OSError)):  # of the built-in head neither are they ignored
+            load_head(None, None, tmp_path / regions if regions != "other.pkl" else tmp_path / "landmarks.npz")
+
+    def test_ears_without_regions(self, given, capsys):
+        assert main([*given, "--ears"]) == 1
+        assert "expected 'right_ear' among them, got none" in capsys.readouterr().err
+
+    def test_names_that_cannot_be_written_are_refused_before_the_work(self, given, tmp_path, capsys):
+        assert main([*given, "--picture", str(tmp_path / "c.xyz")]) == 2
+        assert main([*given[:-1], str(tmp_path / "c.csv")]) == 2
+        assert capsys.readouterr().err.count("expected a name that ends in") == 2 and not (tmp_path / "c.npz").exists()
 
 
 @pytest.fixture(scope="module")

@@ -62,17 +62,31 @@ def test_landmarks_for_other_projects(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "source, destination, message",
+    "source, destination, code, message",
     [
-        ("none.pkl", "head.npz", "No such file"),
-        ("masks.pkl", "head.npz", "masks.pkl: no landmark embedding: it holds face"),
-        ("generic_model.pkl", "head.pkl", "expected a name that ends in .npz or .safetensors"),
-        ("generic_model.pkl", "nowhere/head.npz", "No such file"),
+        ("none.pkl", "head.npz", 1, "No such file"),
+        ("masks.pkl", "head.npz", 1, "masks.pkl: no landmark embedding: it holds face"),
+        ("generic_model.pkl", "head.pkl", 2, "expected a name that ends in .npz or .safetensors"),
+        ("generic_model.pkl", "nowhere/head.npz", 1, "there is no folder"),
     ],
 )
-def test_errors(model, tmp_path, capsys, source, destination, message):
+def test_errors(model, tmp_path, capsys, source, destination, code, message):
     before = sorted(tmp_path.iterdir())
-    assert main([str(tmp_path / source), str(tmp_path / destination)]) == 1
+    assert main([str(tmp_path / source), str(tmp_path / destination)]) == code
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_eyelids(model, tmp_path, capsys):
+    lids = np.random.default_rng(0).normal(0, 0.01, (20, 3, 2))
+    files = [str(tmp_path / f"{name}_eyelid.npy") for name in "lr"]
+    for i, name in enumerate(files):
+        np.save(name, lids[..., i])
+    destination = str(tmp_path / "head.npz")
+    assert main([str(tmp_path / "generic_model.pkl"), destination, "--eyelids", *files]) == 0
+    assert "100 expression directions, eyelids" in capsys.readouterr().out
+    assert np.array_equal(FlameModel.load(destination).eyeliddirs, lids)
+    np.save(files[1], lids[:-1, :, 1])
+    assert main([str(tmp_path / "generic_model.pkl"), destination, "--eyelids", *files]) == 1
+    assert "eyelids: expected two arrays of the same shape (V, 3), got (19, 3) and (20, 3)" in capsys.readouterr().err

@@ -5,6 +5,7 @@ A fault must show: that it does is tested at the end, with barriers taken out on
 """
 
 import ctypes
+import functools
 import importlib.util
 import os
 import shlex
@@ -14,13 +15,14 @@ import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 import torch
 
 from ringnet_ext import ops
-from ringnet_ext.ops import _library, _prepared, reference
+from ringnet_ext.ops import _operator, _points, _prepared, _rodrigues, reference
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPILER = shlex.split(os.environ.get("CXX", "g++"))
@@ -96,7 +98,7 @@ def built(tmp_path_factory) -> Emulation:
         assert result.returncode == 0, result.stderr
 
     def compile_source(source: Path) -> Path:
-        module = ['-DRN_VERSION=""', '-DRN_CUDA_ARCHITECTURES=""', "-O0"] if source.name == "module.cpp" else []
+        module = ['-DRN_VERSION=""', '-DRN_CUDA_ARCHITECTURES=""', "-DRN_WITH_CUDA", "-O0"] if source.name == "module.cpp" else []
         run(*include, *module, "-x", "c++", "-c", source, "-o", folder / f"{source.stem}.o")
         return folder / f"{source.stem}.o"
 
@@ -113,16 +115,21 @@ def built(tmp_path_factory) -> Emulation:
 @pytest.fixture
 def emulation(built, monkeypatch):
     """The operators on the emulated device, with fresh tensors full of NaN."""
-    for module in (_library, _prepared):
-        monkeypatch.setattr(module, "core", built.core)
-    for models, name in ((_prepared._LBS, "LbsModel"), (_prepared._LANDMARKS, "LandmarkModel")):
-        for dtype, suffix in ((torch.float32, "F32"), (torch.float64, "F64")):
-            monkeypatch.setitem(models, dtype, getattr(built.core, name + suffix))
+    monkeypatch.setattr(_prepared, "core", built.core)
+    for dtype, bits in ((torch.float32, 32), (torch.float64, 64)):
+        for models, name in ((_prepared._LBS, "LbsModel"), (_prepared._LANDMARKS, "LandmarkModel")):
+            monkeypatch.setitem(models, dtype, getattr(built.core, f"{name}F{bits}"))
+        for kernels, name in ((_points._FORWARD, "vertices2landmarks_forward"), (_points._BACKWARD, "vertices2landmarks_backward")):
+            monkeypatch.setitem(kernels, dtype, getattr(built.core, f"{name}_f{bits}"))
+        rodrigues = [getattr(built.core, f"rodrigues_{way}_f{bits}") for way in ("forward", "backward")]
+        monkeypatch.setitem(_rodrigues._KERNELS, dtype, rodrigues)
+    _rodrigues.kernels.cache_clear()
     ops.clear_prepared()
     torch.use_deterministic_algorithms(True)  # fills uninitialised tensors
     built.order(0), built.capability(80), built.ignore("")
     yield built
     torch.use_deterministic_algorithms(False)
+    _rodrigues.kernels.cache_clear()
     ops.clear_prepared()
 
 
@@ -210,6 +217,26 @@ def test_every_operator_in_any_order_of_threads(emulation, random_model, sizes, 
     check(emulation, random_model, *sizes, dtype)
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("axis_angle", [True, False])
+@pytest.mark.parametrize("sizes", [(2, 101, 7, 5, 10, 4), (2, 50, 0, 3, 7, 0), (1, 60, 33, 1, 5, 2), (3, 90, 20, 24, 21, 3)])
+def test_landmarks_with_their_derivatives(emulation, random_model, sizes, axis_angle, dtype, tolerance):
+    B, V, K, J, L, C = sizes
+    model = random_model(V=V, K=K, J=J, L=L, C=C)
+    betas, pose = model.inputs(B)
+    if not axis_angle:
+        pose = reference.batch_rodrigues(pose.view(-1, 3)).view(B, J, 3, 3)
+    want = reference.flame_landmarks_jacobian(betas, pose, *model.constants, *model.embedding, min(1, J - 1), axis_angle)
+    own = model.to(dtype=dtype)
+    first = None
+    for order in (0, 1, 2):
+        emulation.order(order)
+        got = ops.flame_landmarks_jacobian(betas.to(dtype), pose.to(dtype), *own.constants, *own.embedding, min(1, J - 1), axis_angle)
+        assert error(got, want) < tolerance
+        first = first or got
+        assert all(torch.equal(x, y) for x, y in zip(got, first)), f"order {order} changes the result"
+
+
 @pytest.mark.parametrize("capability", [75, 86])  # without and with room on the chip for sums of d(transforms)
 @pytest.mark.parametrize("sizes", [sizes for sizes in SIZES if sizes[0] > 32], ids=sizes_id)
 def test_large_batches_without_tensor_cores(emulation, random_model, sizes, capability):
@@ -253,6 +280,39 @@ def test_tensor_cores_round_no_worse_than_float32(emulation, F, decay):
 def test_blocks_that_walk_over_tiles(emulation, random_model, sizes):
     emulation.capability(86)  # on tensor cores, whose emulation is slow: in test_a_fault_shows
     check(emulation, random_model, *sizes, names=["lbs"], orders=[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", [(1, 70, 11, 5, 12), (34, 40, 2, 24, 12), (66, 1, 40, 3, 12)], ids=sizes_id)
+def test_landmarks_read_off_the_mesh(emulation, random_model, monkeypatch, sizes, dtype):
+    """flame_head, which takes a way of its own on a CUDA device."""
+    for module in (_prepared, _operator):
+        monkeypatch.setattr(module, "require_device", lambda *_: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)  # a CPU's index
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=0))
+    monkeypatch.setattr(_prepared.PreparedLandmarks, "forward", None)
+    B, V, K, J, L = sizes
+    tolerance = 2e-6 if dtype == torch.float32 else 1e-13
+    for C in (11, 0):
+        model = random_model(V=V, K=K, J=J, L=L, C=C or 11, seed=B).to(dtype=dtype)
+
+        def head(library, model, wanted, b, p):
+            points = library.flame_head(b, p, *model.constants, *model.embedding[: 5 if C else 3], neck_joint=min(1, J - 1))
+            return tuple(points[i] for i in wanted)
+
+        inputs, exact = model.inputs(B), model.to(dtype=torch.float64)
+        for wanted in ((0, 1, 2), (2,)):
+            got = results(functools.partial(head, ops, model, wanted), inputs)
+            want = results(functools.partial(head, reference, exact, wanted), [x.double() for x in inputs])
+            assert error(got, want) < tolerance, (C, wanted)
+            with torch.no_grad():
+                unkept = head(ops, model, wanted, *inputs)
+            assert all(torch.equal(x, y) for x, y in zip(unkept, got))
+            for order in (1, 2):
+                emulation.order(order)
+                again = results(functools.partial(head, ops, model, wanted), inputs)
+                assert all(torch.equal(x, y) for x, y in zip(got, again)), (C, wanted, order)
+            emulation.order(0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -8,15 +8,18 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from ringnet_ext.camera import UPRIGHT, project, to_normalised, to_pixels, yaw_of
+from ringnet_ext.camera import FILL, UPRIGHT, project, to_normalised, to_pixels, yaw_of
 from ringnet_ext.data.augment import FLIP, crop
-from ringnet_ext.data.faces import FaceSet
+from ringnet_ext.data.faces import Augmentation, FaceSet
 from ringnet_ext.data.photographs import AUGMENTATION
 from ringnet_ext.data.rings import RingSampler
-from ringnet_ext.data.synthetic import SyntheticFaces, global_pose
-from ringnet_ext.flame import FLAME
-from ringnet_ext.images import ImageError, fit_square, read_image, to_input, write_image
+from ringnet_ext.data.synthetic import SyntheticFaces, _mixed, global_pose
+from ringnet_ext.flame import FLAME, builtin_head
+from ringnet_ext.flame.files import folder_written_whole, remove_leftovers
+from ringnet_ext.images import ImageError, read_image, to_input, write_image
+from ringnet_ext.squares import fit_square
 
 SMALL = SyntheticFaces(identities=5, images_per_identity=3, size=64)
 
@@ -40,6 +43,16 @@ class TestRings:
             people = self.identity[sampler.rings(step)]
             assert people.shape == (4, 6)
             assert (people[:, :-1] == people[:, :1]).all() and (people[:, -1] != people[:, 0]).all()
+
+    def test_everybody_else_is_as_often_the_other(self):
+        sampler = RingSampler(self.identity, 3, 10, seed=2)
+        pairs = np.zeros((10, 10), int)
+        for step in range(300):
+            rings = self.identity[sampler.rings(step)]
+            np.add.at(pairs, (rings[:, 0], rings[:, -1]), 1)
+        others = pairs[~np.eye(10, dtype=bool)]
+        assert not pairs.diagonal().any() and (pairs.sum(1) == 300).all()
+        assert (abs(others - 300 / 9) < 5 * (300 / 9) ** 0.5).all()
 
     def test_images_of_a_ring_differ_where_there_are_enough(self):
         rings = RingSampler(self.identity, 6, 10, seed=0).rings(0)
@@ -99,17 +112,40 @@ class TestSynthetic:
         assert before and before == {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
         assert not [path for path in cache.iterdir() if path.name.startswith(".")]
 
-    def test_what_a_killed_run_left_is_removed_once_it_is_old(self, tmp_path):
+    def test_what_a_killed_run_left_is_removed(self, tmp_path):
         tiny = dataclasses.replace(SMALL, identities=1, images_per_identity=1)
         tiny.load(cache=tmp_path)
         (folder,) = tmp_path.iterdir()
+        with folder_written_whole(folder) as other_run:  # at work: no leftover
+            left = tmp_path / f".{folder.name}.1.tmp"
+            left.mkdir()
+            (left / "images.npy").write_bytes(b"half")
+            shutil.rmtree(folder)
+            remove_leftovers(tmp_path)
+            assert os.listdir(tmp_path) == [other_run.name]
         shutil.rmtree(folder)
-        old, new = (tmp_path / f".{folder.name}.{name}.tmp" for name in ("1", "2"))
-        old.mkdir()
-        new.mkdir()
-        os.utime(old, (0, 0))
+        left.mkdir()
         tiny.load(cache=tmp_path)
-        assert {path.name for path in tmp_path.iterdir()} == {folder.name, new.name}
+        assert os.listdir(tmp_path) == [folder.name]
+
+    def test_a_head_without_the_landmarks_is_refused_before_anything_is_rendered(self, tmp_path):
+        head = dataclasses.replace(builtin_head(), landmarks=None)
+        with pytest.raises(ValueError, match="68 landmarks.*has none.*convert MODEL HEAD.npz --landmarks"):
+            SMALL.load(head, tmp_path)
+        assert not os.listdir(tmp_path)
+
+    def test_whatever_decides_a_pixel_has_faces_of_its_own(self, tmp_path):
+        """Also what coefficients don't depend on: landmarks decide the crop, regions the colours, weights the pose."""
+        tiny = dataclasses.replace(SMALL, identities=1, images_per_identity=1)
+        head = builtin_head()
+        heads = [
+            head, dataclasses.replace(head, regions=head.regions | {"lips": head.regions["nose"]}),
+            dataclasses.replace(head, posedirs=2 * head.posedirs),
+            dataclasses.replace(head, landmarks=dataclasses.replace(
+                head.landmarks, static_faces_idx=head.landmarks.static_faces_idx[::-1].copy())),
+        ]  # fmt: skip
+        images = [tiny.load(each, tmp_path).images for each in heads]
+        assert all((image != images[0]).any() for image in images[1:]) and len(os.listdir(tmp_path)) == len(heads)
 
     def test_the_face_is_where_the_landmarks_are(self, cache):
         """Pixels inside the landmarks' hull are skin, as those of one picture rendered twice with other backgrounds are."""
@@ -139,6 +175,14 @@ class TestSynthetic:
             SyntheticFaces(split="training")
         with pytest.raises(ValueError, match="yaw_limit"):
             SyntheticFaces(yaw_limit=90)
+
+
+    def test_colours_of_people_lie_along_the_palette(self):
+        palette = np.array([[0.0, 0.1, 0.5], [0.2, 0.1, 0.9], [1.0, 0.7, 0.4]])
+        colors = np.array([_mixed(np.random.default_rng(seed), palette) for seed in range(300)])
+        for channel in (1, 2):
+            assert np.allclose(np.interp(colors[:, 0], palette[:, 0], palette[:, channel]), colors[:, channel])
+        assert colors[:, 0].min() < 0.02 and colors[:, 0].max() > 0.98 and 0.3 < (colors[:, 0] < 0.2).mean() < 0.7
 
 
 class TestCrop:
@@ -197,6 +241,26 @@ class TestImages:
         with pytest.raises(FileNotFoundError, match="nowhere.jpg"):
             read_image(tmp_path / "nowhere.jpg")
 
+    @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif", ".gif", ".avif"])
+    def test_what_is_transparent_lies_over_white(self, tmp_path, suffix):
+        """Whatever colour is stored beneath, which no viewer shows."""
+        picture = np.zeros((32, 40, 4), np.uint8)
+        picture[..., :3], picture[:, 20:, 3] = (200, 30, 60), 255
+        if suffix not in (".gif", ".avif"):  # no or hardly any half transparent pixels
+            picture[:16, :20, 3] = 128
+        Image.fromarray(picture).save(tmp_path / f"a{suffix}", **({} if suffix == ".gif" else {"lossless": True, "quality": 100}))
+        image = read_image(tmp_path / f"a{suffix}").astype(int)
+        assert np.abs(image[:, 21:] - (200, 30, 60)).max() < 8 and (image[17:, :19] > 250).all()
+        if suffix not in (".gif", ".avif"):
+            assert np.abs(image[:16, :19] - (227, 142, 157)).max() < 8
+
+    def test_what_is_transparent_is_turned_upright_too(self, tmp_path):
+        picture = Image.fromarray(np.full((20, 30, 4), 128, np.uint8))
+        exif = picture.getexif()
+        exif[0x0112] = 6
+        picture.save(tmp_path / "a.png", exif=exif)
+        assert read_image(tmp_path / "a.png").shape == (30, 20, 3)
+
     @pytest.mark.parametrize("shape", [(100, 50), (50, 100), (1, 1), (300, 224), (3, 1000)])
     def test_fit_square(self, shape):
         image = np.full((*shape, 3), 7, np.uint8)
@@ -208,6 +272,72 @@ class TestImages:
     def test_fit_square_refuses(self):
         with pytest.raises(ValueError, match="uint8"):
             fit_square(np.zeros((5, 5, 3)))
+
+
+def test_crops_vary_as_much_as_they_are_told():
+    count = 400
+    landmarks = np.tile(np.float32([[-0.4, -0.4], [0.4, 0.4]] * 34), (count, 1, 1))
+    faces = FaceSet(np.zeros((count, 32, 32), np.uint8), landmarks, np.ones((count, 68), np.float32), np.arange(count),
+                    augmentation=Augmentation(zoom=0.2, shift=0.1))  # fmt: skip
+
+    def cut(faces):
+        _, found, _ = crop(faces, np.arange(count)[:, None], 32, np.random.default_rng(0))
+        low, high = found.amin(1), found.amax(1)
+        return ((high - low).amax(1) / (2 * FILL)).log(), (low + high) / 2
+
+    for faces, lone in ((faces, 1.0), (dataclasses.replace(faces, identity=np.full(count, -1)), faces.augmentation.lone)):
+        size, middle = cut(faces)
+        assert 0.95 * 0.2 * lone < size.max() <= 0.2001 * lone and -0.2001 * lone <= size.min() < -0.95 * 0.2 * lone
+        shift = middle / 2  # of the crop's side
+        assert 0.95 * 0.1 * lone < shift.abs().max() <= 0.1001 * lone and shift.mean(0).abs().max() < 0.02 * lone
+
+
+class TestDegradation:
+    """What training does to the pixels of photographs, one kind at a time."""
+
+    @staticmethod
+    def crops(images, **settings):
+        """Plain crops of images as they are, but for these settings, and the images that they are of."""
+        landmarks = np.full((len(images), 68, 2), 0.8, np.float32) * np.where(np.arange(68)[:, None] % 2, 1, -1)
+        faces = FaceSet(images, landmarks, np.ones((len(images), 68), np.float32), np.arange(len(images)),
+                        augmentation=Augmentation(zoom=0, shift=0, **settings))  # fmt: skip
+        cut, _, _ = crop(faces, np.arange(len(images))[:, None], 64, np.random.default_rng(0))
+        plain, _, _ = crop(dataclasses.replace(faces, augmentation=Augmentation(zoom=0, shift=0)),
+                           np.arange(len(images))[:, None], 64, np.random.default_rng(0))  # fmt: skip
+        return cut.numpy().astype(np.float64), plain.numpy().astype(np.float64)
+
+    flat = np.tile(np.uint8([60, 120, 180]), (80, 64, 64, 1))
+    noise = np.random.default_rng(1).integers(60, 190, (80, 64, 64, 3), dtype=np.uint8)
+
+    def test_light(self):
+        cut, plain = self.crops(self.flat, color=0.3)
+        assert (cut.std((2, 3)) == 0).all()  # every pixel alike
+        colors = cut[..., 0, 0] / plain[..., 0, 0]
+        brightness, balance = colors.mean(1), colors / colors.mean(1, keepdims=True)
+        assert 0.5 < brightness.min() < 0.85 and 1.15 < brightness.max() < 2
+        assert 0.05 < np.abs(np.log(balance)).max() < 0.7 and abs(np.log(brightness).mean()) < 0.1
+        assert not np.array_equal(*self.crops(self.noise, color=0.01)) and np.array_equal(*self.crops(self.noise))
+
+    def test_blur(self):
+        cut, plain = self.crops(self.noise, blur=1.0)
+        assert np.abs(cut.mean((1, 2, 3)) - plain.mean((1, 2, 3))).max() < 1
+        kept = cut.std((1, 2, 3)) / plain.std((1, 2, 3))
+        assert kept.max() < 1.01 and kept.min() < 0.97
+        always = (cut != plain).any((1, 2, 3)).mean()  # weak ones change nothing
+        assert 0.3 * always < (self.crops(self.noise, blur=0.5)[0] != plain).any((1, 2, 3)).mean() < 0.7 * always
+
+    def test_occlusion(self):
+        cut, plain = self.crops(self.flat, occlusion=1.0)
+        covered = (cut != plain).any(1).mean((1, 2))
+        assert (covered > 0).mean() > 0.9 and covered.max() < 0.3 and 0.02 < covered.mean() < 0.15
+        for image in cut[:10]:  # something of one colour
+            colors, counts = np.unique(image.reshape(3, -1), axis=1, return_counts=True)
+            assert np.sort(counts)[-2:].sum() > 0.9 * 64 * 64
+
+    def test_compression(self):
+        cut, plain = self.crops(self.noise, jpeg=1.0)
+        errors = np.sqrt(np.square(cut - plain).mean((1, 2, 3)))
+        assert errors.min() > 2 and errors.max() < 60 and np.ptp(errors) > 3
 
 
 def test_a_ring_is_cropped_the_same_whichever_others_are_cut_with_it(faces):

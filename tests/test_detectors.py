@@ -10,6 +10,7 @@ import pytest
 
 from ringnet_ext.data.augment import FLIP
 from ringnet_ext.data.detectors import MESH_POINTS, Detectors, FaceLandmarker, of_mesh
+from ringnet_ext.flame import FLAME
 from ringnet_ext.data.landmark_files import LandmarkError, NoFaceError
 from ringnet_ext.data.synthetic import SyntheticFaces
 
@@ -31,7 +32,7 @@ class TestDetectors:
 
     def test_one_each(self):
         """Each detector is made once and never used twice at a time."""
-        made = []
+        made, face = [], 200 * FLAME().landmarks()[0, :, :2].numpy() * (1, -1)
 
         class Detector:
             version = "2"
@@ -43,14 +44,14 @@ class TestDetectors:
             def __call__(self, image):
                 assert not self.busy
                 self.busy = True
-                points = detectors(image)[0] if image.all() else np.zeros((68, 2))  # another needs one meanwhile
+                points = detectors(image)[0] if image.all() else face  # another needs one meanwhile
                 self.busy = False
                 return points + len(made), np.ones(68)
 
         detectors = Detectors(Detector, 3)
         assert len(made) == 3 and detectors.version == "2"
         points, confidence = detectors(self.image)
-        assert (points == 3).all() and points.dtype == confidence.dtype == np.float32
+        assert np.allclose(points, face + 3) and points.dtype == confidence.dtype == np.float32
 
     def test_no_face(self):
         with pytest.raises(NoFaceError):
@@ -144,7 +145,7 @@ class TestFaceLandmarker:
     def test_missing_package(self, tmp_path, monkeypatch):
         (tmp_path / "a.task").write_bytes(b"")
         monkeypatch.setitem(sys.modules, "mediapipe", None)
-        with pytest.raises(ImportError, match=r"pip install 'ringnet_ext\[detector\]'"):
+        with pytest.raises(ImportError, match="pip install 'mediapipe>="):
             FaceLandmarker(tmp_path / "a.task")
 
     @pytest.fixture
@@ -184,6 +185,8 @@ class TestFaceLandmarker:
         image = np.zeros((100, 200, 3), np.uint8)[:, ::-1]
         assert detector(image) is None
         meshes = [size * turned(0.3) / 100 for size in (0.3, 0.9, 0.5)]
+        meshes.append(meshes[1] * (0.95, 1, 1) + (80, 0, 0))  # elsewhere, and a little narrower
+        meshes[3][:, 1] = meshes[3][:, 1].mean()
         for mesh in meshes:
             rows = zip(mesh[:, 0] / 200, mesh[:, 1] / 100, mesh[:, 2] / 200, strict=True)
             stub.append([SimpleNamespace(x=x, y=y, z=z) for x, y, z in rows])

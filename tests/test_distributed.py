@@ -13,6 +13,7 @@ import torch
 
 from ringnet_ext import train
 from ringnet_ext.checkpoint import read_checkpoint
+from ringnet_ext.model import RingNet
 from ringnet_ext.processes import Processes, joined_processes
 from ringnet_ext.trainer import checkpoints
 
@@ -62,6 +63,9 @@ def test_two_processes_learn_what_one_does(tmp_path, cache):
         assert step == other_step and loss == pytest.approx(other, rel=1e-4)
     (whole, _), (shared, _) = (read_checkpoint(checkpoints(tmp_path / name)[-1]) for name in ("one", "two"))
     assert all(torch.allclose(whole[name], shared[name], rtol=1e-3, atol=1e-5) for name in whole)
+    # torchrun gives each process one thread; what they have trained is for any.
+    assert RingNet.load(tmp_path / "two").configuration == RingNet.load(tmp_path / "one").configuration
+    assert train.main(options(tmp_path / "two", cache, 20, *more, "--resume")) == 0
 
 
 def test_a_killed_process_is_replaced_and_the_run_finishes(tmp_path, cache):

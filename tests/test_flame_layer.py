@@ -1,11 +1,12 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from heads import needs_ringnet_data, random_model, real_head
 
-from ringnet_ext.flame import FLAME
+from ringnet_ext.flame import FLAME, FlameModel
 from ringnet_ext.flame.landmarks import contour_row
 from ringnet_ext.ops import batch_rodrigues
 
@@ -309,7 +310,7 @@ def test_wrong_identities_are_named(model):
     layer = FLAME(model)
     shape, expression = torch.zeros(1, 7), torch.zeros(1, 4)
     for arguments, message in (
-        (dict(), "shape, expression: expected at least one of them, got neither"),
+        (dict(), "shape, expression, static_offset: expected at least one of them, got none"),
         (dict(shape=torch.zeros(3, 7)), "shape: expected one person, a batch of 1, got 3"),
         (dict(shape=torch.zeros(7)), r"shape: expected shape \(B, at most 7\), got \(7,\)"),
         (dict(expression=torch.zeros(1, 5)), r"expression: expected shape \(B, at most 4\), got \(1, 5\)"),
@@ -428,3 +429,94 @@ def test_far_side_contour_is_on_the_silhouette(yaw, y_down):
     points = (vertices[head.faces[head.landmarks.contour_faces_idx[wrong, far]]] * bary).sum(1)
     distance = distance_to_silhouette(vertices, head.faces, points)
     assert distance.max() > 20 and np.median(distance) > 8
+
+
+def offsets(batch, V=60, seed=3):
+    return 0.01 * torch.randn(batch, V, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def same_output(ours, expected):
+    return all(torch.allclose(a, b, rtol=0, atol=1e-13) for a, b in zip(ours, expected, strict=True))
+
+
+def test_a_static_offset_is_another_template(model, layer):
+    given, offset = random_arguments(3), offsets(3)
+    output = layer(**given, static_offset=offset)
+    for i in range(3):
+        person = FLAME(replace(model, v_template=model.v_template + offset[i].numpy()), dtype=torch.float64)
+        one = {name: value[i : i + 1] for name, value in given.items()}
+        assert same_output([part[i : i + 1] for part in output], person(**one))
+        assert same_output(layer(**one, static_offset=offset[i : i + 1]), person(**one))
+        assert same_output(layer.fixed(static_offset=offset[i : i + 1])(**one), person(**one))
+        fixed = layer.fixed(one["shape"], static_offset=offset[i : i + 1])
+        assert same_output(fixed(**one | {"shape": None}), person(**one))
+    assert torch.allclose(layer.landmarks(**given, static_offset=offset), output.landmarks, rtol=0, atol=1e-13)
+
+
+def test_static_offsets_broadcast(layer):
+    given, offset = random_arguments(3), offsets(3)
+    one = {name: value[:1] for name, value in given.items()}
+    assert same_output(layer(**given, static_offset=offset[:1]), layer(**given, static_offset=offset[:1].expand(3, -1, -1)))
+    many = layer(**one, static_offset=offset)
+    assert same_output(many, layer(**{k: v.expand(3, -1) for k, v in one.items()}, static_offset=offset))
+    assert layer(static_offset=offset).vertices.shape == (3, 60, 3)
+    matrices = batch_rodrigues(given["eye_pose"].reshape(-1, 3)[:5]).unsqueeze(0)
+    assert layer(pose=matrices, static_offset=offset).vertices.shape == (3, 60, 3)
+    assert same_output(layer(**given, static_offset=torch.zeros(1, 0, 3, dtype=torch.float64)), layer(**given))
+
+
+def test_gradients_reach_a_static_offset(layer):
+    given, offset = random_arguments(2), offsets(2).requires_grad_()
+    for part in layer(**given, static_offset=offset):
+        assert torch.autograd.grad(part.square().sum(), offset, retain_graph=True)[0].abs().max() > 0
+    assert torch.autograd.gradcheck(lambda o: layer(**given, static_offset=o).vertices, (offset,), atol=1e-7)
+
+
+def test_wrong_static_offsets_are_named(layer):
+    for offset, message in (
+        (offsets(1, V=61), r"static_offset: expected shape \(B, 60, 3\), got \(1, 61, 3\)"),
+        (offsets(1)[0], r"static_offset: expected shape \(B, 60, 3\), got \(60, 3\)"),
+        (0, "static_offset: expected a tensor, got int"),
+        (offsets(2), "batch sizes differ: static_offset 2, shape 3"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            layer(random_arguments(3)["shape"], static_offset=offset)
+    fixed = layer.fixed(static_offset=offsets(1))
+    with pytest.raises(ValueError, match="static_offset: expected none, as this layer's is fixed"):
+        fixed(static_offset=offsets(1))
+    with pytest.raises(ValueError, match="static_offset: expected one person"):
+        layer.fixed(static_offset=offsets(2))
+
+
+@pytest.mark.parametrize("expression_params", [0, 2, 50])
+def test_eyelids_come_on_top_of_any_number_of_expressions(model, expression_params, tmp_path):
+    lids = offsets(2, seed=4).permute(1, 2, 0).numpy()
+    model.save(tmp_path / "model.npz")
+    for i, name in enumerate(("l_eyelid", "r_eyelid")):
+        np.save(tmp_path / f"{name}.npy", lids[..., i])
+    with_lids = FlameModel.load(tmp_path / "model.npz", eyelids=(tmp_path / "l_eyelid.npy", tmp_path / "r_eyelid.npy"))
+    with_lids.save(tmp_path / "both.npz")
+    with_lids = FlameModel.load(tmp_path / "both.npz")
+    assert np.array_equal(with_lids.eyeliddirs, lids)
+    layer = FLAME(with_lids, expression_params=expression_params, dtype=torch.float64)
+    assert (layer.expression_params, layer.eyelid_params) == (min(expression_params, 4), 2)
+    given = random_arguments(3)
+    given["expression"] = given["expression"][:, :expression_params]
+    eyelids = given["translation"][:, :2]
+    # Coefficients of further expressions, counted by hand.
+    columns = np.concatenate([model.expressiondirs[..., : layer.expression_params], lids], axis=2)
+    by_hand = FLAME(replace(model, expressiondirs=columns), dtype=torch.float64)
+    expected = by_hand(**given | {"expression": torch.cat([given["expression"], eyelids], 1)})
+    assert same_output(layer(**given, eyelids=eyelids), expected)
+    assert same_output(layer.fixed(given["shape"][:1])(**given | {"shape": None}, eyelids=eyelids),
+                       layer(**given | {"shape": given["shape"][:1]}, eyelids=eyelids))  # fmt: skip
+    assert same_output(layer(**given), layer(**given, eyelids=0 * eyelids))
+    assert same_output(layer(**given, eyelids=eyelids[:, :0]), layer(**given))
+
+
+def test_eyelids_without_their_directions(model, layer):
+    with pytest.raises(ValueError, match=r"eyelids: this model has no directions of the eyelids; FlameModel.load\(..., eyelids="):
+        layer(eyelids=torch.ones(1, 2, dtype=torch.float64))
+    assert layer(eyelids=torch.ones(1, 0, dtype=torch.float64)).vertices.shape == (1, 60, 3)
+    with pytest.raises(ValueError, match=r"eyeliddirs: expected shape \(60, 3, 2\), got \(60, 3, 3\)"):
+        replace(model, eyeliddirs=np.zeros((60, 3, 3)))

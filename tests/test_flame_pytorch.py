@@ -134,3 +134,67 @@ def test_buffers_under_their_old_names(paths, model):
     assert layer.shapedirs.shape == (50, 3, 150) and layer.posedirs.shape == (36, 150)
     assert layer.dynamic_lmk_faces_idx.shape == (79, 17) and layer.lmk_bary_coords.shape == (51, 3)
     assert layer.double()()[0].dtype == torch.float64
+
+
+def original_state(model, batch_size=8, shape_params=100, expression_params=50, contour=True):
+    """The state dict of FLAME_PyTorch's FLAME."""
+    embedding = model.landmarks
+
+    def real(array):
+        return torch.tensor(array, dtype=torch.float32)
+
+    state = {
+        "shape_betas": torch.zeros(batch_size, 300 - shape_params),
+        "expression_betas": torch.zeros(batch_size, 100 - expression_params),
+        "eye_pose": torch.zeros(batch_size, 6), "neck_pose": torch.full((batch_size, 3), 0.1),
+        "transl": torch.zeros(batch_size, 3), "faces_tensor": torch.tensor(model.faces), "v_template": real(model.v_template),
+        "shapedirs": real(np.concatenate([model.shapedirs, model.expressiondirs], axis=2)),
+        "J_regressor": real(model.J_regressor), "posedirs": real(model.posedirs.reshape(-1, 36).T),
+        "parents": torch.tensor(model.parents), "lbs_weights": real(model.lbs_weights),
+        "lmk_faces_idx": torch.tensor(embedding.static_faces_idx), "lmk_bary_coords": real(embedding.static_bary_coords),
+    }  # fmt: skip
+    if contour:
+        state |= {
+            "dynamic_lmk_faces_idx": torch.tensor(embedding.contour_faces_idx),
+            "dynamic_lmk_bary_coords": real(embedding.contour_bary_coords), "neck_kin_chain": torch.tensor([1, 0]),
+        }  # fmt: skip
+    return state
+
+
+@pytest.mark.parametrize("contour", [True, False])
+@pytest.mark.parametrize("sizes", [(100, 50), (300, 100)])
+def test_state_dicts_are_the_original_s(paths, model, contour, sizes):
+    flags = [f"--use_face_contour={contour}", f"--shape_params={sizes[0]}", f"--expression_params={sizes[1]}"]
+    layer = FLAME(get_config([*paths, *flags]))
+    other = random_model(seed=1, V=50, F=60, S=300, E=100)
+    state = original_state(other, 8, *sizes, contour)
+    ours = layer.state_dict()
+    assert ours.keys() == state.keys() - {"shape_betas", "expression_betas"}
+    assert all(ours[name].dtype == state[name].dtype for name in ours)
+    before = dict(state)
+    layer.load_state_dict(state)
+    assert state.keys() == before.keys()  # what is given stays as it was
+    for name, value in layer.state_dict().items():
+        if name in ("eye_pose", "neck_pose", "transl"):
+            assert value.shape[0] == 1 and torch.equal(value.expand_as(state[name]), state[name])
+        elif name == "shapedirs":
+            assert torch.equal(value, torch.cat([state[name][..., : sizes[0]], state[name][..., 300 : 300 + sizes[1]]], -1))
+        else:
+            assert torch.equal(value, state[name]), name
+    shape, expression, pose, _, eyes = arguments(3)
+    expected, _ = original(other, shape.double(), expression.double(), pose.double(), torch.full((3, 3), 0.1).double(), eyes.double())
+    assert torch.allclose(layer(shape, expression, pose, None, eyes)[0].double(), expected, atol=2e-6)
+    again = FLAME(get_config([*paths, *flags]))
+    again.load_state_dict(layer.state_dict())
+    assert all(torch.equal(value, layer.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+def test_state_dicts_that_would_lose_something_are_refused(paths, model):
+    layer = FLAME(get_config(paths))
+    for name, change in (("shape_betas", torch.ones(8, 200)), ("neck_pose", torch.rand(8, 3))):
+        with pytest.raises(RuntimeError, match=name):
+            layer.load_state_dict(original_state(model) | {name: change})
+
+
+def test_the_neck_s_chain(paths):
+    assert FLAME(get_config(paths)).neck_kin_chain.tolist() == [1, 0]

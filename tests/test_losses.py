@@ -63,4 +63,4 @@ def test_points_without_confidence_may_hold_anything():
 
 
 def test_coefficient_norm():
-    assert float(coefficient_norm(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))) == 12.5
+    assert float(coefficient_norm(torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 0.0]]))) == 12.5  # of two people

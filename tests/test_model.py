@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,13 +12,18 @@ from safetensors.torch import save_file
 from ringnet_ext.camera import FILL
 from ringnet_ext.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from ringnet_ext.encoder import ENCODERS, PRETRAINED, CompactEncoder, ResNet50
-from ringnet_ext.model import HeadParams, RingNet
+from ringnet_ext.flame import FlameModel, builtin_head
+from ringnet_ext.framing import NotAFaceError
+from ringnet_ext.model import HeadParams, RingNet, fingerprint
+from ringnet_ext.squares import fit_square
 
 
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return RingNet().eval()
+    model = RingNet().eval()
+    model.limit = 0.9
+    return model
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -55,6 +61,15 @@ def test_resnet50_has_the_published_size_and_takes_torchvision_keys(tmp_path):
         fresh = ResNet50()
         fresh.load_pretrained(tmp_path / name)
         assert all(torch.equal(value, state[key]) for key, value in fresh.state_dict().items())
+
+
+def test_resnet50_halves_its_maps_where_the_published_one_does():
+    encoder, sizes = ResNet50().eval(), []
+    for layer in (encoder.conv1, encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4):
+        layer.register_forward_hook(lambda _, inputs, output: sizes.append(tuple(output.shape[1:])))
+    with torch.no_grad():
+        encoder(torch.zeros(1, 3, 224, 224))
+    assert sizes == [(64, 112, 112), (256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7)]
 
 
 def test_pretrained_weights_that_do_not_fit_are_refused(tmp_path):
@@ -149,11 +164,14 @@ def test_save_and_load(model, tmp_path):
 
 def test_reconstruct(model):
     image = np.random.default_rng(0).integers(0, 255, (300, 200, 3), dtype=np.uint8)
-    face = model.reconstruct(image)
+    face = model.reconstruct(fit_square(image))
     assert face.vertices.shape == (5023, 3) and face.landmarks.shape == (68, 2) and face.faces.shape == (9976, 3)
     assert np.abs(face.landmarks - np.array([100, 150])).max() < 150 and face.image.shape == (224, 224, 3)
-    # y up in the world, y down in the image
-    assert face.vertices[:, 1] @ face.image_vertices[:, 1] < 0
+    # y up in the world, y down in the image; half a turn about the root joint leads from one to the other
+    root = model.flame(face.params.shape).joints[0, 0].detach().numpy()
+    assert np.allclose(face.vertices - root, (face.image_vertices - root) * [1, -1, -1], atol=1e-6)
+    with pytest.raises(NotAFaceError):  # to a network that has learnt nothing
+        model.reconstruct(image)
 
 
 class TestCheckpoints:
@@ -197,9 +215,78 @@ class TestCheckpoints:
             RingNet.load(tmp_path / "nowhere")
 
     def test_another_head_is_refused(self, tmp_path, model):
-        import dataclasses
-
         model.save(tmp_path / "m.safetensors")
-        other = dataclasses.replace(model.head, v_template=model.head.v_template * 1.01)
-        with pytest.raises(CheckpointError, match="another head"):
+        other = replace(model.head, v_template=model.head.v_template * 1.01)
+        with pytest.raises(CheckpointError, match="another head than the one given: on version 1 of the built-in one"):
             RingNet.load(tmp_path / "m.safetensors", head=other)
+
+    def test_a_head_is_the_same_in_every_file(self, tmp_path, model):
+        """In float32 or float64, in any format, and whatever else is stored with it; its last bits are others in a digest."""
+        head = replace(model.head, v_template=model.head.v_template * 1.01)
+        small = ("v_template", "shapedirs", "expressiondirs", "posedirs", "J_regressor", "lbs_weights")
+        half = replace(head, **{name: getattr(head, name).astype(np.float32) for name in small})
+        for name, kept in (("a.npz", head), ("b.safetensors", head), ("c.npz", half)):
+            kept.save(tmp_path / name)
+        arrays = dict(np.load(tmp_path / "a.npz"))
+        for name in small:
+            arrays[name] = arrays[name].astype(np.float32)
+        np.savez_compressed(tmp_path / "d.npz", **arrays)
+        heads = [FlameModel.load(path) for path in sorted(tmp_path.iterdir())]
+        assert len({fingerprint(each) for each in (head, *heads)}) == 1
+        assert len({each.digest() for each in (head, *heads)}) == 1
+        assert not fingerprint(head).startswith("builtin")
+        assert fingerprint(replace(head, landmarks=None)) == fingerprint(head) != fingerprint(model.head)
+        regions = head.regions | {"face": head.regions["face"][1:]}
+        weights = np.roll(head.lbs_weights, 1, axis=1)
+        changed = [replace(head, landmarks=None), replace(head, regions=regions), replace(head, lbs_weights=weights)]
+        assert len({each.digest() for each in (head, *changed)}) == 4
+
+    def test_the_built_in_head_is_known_by_its_version(self, tmp_path, model):
+        assert fingerprint(model.head) == "builtin-1"
+        model.head.save(tmp_path / "head.npz")
+        assert fingerprint(FlameModel.load(tmp_path / "head.npz")) == "builtin-1"
+        assert model.checkpoint_facts()["head"] == {"path": None, "fingerprint": "builtin-1"}
+
+    def test_a_head_is_found_from_another_folder_and_beside_the_checkpoint(self, tmp_path, monkeypatch):
+        folder, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+        (folder / "runs" / "a").mkdir(parents=True)
+        elsewhere.mkdir()
+        head = replace(builtin_head(), v_template=builtin_head().v_template * 1.01)
+        head.save(folder / "head.npz")
+        monkeypatch.chdir(folder)
+        RingNet("head.npz").save("runs/a/best.safetensors")
+        monkeypatch.chdir(elsewhere)
+        assert fingerprint(RingNet.load(folder / "runs" / "a").head) == fingerprint(head)
+        for place in (folder / "runs" / "head.npz", folder / "runs" / "a" / "head.npz"):
+            shutil.copy(folder / "head.npz", place)
+        (folder / "head.npz").rename(folder / "renamed.npz")
+        builtin_head().save(folder / "runs" / "a" / "head.npz")  # another of that name
+        assert fingerprint(RingNet.load(folder / "runs" / "a").head) == fingerprint(head)
+        (folder / "runs" / "head.npz").unlink()
+        with pytest.raises(CheckpointError, match="another head than .*runs/a/head.npz: on one of fingerprint"):
+            RingNet.load(folder / "runs" / "a")
+        (folder / "runs" / "a" / "head.npz").unlink()
+        with pytest.raises(FileNotFoundError, match="its head model, .*project/head.npz, is not there any more.*--head"):
+            RingNet.load(folder / "runs" / "a")
+        assert fingerprint(RingNet.load(folder / "runs" / "a", folder / "renamed.npz").head) == fingerprint(head)
+
+    def test_a_checkpoint_from_before_the_built_in_head_had_versions(self, tmp_path, model):
+        """It holds a digest of the last bits that the head had where it was trained."""
+        head = {"path": None, "fingerprint": "0123456789abcdef"}
+        facts = model.checkpoint_facts() | {"head": head}
+        write_checkpoint(tmp_path / "old.safetensors", model.checkpoint_tensors(), facts)
+        assert fingerprint(RingNet.load(tmp_path / "old.safetensors").head) == "builtin-1"
+        other = RingNet(replace(model.head, v_template=model.head.v_template * 1.01))
+        write_checkpoint(tmp_path / "other.safetensors", other.checkpoint_tensors(), facts)
+        with pytest.raises(CheckpointError, match="another head"):
+            RingNet.load(tmp_path / "other.safetensors")
+
+    def test_a_head_with_other_landmarks_is_refused(self, model):
+        embedding = model.head.landmarks
+        more = replace(
+            embedding, static_faces_idx=np.resize(embedding.static_faces_idx, 53),
+            static_bary_coords=np.resize(embedding.static_bary_coords, (53, 3)),
+        )  # fmt: skip
+        for landmarks, count in ((None, "none"), (more, "70")):
+            with pytest.raises(ValueError, match=f"68 landmarks.* has {count}; .*convert MODEL HEAD.npz --landmarks"):
+                RingNet(replace(model.head, landmarks=landmarks))

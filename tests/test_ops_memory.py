@@ -87,8 +87,8 @@ def test_big_results_and_states_use_the_same_memory_again(random_model):
         first = forward()
         used.append({states[-1], first.data_ptr()})
         one = gradients(first, 1)
-        kept = first[7].detach().numpy()
-        values = kept.copy()
+        kept = first[7].detach()
+        values = kept.numpy().copy() if len(used) == 3 else kept.clone().numpy()
         del first, kept
     assert used[0] == used[1] == used[2] and len(used[0]) == 2
     kept = forward()[7].detach().numpy()  # its memory lives on with it
@@ -98,4 +98,41 @@ def test_big_results_and_states_use_the_same_memory_again(random_model):
     for vertices, sign in ((first, 1), (second, -1)):
         for a, b in zip(gradients(vertices, sign), one, strict=True):
             assert torch.equal(a, b)
+    ops.clear_prepared()
+
+
+def test_big_results_are_ordinary_tensors(random_model):
+    """As small ones: written in place with a gradient, resized, shared, given to NumPy, and nobody else's for as long as anything has them."""
+    model = random_model(V=1003, K=3).to(dtype=torch.float64)
+
+    def forward(gradient=False):
+        betas, pose = (t.requires_grad_(gradient) for t in model.inputs(1500))
+        return betas, ops.flame_lbs(betas, pose, *model.constants)[0]
+
+    for _ in range(3):  # memory of its own, then used again
+        betas, vertices = forward(gradient=True)
+        expected = vertices.detach() * 1000
+        vertices *= 1000
+        vertices[3].zero_()
+        vertices.sum().backward()
+        assert torch.equal(vertices[4:], expected[4:])
+        assert betas.grad[3].abs().max() == 0 < betas.grad[4].abs().min()
+        del vertices, betas, expected
+        _, vertices = forward()
+        own = vertices.untyped_storage().nbytes() == vertices.nbytes and not vertices._is_view()
+        assert own
+        vertices.resize_(2).fill_(2)
+        vertices.resize_(3000, 1003, 3).fill_(1)
+        del vertices
+    _, vertices = forward()
+    storage, expected = vertices.untyped_storage(), vertices.clone()
+    del vertices
+    later = [forward()[1] for _ in range(3)]
+    taken = storage.data_ptr() in {v.data_ptr() for v in later}
+    same = torch.equal(torch.empty(0, dtype=torch.float64).set_(storage, 0, expected.shape), expected)
+    assert same and not taken
+    shared = later.pop().share_memory_()
+    address = shared.data_ptr()
+    del shared, later, storage
+    assert all(forward()[1].data_ptr() != address for _ in range(3))  # another process may be reading
     ops.clear_prepared()

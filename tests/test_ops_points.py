@@ -1,6 +1,7 @@
 """batch_rodrigues and vertices2landmarks."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ def test_rodrigues_inputs(device):
     r = torch.randn(4, 6, device=device, dtype=torch.float64)
     torch.testing.assert_close(ops.batch_rodrigues(r[:, ::2]), ops.batch_rodrigues(r[:, ::2].clone()), rtol=0, atol=0)
     assert ops.batch_rodrigues(r[:0, :3]).shape == (0, 3, 3)
-    for bad, error in ((r, r"rot_vecs: expected shape \(any, 3\)"), (r[:, :3].half(), "rot_vecs: expected float32 or float64")):
+    for bad, error in ((r, r"rot_vecs: expected shape \(any, 3\)"), (r[:, :3].long(), "rot_vecs: expected float32 or float64")):
         with pytest.raises((ValueError, TypeError), match=error):
             ops.batch_rodrigues(bad)
 
@@ -114,9 +115,9 @@ def test_vertices2landmarks_gradients(points):
 @pytest.mark.parametrize(
     "change, error",
     [
-        (lambda a: a.update(faces=a["faces"] + 10), (IndexError, r"faces: expected vertices in \[0, 20\), got ")),
-        (lambda a: a.update(lmk_faces_idx=a["lmk_faces_idx"] - 12), (IndexError, r"lmk_faces_idx: expected faces in \[0, 12\), got -")),
-        (lambda a: a.update(lmk_faces_idx=a["lmk_faces_idx"] + 12), (IndexError, r"lmk_faces_idx: expected faces in \[0, 12\), got ")),
+        (lambda a: a.update(faces=a["faces"] + 10), (ValueError, r"faces: expected vertices in \[0, 20\), got ")),
+        (lambda a: a.update(lmk_faces_idx=a["lmk_faces_idx"] - 12), (ValueError, r"lmk_faces_idx: expected faces in \[0, 12\), got -")),
+        (lambda a: a.update(lmk_faces_idx=a["lmk_faces_idx"] + 12), (ValueError, r"lmk_faces_idx: expected faces in \[0, 12\), got ")),
         (lambda a: a.update(lmk_faces_idx=a["lmk_faces_idx"][:2]), (ValueError, r"lmk_faces_idx: expected shape \(3, 6\)")),
         (lambda a: a.update(lmk_bary_coords=a["lmk_bary_coords"][:, :2]), (ValueError, r"lmk_bary_coords: expected shape \(3, 6, 3\)")),
         (lambda a: a.update(lmk_bary_coords=a["lmk_bary_coords"].float()), (TypeError, "lmk_bary_coords: expected float64, got float32")),
@@ -127,7 +128,7 @@ def test_vertices2landmarks_gradients(points):
 def test_vertices2landmarks_bad_arguments(points, change, error):
     arguments = dict(zip(("vertices", "faces", "lmk_faces_idx", "lmk_bary_coords"), points))
     change(arguments)
-    if error[0] is IndexError and points[0].is_cuda:  # no synchronisation: not a number instead
+    if re.search("(vertices|faces) in", error[1]) and points[0].is_cuda:  # no synchronisation: not a number instead
         assert ops.vertices2landmarks(**arguments).isnan().any()
         return
     with pytest.raises(error[0], match=error[1]):
@@ -142,8 +143,8 @@ def test_opcheck(points):
     R = op.rodrigues_forward(r)
     for overload, arguments in (
         (op.rodrigues_forward, (r,)),
-        (op.rodrigues_backward, (R, r)),
+        (op.rodrigues_backward, (R, r, [True])),
         (op.vertices2landmarks_forward, (vertices, faces, index, bary)),
-        (op.vertices2landmarks_backward, (bary, faces, index, bary, 20)),
+        (op.vertices2landmarks_backward, (bary, *points, [True])),
     ):
         torch.library.opcheck(overload.default, arguments, test_utils=checks)

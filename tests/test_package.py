@@ -81,6 +81,17 @@ def test_imports_from_the_checkout_and_from_elsewhere(where):
     assert Path(core) == CORE
 
 
+def test_operators_and_decoder_do_without_the_networks_packages():
+    program = (
+        "import sys; sys.modules.update(dict.fromkeys(['cv2', 'safetensors', 'trimesh', 'tqdm', 'matplotlib', 'yaml']));"
+        "import ringnet_ext; assert ringnet_ext.FLAME()().landmarks.shape == (1, 68, 3);"
+        "del sys.modules['cv2'], sys.modules['safetensors']; print(ringnet_ext.RingNet.__name__)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["RingNet"]
+
+
 @pytest.mark.parametrize("core, error", [("raise ImportError('no such library')", "no such library"), ("__version__ = '0.0.1'", "0.0.1")])
 def test_a_missing_or_foreign_core_says_what_to_do(tmp_path, core, error):
     (tmp_path / "_ringnet_core.py").write_text(core)

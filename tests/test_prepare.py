@@ -24,7 +24,9 @@ from ringnet_ext.data.landmark_files import LandmarkError, NoFaceError, read_lan
 from ringnet_ext.data.photographs import hold_out, load_photographs, record, write_manifest
 from ringnet_ext.data.rings import RingSampler
 from ringnet_ext.data.synthetic import SyntheticFaces
+from ringnet_ext.flame import FLAME
 from ringnet_ext.images import read_image
+from ringnet_ext.model import RingNet
 
 PEOPLE, EACH, SIDE = 31, 3, 160  # the last are nobody's: 30 people and a folder of extreme poses
 OPTIONS = ["--size", "96", "--anonymous", "extreme"]
@@ -333,7 +335,6 @@ class TestPrepare:
             ([vggface2, "--identities", tmp_path / "three.txt"], "line 1: expected a path and an identity"),
             ([vggface2, "--anonymous", "nobody"], "--anonymous"),
             ([vggface2, "--out", vggface2 / "set"], "put it elsewhere"),
-            ([vggface2, "--size", "8"], "size: expected at least 32"),
         ):
             assert prepare.main([str(value) for value in ["--out", tmp_path / "out", *arguments]]) == 1
             assert message in capsys.readouterr().err
@@ -420,7 +421,7 @@ class TestDetector:
 
 
 class TestLandmarkFiles:
-    points = np.random.default_rng(0).uniform(10, 90, (68, 2))
+    points = 50 + 400 * FLAME().landmarks()[0, :, :2].numpy().astype(np.float64) * (1, -1)
 
     @pytest.mark.parametrize("name, data", [
         ("a.json", openpose(points).encode()),
@@ -466,18 +467,23 @@ class TestTraining:
                    "--checkpoint-steps 3").split()  # fmt: skip
         assert train.main(command) == 0
         assert "everything is in" in capsys.readouterr().out
-        assert not (run / "report.json").exists()  # a table of truth that nobody knows
+        report = json.loads((run / "report.json").read_text())  # of truth only what is known
+        assert report["people"] == 3 and report["images"] >= 3 and "face" not in str(report)
+        assert 0.05 < report["nme"] < 1 and report["inter_mm"] > 0 and report["intra_mm"] > 0
+        assert report["intra_inter"] == pytest.approx(report["intra_mm"] / report["inter_mm"])
         config = json.loads((run / "config.json").read_text())
         assert config["faces"]["rotation"] > 0 and config["faces"]["held_out"] > 0
         photographs = [str(vggface2 / "n000004" / name) for name in ("0009_01.jpg", "phone.jpg", "cmyk.jpg")]
-        assert infer.main([*photographs, "--checkpoint", str(run), "--out", str(tmp_path / "heads")]) == 0
+        assert infer.main([*photographs, "--landmarks", str(vggface2 / "n000004"), "--checkpoint", str(run), "--out", str(tmp_path / "heads")]) == 0
         assert len(list((tmp_path / "heads" / "mesh").glob("*.obj"))) == 3
+        assert RingNet.load(run).trained_on == "photographs" and 0 < RingNet.load(run).limit <= 0.9
         (tmp_path / "nothing").mkdir()
         assert train.main(["--data", str(tmp_path / "nothing"), "--out", str(tmp_path / "other")]) == 1
         assert "ringnet_ext.prepare" in capsys.readouterr().err
 
     def test_held_out_people_are_others(self, prepared):
         faces = load_photographs(prepared)
+        assert len(np.unique(hold_out(faces, 0.001)[1].identity)) == 2  # fewer make no ring
         training, validation = hold_out(faces, 0.1)
         assert len(training) + len(validation) == len(faces)
         assert not set(training.identity) & set(validation.identity) and len(set(validation.identity)) == 3

@@ -54,9 +54,11 @@ def same(one, other):
 
 
 def test_training_lowers_the_losses_and_writes_the_run(faces, tmp_path):
-    run = trainer(faces, tmp_path, TrainingSettings(steps=60, rings_per_step=4, ring_size=4, checkpoint_steps=20))
+    # A rate at which the course doesn't depend on the last bits: over seeds the loss falls to 0.80 to 0.87.
+    settings = TrainingSettings(steps=60, rings_per_step=4, ring_size=4, checkpoint_steps=20, learning_rate=1e-3)
+    run = trainer(faces, tmp_path, settings, dropout=0.0)
     assert run.train()
-    assert run.history[-1]["loss"] < 0.97 * run.history[0]["loss"]
+    assert run.history[-1]["loss"] < 0.93 * run.history[0]["loss"]
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "best.safetensors", "history.csv"}
     assert [path.name for path in checkpoints(tmp_path)] == ["step-00000040.safetensors", "step-00000060.safetensors"]
     with open(tmp_path / "history.csv") as file:
@@ -218,7 +220,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_used(faces, tmp_path
         trainer(faces, tmp_path / "empty").resume()
 
 
-def test_resuming_with_other_settings_model_or_faces_is_refused(faces, tmp_path):
+def test_resuming_with_other_settings_model_or_faces_is_refused(faces, cache, tmp_path):
     trainer(faces, tmp_path).train()
     with pytest.raises(CheckpointError, match="learning_rate 0.003 -> 0.1"):
         trainer(faces, tmp_path, dataclasses.replace(SETTINGS, learning_rate=0.1)).resume()
@@ -226,8 +228,18 @@ def test_resuming_with_other_settings_model_or_faces_is_refused(faces, tmp_path)
         trainer(faces, tmp_path, dropout=0.1).resume()
     landmarks = np.array(faces.landmarks)
     landmarks[3, 5] += 0.01
-    with pytest.raises(CheckpointError, match="these are others"):
-        trainer(dataclasses.replace(faces, landmarks=landmarks), tmp_path).resume()
+    people = dataclasses.replace(FACES, seed=1).load(cache=cache)
+    for others in (people, dataclasses.replace(faces, landmarks=landmarks, recipe=None)):
+        with pytest.raises(CheckpointError, match="these are others"):
+            trainer(others, tmp_path).resume()
+
+
+def test_the_same_rendered_faces_from_another_processor_are_not_others(faces, tmp_path):
+    """Their landmarks differ in the last bits."""
+    trainer(faces, tmp_path).train()
+    run = trainer(dataclasses.replace(faces, landmarks=faces.landmarks * np.float32(1 + 1e-7)), tmp_path)
+    run.resume()
+    assert run.step == SETTINGS.steps
 
 
 def test_tensorboard_events_are_the_history(faces, tmp_path):
@@ -287,6 +299,8 @@ def test_train_command(run_folder):
     report = json.loads((run_folder / "report.json").read_text())
     assert report["identities"] == 4 and report["map_fit"]["head"] < report["mean_shape"]["head"]
     assert read_image(run_folder / "reconstructions.png").shape[1] == 5 * 224
+    best = RingNet.load(run_folder)  # which infer asks
+    assert best.trained_on == "synthetic faces" and 0 < best.limit <= 0.9
 
 
 def test_train_command_does_not_overwrite_by_accident(run_folder, cache, capsys):
@@ -357,7 +371,7 @@ def test_infer_command(run_folder, tmp_path, capsys):
     (folder / "notes.txt").write_text("not an image, and not named like one")
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
     out = tmp_path / "out"
-    arguments = [str(folder), str(images[0]), str(tmp_path / "missing.png"), "--checkpoint", str(run_folder), "--out", str(out)]
+    arguments = [str(folder), str(images[0]), str(tmp_path / "missing.png"), "--cropped", "--checkpoint", str(run_folder), "--out", str(out)]
     assert infer.main(arguments) == 1
     captured = capsys.readouterr()
     assert "broken.jpg" in captured.err and "missing.png" in captured.err and "notes.txt" not in captured.err

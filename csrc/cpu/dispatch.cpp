@@ -59,17 +59,21 @@ void get_pages([[maybe_unused]] T* p, [[maybe_unused]] index_t n, [[maybe_unused
     const index_t begin = round_up(first, huge), end = (first + n * index_t(sizeof(T))) / huge * huge, pages = (end - begin) / huge;
     if (n * index_t(sizeof(T)) <= index_t(32) << 20) return;
     (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (index_t i = 0; i < pages; ++i) (void)madvise(reinterpret_cast<void*>(begin + i * huge), huge, populate_write);
+    Team(threads, double(end - begin)).each(pages, [&](index_t i) {
+        (void)madvise(reinterpret_cast<void*>(begin + i * huge), huge, populate_write);
+    });
 #endif
 }
 
 }  // namespace
 
 const char* simd_level() { return kernels().name; }
+bool separate_directions() { return true; }
 
-template <class T> index_t lbs_packed_size(index_t V, index_t K, index_t J) { return of<T>().lbs_packed_size(V, K, J); }
-template <class T> index_t lbs_index_size(index_t V, index_t K, index_t J) { return of<T>().lbs_index_size(V, K, J); }
+template <class T> index_t directions_packed_size(index_t V, index_t count) { return of<T>().directions_packed_size(V, count); }
+template <class T> index_t directions_index_size(index_t V, index_t count) { return of<T>().directions_index_size(V, count); }
+template <class T> index_t lbs_packed_size(index_t V, index_t, index_t J) { return of<T>().weights_packed_size(V, J); }
+template <class T> index_t lbs_index_size(index_t V, index_t, index_t J) { return of<T>().weights_index_size(V, J); }
 template <class T> index_t lbs_state_size(index_t V, index_t K, index_t J, bool keep) {
     return keep ? of<T>().lbs_state_size(V, K, J, true) : 0;
 }
@@ -84,9 +88,13 @@ template <class T> index_t landmarks_state_size(index_t K, index_t J, index_t L,
     return keep ? of<T>().landmarks_state_size(K, J, L, C, true) : 0;
 }
 template <class T> index_t landmarks_workspace_size(index_t, index_t, index_t, index_t, index_t) { return 0; }
+template <class T> index_t landmarks_jacobian_workspace_size(index_t, index_t, index_t, index_t, index_t) { return 0; }
 
+template <class T> void pack_directions(const DirectionsSource<T>& s, T* packed, std::int32_t* index, int threads) {
+    of<T>().pack_directions(s, packed, index, threads);
+}
 template <class T> void pack_lbs(const LbsConstants<T>& c, T* packed, std::int32_t* index, int threads) {
-    of<T>().pack_lbs(c, packed, index, threads);
+    of<T>().pack_weights(c.V, c.J, c.lbs_weights, packed, index, threads);
 }
 template <class T> void pack_landmarks(const LandmarkConstants<T>& c, T* packed, std::int32_t* index, int threads) {
     of<T>().pack_landmarks(c, packed, index, threads);
@@ -132,7 +140,11 @@ template <class T> void landmarks_backward(const LandmarksBackward<T>& p, int th
     of<T>().landmarks_backward(p, threads);
 }
 
+template <class T> void landmarks_jacobian(const LandmarksJacobian<T>& p, int threads) { of<T>().landmarks_jacobian(p, threads); }
+
 #define RN_INSTANTIATE(T)                                                                   \
+    template index_t directions_packed_size<T>(index_t, index_t);                           \
+    template index_t directions_index_size<T>(index_t, index_t);                            \
     template index_t lbs_packed_size<T>(index_t, index_t, index_t);                         \
     template index_t lbs_index_size<T>(index_t, index_t, index_t);                          \
     template index_t lbs_state_size<T>(index_t, index_t, index_t, bool);                    \
@@ -141,12 +153,15 @@ template <class T> void landmarks_backward(const LandmarksBackward<T>& p, int th
     template index_t landmarks_index_size<T>(index_t, index_t, index_t, index_t);           \
     template index_t landmarks_state_size<T>(index_t, index_t, index_t, index_t, bool);     \
     template index_t landmarks_workspace_size<T>(index_t, index_t, index_t, index_t, index_t); \
+    template index_t landmarks_jacobian_workspace_size<T>(index_t, index_t, index_t, index_t, index_t); \
+    template void pack_directions<T>(const DirectionsSource<T>&, T*, std::int32_t*, int);   \
     template void pack_lbs<T>(const LbsConstants<T>&, T*, std::int32_t*, int);              \
     template void pack_landmarks<T>(const LandmarkConstants<T>&, T*, std::int32_t*, int);   \
     template void lbs_forward<T>(const LbsForward<T>&, int);                                \
     template void lbs_backward<T>(const LbsBackward<T>&, int);                              \
     template void landmarks_forward<T>(const LandmarksForward<T>&, int);                    \
-    template void landmarks_backward<T>(const LandmarksBackward<T>&, int);
+    template void landmarks_backward<T>(const LandmarksBackward<T>&, int);                  \
+    template void landmarks_jacobian<T>(const LandmarksJacobian<T>&, int);
 RN_INSTANTIATE(float)
 RN_INSTANTIATE(double)
 

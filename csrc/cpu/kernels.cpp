@@ -3,6 +3,7 @@
 #include "kernels.h"
 
 #include "landmarks.h"
+#include "landmarks_jacobian.h"
 #include "lbs.h"
 
 #define RN_CONCAT_(a, b) a##b
@@ -16,8 +17,10 @@ namespace {
 template <class T>
 constexpr KernelsOf<T> table() {
     return {
-        [](index_t V, index_t K, index_t J) { return LbsLayout<T>(V, K, J).packed_size(); },
-        [](index_t V, index_t K, index_t J) { return LbsLayout<T>(V, K, J).index_size(); },
+        [](index_t V, index_t count) { return DirectionsLayout<T>(V, count).packed_size(); },
+        [](index_t V, index_t count) { return DirectionsLayout<T>(V, count).index_size(); },
+        [](index_t V, index_t J) { return LbsLayout<T>(V, 0, J).weights_size(); },
+        [](index_t V, index_t J) { return LbsLayout<T>(V, 0, J).weights_index_size(); },
         [](index_t V, index_t K, index_t J, bool keep) { return LbsLayout<T>(V, K, J).state_size(keep); },
         [](index_t B, index_t V, index_t K, index_t J, bool sum) { return LbsLayout<T>(V, K, J).workspace_size(B, sum); },
         [](index_t K, index_t J, index_t L, index_t C) { return LandmarkLayout<T>(K, J, L, C).packed_size(); },
@@ -25,12 +28,14 @@ constexpr KernelsOf<T> table() {
         [](index_t K, index_t J, index_t L, index_t C, bool keep) {
             return LandmarkLayout<T>(K, J, L, C).state_size(keep);
         },
-        pack_lbs<T>,
+        pack_directions<T>,
+        pack_weights<T>,
         pack_landmarks<T>,
         lbs_forward<T>,
         lbs_backward<T>,
         landmarks_forward<T>,
         landmarks_backward<T>,
+        landmarks_jacobian<T>,
     };
 }
 

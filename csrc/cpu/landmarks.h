@@ -236,20 +236,22 @@ class SkinGradient {
 // Scratch of one thread: a group's blended corners or their gradients, one element's posed corners, gradients of features.
 template <class T>
 struct LandmarkScratch {
-    explicit LandmarkScratch(const LandmarkLayout<T>& lay)
-        : corners(lay.chosen_tiles() * 3 * lanes<T>), features(lay.direction_row()),
-          sums(12 * lay.J),
-          values((max_group + 1) * corners + max_group * (features + sums) + SkinGradient<T>::size(lay.J)),
-          pose(PoseScratch::size(lay.J)) {}
-    T* group(index_t b) { return values.data() + b * corners; }
-    T* posed() { return values.data() + max_group * corners; }
-    T* d_features(index_t b) { return posed() + corners + b * features; }
-    T* transform_sums(index_t b) { return d_features(max_group) + b * sums; }
-    T* transforms() { return transform_sums(max_group); }
+    LandmarkScratch(const LandmarkLayout<T>& lay, T* values_, double* pose_)
+        : corners(lay.chosen_tiles() * 3 * lanes<T>), features(lay.direction_row()), sums(12 * lay.J), values(values_),
+          pose(pose_, lay.J) {}
+    static index_t size(const LandmarkLayout<T>& lay) {
+        const LandmarkScratch at(lay, nullptr, nullptr);
+        return (max_group + 1) * at.corners + max_group * (at.features + at.sums) + SkinGradient<T>::size(lay.J);
+    }
+    T* group(index_t b) const { return values + b * corners; }
+    T* posed() const { return values + max_group * corners; }
+    T* d_features(index_t b) const { return posed() + corners + b * features; }
+    T* transform_sums(index_t b) const { return d_features(max_group) + b * sums; }
+    T* transforms() const { return transform_sums(max_group); }
 
     index_t corners, features, sums;  // elements of each
-    Scratch<T> values;
-    Scratch<double> pose;
+    T* values;
+    PoseScratch pose;
 };
 
 template <class T>
@@ -258,10 +260,10 @@ PoseInput<T> pose_input(const LandmarkModel<T>& m, const T* betas, const T* pose
 }
 
 template <class T, int group>
-void landmarks_forward_group(const LandmarksForward<T>& p, const LandmarkTables<T>& m, index_t b0, LandmarkScratch<T>& scratch) {
+void landmarks_forward_group(const LandmarksForward<T>& p, const LandmarkTables<T>& m, index_t b0, const LandmarkScratch<T>& scratch) {
     constexpr int W = lanes<T>, together = group == 1 ? 4 : 1;
     const LandmarkLayout<T>& lay = m.lay;
-    const PoseScratch s(scratch.pose.data(), lay.J);
+    const PoseScratch& s = scratch.pose;
     const T* features[group];
     T* blended[group];
     index_t rows[group];
@@ -310,10 +312,10 @@ void landmarks_forward_group(const LandmarksForward<T>& p, const LandmarkTables<
 }
 
 template <class T, int group>
-void landmarks_backward_group(const LandmarksBackward<T>& p, const LandmarkTables<T>& m, index_t b0, LandmarkScratch<T>& scratch) {
+void landmarks_backward_group(const LandmarksBackward<T>& p, const LandmarkTables<T>& m, index_t b0, const LandmarkScratch<T>& scratch) {
     constexpr int W = lanes<T>, together = group == 1 ? 4 : 1;
     const LandmarkLayout<T>& lay = m.lay;
-    const PoseScratch s(scratch.pose.data(), lay.J);
+    const PoseScratch& s = scratch.pose;
     index_t rows[group];
     for (int b = 0; b < group; ++b) {
         const T* state = p.state + (b0 + b) * lay.state_size(true);
@@ -367,26 +369,27 @@ void landmarks_backward_group(const LandmarksBackward<T>& p, const LandmarkTable
 template <class T, class Call>
 void over_groups(const LandmarkTables<T>& m, index_t B, int threads, const Call& call) {
     const index_t full = B / max_group, work = full + B % max_group;
-    const int n = useful_threads(threads, double(B) * m.lay.chosen_tiles() * lanes<T> * 3 * (m.lay.F + 12));
-    Shares shares(work, n);
-#pragma omp parallel num_threads(n)
-    {
+    Team team(threads, double(B) * m.lay.chosen_tiles() * lanes<T> * 3 * (m.lay.F + 12));
+    Shares shares(work, team.size());
+    Scratch<T> values(LandmarkScratch<T>::size(m.lay), team.size());
+    Scratch<double> pose(PoseScratch::size(m.lay.J), team.size());
+    team.run([&](Member& member) {
         const FlushSubnormals flush;
-        LandmarkScratch<T> scratch(m.lay);
-        shares.run([&](index_t piece) {
+        const LandmarkScratch<T> scratch(m.lay, values.data(member.number), pose.data(member.number));
+        shares.run(member, [&](index_t piece) {
             if (piece < full)
                 call(std::integral_constant<int, max_group>{}, piece * max_group, scratch);
             else
                 call(std::integral_constant<int, 1>{}, full * max_group + (piece - full), scratch);
         });
-    }
+    });
 }
 
 template <class T>
 void landmarks_forward(const LandmarksForward<T>& p, int threads) {
     if (p.B == 0) return;
     const LandmarkTables<T> m(p.model);
-    over_groups(m, p.B, threads, [&](auto group, index_t b0, LandmarkScratch<T>& scratch) {
+    over_groups(m, p.B, threads, [&](auto group, index_t b0, const LandmarkScratch<T>& scratch) {
         landmarks_forward_group<T, group()>(p, m, b0, scratch);
     });
 }
@@ -395,7 +398,7 @@ template <class T>
 void landmarks_backward(const LandmarksBackward<T>& p, int threads) {
     if (p.B == 0) return;
     const LandmarkTables<T> m(p.model);
-    over_groups(m, p.B, threads, [&](auto group, index_t b0, LandmarkScratch<T>& scratch) {
+    over_groups(m, p.B, threads, [&](auto group, index_t b0, const LandmarkScratch<T>& scratch) {
         landmarks_backward_group<T, group()>(p, m, b0, scratch);
     });
 }

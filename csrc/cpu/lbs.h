@@ -54,19 +54,18 @@ struct Later {
 // two threads share a core, or the core is narrow, instructions are what it is bound by.
 constexpr index_t features_per_step = RN_VECTOR_BYTES > 16 ? 4 : 1;
 
-// out[t][b] = sum over k of directions[t][k] * features[places[k]][b], for `tiles` neighbouring tiles and `group` elements. vertices
-// and kept (null for none) are where the results will be written.
+// out[t][b] = sum over k of directions[t][k] * features[k][b], for `tiles` neighbouring tiles of the block, from its tile `first` on, and
+// `group` elements. vertices and kept (null for none) are where the results will be written.
 template <class T, int group, int tiles>
-RN_KERNEL void blend_tiles(index_t count, const std::int32_t* places, const T* directions, const T* features, Rows<T> vertices,
-                           Rows<T> kept, Later<T> later, vec<T> (&out)[tiles][group][3]) {
+RN_KERNEL void blend_tiles(const Directions<T> (&parts)[2], index_t first, const T* features, Rows<T> vertices, Rows<T> kept,
+                           const Later<T> (&later)[2], vec<T> (&out)[tiles][group][3]) {
     constexpr int W = lanes<T>;
     constexpr bool spare = 3 * group * tiles + 4 < registers;
     constexpr index_t line = 64 / sizeof(T), size = tiles * 3 * W;
     vec<T> acc[tiles][group][3] = {};
-    const auto add_feature = [&](const T* d0, std::int32_t place) __attribute__((always_inline)) {
-        const T* x = features + static_cast<std::uint32_t>(place) * group / max_group;
+    const auto add_feature = [&](const T* d0, index_t tile_pitch, const T* x) __attribute__((always_inline)) {
         RN_UNROLL for (int t = 0; t < tiles; ++t) {
-            const T* d = d0 + t * count * 3 * W;
+            const T* d = d0 + t * tile_pitch;
             const vec<T> dx = load_shared<T, spare>(d), dy = load_shared<T, spare>(d + W), dz = load_shared<T, spare>(d + 2 * W);
             RN_UNROLL for (int b = 0; b < group; ++b) {
                 const vec<T> f = broadcast(x[b]);
@@ -79,25 +78,33 @@ RN_KERNEL void blend_tiles(index_t count, const std::int32_t* places, const T* d
     // Where the results will be is fetched a row a step, as all at once would be more misses than a core can have in flight; late
     // enough to be there still, early enough for memory to answer.
     constexpr index_t step = tiles > 1 ? 1 : features_per_step, lead = 96;
-    index_t wait = (count - lead) / step - group, rows = group;
-    index_t k = 0;
-    for (; k + step <= count; k += step) {
-        // Not for one element, which is bound by the loads that it has.
-        if (group > 1 && --wait < 0 && --rows >= 0) {
-            RN_UNROLL for (index_t i = 0; i < size + line - 1; i += line) {
-                const index_t at = min_of(i, size - 1);  // the last line too, whatever the first one's place
-                __builtin_prefetch(vertices.first + at, 1);
-                if (kept.first && i < size) __builtin_prefetch(kept.first + at, 1);
+    index_t wait = (parts[0].count + parts[1].count - lead) / step - group, rows = group;
+    for (int part = 0; part < 2; ++part) {
+        const index_t count = parts[part].count, tile_pitch = parts[part].tile_pitch();
+        const std::int32_t* places = parts[part].places;
+        const T *directions = parts[part].values + first * tile_pitch, *x = features + parts[part].first * group;
+        const T* next = later[part].first;
+        const index_t next_lines = later[part].lines;
+        const auto of = [&](index_t k) __attribute__((always_inline)) { return x + static_cast<std::uint32_t>(places[k]) * group / max_group; };
+        index_t k = 0;
+        for (; k + step <= count; k += step) {
+            // Not for one element, which is bound by the loads that it has.
+            if (group > 1 && --wait < 0 && --rows >= 0) {
+                RN_UNROLL for (index_t i = 0; i < size + line - 1; i += line) {
+                    const index_t at = min_of(i, size - 1);  // the last line too, whatever the first one's place
+                    __builtin_prefetch(vertices.first + at, 1);
+                    if (kept.first && i < size) __builtin_prefetch(kept.first + at, 1);
+                }
+                vertices.first += vertices.pitch;
+                kept.first += kept.pitch;
             }
-            vertices.first += vertices.pitch;
-            kept.first += kept.pitch;
+            if (group > 1 && tiles == 1)
+                for (index_t i = 0; i < next_lines; ++i, next += line) __builtin_prefetch(next);
+            RN_UNROLL for (int i = 0; i < step; ++i) add_feature(directions + i * 3 * W, tile_pitch, of(k + i));
+            directions += step * 3 * W;
         }
-        if (group > 1 && tiles == 1)
-            for (index_t i = 0; i < later.lines; ++i, later.first += line) __builtin_prefetch(later.first);
-        RN_UNROLL for (int i = 0; i < step; ++i) add_feature(directions + i * 3 * W, places[k + i]);
-        directions += step * 3 * W;
+        for (; k < count; ++k, directions += 3 * W) add_feature(directions, tile_pitch, of(k));
     }
-    for (; k < count; ++k, directions += 3 * W) add_feature(directions, places[k]);
     RN_UNROLL for (int t = 0; t < tiles; ++t) {
         RN_UNROLL for (int b = 0; b < group; ++b) {
             RN_UNROLL for (int c = 0; c < 3; ++c) out[t][b][c] = acc[t][b][c];
@@ -137,19 +144,18 @@ RN_KERNEL void skin_last_tile(const TileSkin<T>& skin, const vec<T> (&offsets)[g
 }
 
 template <class T, int group, int tiles>
-void forward_tiles(const LbsForward<T>& p, const LbsLayout<T>& lay, const Directions<T>& directions, index_t tile, index_t b,
-                   Later<T> later = {}) {
+void forward_tiles(const LbsForward<T>& p, const LbsLayout<T>& lay, const Directions<T> (&directions)[2], index_t tile, index_t b,
+                   const Later<T> (&later)[2]) {
     constexpr int W = lanes<T>;
     Rows<const T> templates{p.v_template + b * p.v_template_stride + tile * 3 * W, p.v_template_stride};
     Rows<T> vertices{p.vertices + (b * lay.V + tile * W) * 3, 3 * lay.V}, kept{nullptr, 0};
     if (p.keep) kept = {p.state + lay.blended(p.B, b) + tile * 3 * W, lay.blended_pitch};
     vec<T> offsets[tiles][group][3];
-    const T* values = directions.values + tile % LbsLayout<T>::tiles_per_block * directions.tile_pitch();
-    blend_tiles<T, group, tiles>(directions.count, directions.places, values, p.state + lay.features(b), vertices, kept, later, offsets);
+    blend_tiles<T, group, tiles>(directions, tile % LbsLayout<T>::tiles_per_block, p.state + lay.features(b), vertices, kept, later, offsets);
     const Rows<const T> transforms{p.state + lay.transforms(p.B, b), lay.transform_pitch};
     for (int t = 0; t < tiles; ++t, ++tile) {
         const std::int32_t* joints = p.model.index + lay.joints(tile);
-        const TileSkin<T> skin{joints[0], joints + 1, p.model.packed + lay.weights() + tile * lay.J * W};
+        const TileSkin<T> skin{joints[0], joints + 1, p.model.packed + lay.weights(tile)};
         const index_t left = lay.V - tile * W;
         if (left >= W) skin_tile<T, group>(skin, offsets[t], templates, transforms, vertices, kept);
         else skin_last_tile<T, group>(skin, offsets[t], templates, transforms, vertices, kept, left);
@@ -162,29 +168,41 @@ void forward_tiles(const LbsForward<T>& p, const LbsLayout<T>& lay, const Direct
 // A block of tiles for batch elements [b0, b1). Full groups go tile by tile, so that a tile's directions stay in L1 from one
 // group to the next. What is left over takes several tiles at once instead: as many accumulators, to hide the latency.
 template <class T>
-void forward_block(const LbsForward<T>& p, const LbsLayout<T>& lay, index_t block, index_t b0, index_t b1) {
-    const Directions<T> directions(p.model, lay, block);
+void forward_block(const LbsForward<T>& p, const LbsLayout<T>& lay, DirectionsReader<T>& reader, index_t block, index_t b0, index_t b1) {
+    Directions<T> directions[2];
+    reader.read(block, directions);
     const index_t t0 = block * LbsLayout<T>::tiles_per_block, t1 = min_of(t0 + LbsLayout<T>::tiles_per_block, lay.tiles);
     const index_t groups = (b1 - b0) / max_group, full = b0 + groups * max_group;
     // Meanwhile the next tile's directions are brought into L2, over as many of the groups as it takes with few lines a step: more
     // than memory keeps up with would hold up the sums. For a few groups the hardware foresees enough.
     constexpr index_t line = 64 / sizeof(T), most_lines = RN_VECTOR_BYTES == 64 ? 6 : 2;
-    const index_t steps = directions.count / features_per_step, tile_lines = ceil_div(directions.tile_pitch(), line);
-    const index_t wanted = groups * steps > 0 ? ceil_div(tile_lines, groups * steps) : 0, lines = wanted <= most_lines ? wanted : 0;
+    index_t steps[2], lines[2];
+    for (int i = 0; i < 2; ++i) {
+        steps[i] = directions[i].count / features_per_step;
+        const index_t tile_lines = ceil_div(directions[i].tile_pitch(), line);
+        lines[i] = groups * steps[i] > 0 && directions[i].packed ? ceil_div(tile_lines, groups * steps[i]) : 0;
+        if (lines[i] > most_lines) lines[i] = 0;
+    }
     for (index_t t = t0; groups > 0 && t < t1; ++t) {
-        Later<T> later{directions.values + (t + 1 - t0) * directions.tile_pitch(), lines};
-        const T* const end = t + 1 < t1 ? later.first + directions.tile_pitch() : later.first;
-        for (index_t b = b0; b < full; b += max_group, later.first += lines * steps * line) {
-            if (later.first >= end) later.lines = 0;
+        Later<T> later[2];
+        const T* end[2];
+        for (int i = 0; i < 2; ++i) {
+            later[i] = {directions[i].values + (t + 1 - t0) * directions[i].tile_pitch(), lines[i]};
+            end[i] = t + 1 < t1 ? later[i].first + directions[i].tile_pitch() : later[i].first;
+        }
+        for (index_t b = b0; b < full; b += max_group) {
+            for (int i = 0; i < 2; ++i)
+                if (later[i].first >= end[i]) later[i].lines = 0;
             forward_tiles<T, max_group, 1>(p, lay, directions, t, b, later);
+            for (int i = 0; i < 2; ++i) later[i].first += lines[i] * steps[i] * line;
         }
     }
     index_t b = full;
     const auto rest = [&](auto group, auto tiles) {
         if (b1 - b < group()) return;
         index_t t = t0;
-        for (; t + tiles() <= t1; t += tiles()) forward_tiles<T, group(), tiles()>(p, lay, directions, t, b);
-        for (; t < t1; ++t) forward_tiles<T, group(), 1>(p, lay, directions, t, b);
+        for (; t + tiles() <= t1; t += tiles()) forward_tiles<T, group(), tiles()>(p, lay, directions, t, b, {});
+        for (; t < t1; ++t) forward_tiles<T, group(), 1>(p, lay, directions, t, b, {});
         b += group();
     };
     if constexpr (max_group == 8) rest(std::integral_constant<int, 4>{}, std::integral_constant<int, 2>{});
@@ -203,15 +221,16 @@ void lbs_forward(const LbsForward<T>& p, int threads) {
     const LbsModel<T>& m = p.model;
     const LbsLayout<T> lay(m.V, m.K, m.J);
     const index_t batch_block = LbsLayout<T>::batch_block, work = lay.blocks() * ceil_div(p.B, batch_block);
-    const int n = useful_threads(threads, double(p.B) * m.V * 3 * (lay.F + 12));
-    Shares shares(work, n);
-#pragma omp parallel num_threads(n)
-    {
+    Team team(threads, double(p.B) * m.V * 3 * (lay.F + 12));
+    Shares shares(work, team.size());
+    Scratch<double> scratch(PoseScratch::size(m.J), team.size());
+    Scratch<T> directions(DirectionsReader<T>::values_size(m), team.size());
+    Scratch<std::int32_t> places(DirectionsReader<T>::places_size(m), team.size());
+    team.run([&](Member& member) {
         const FlushSubnormals flush;
-        Scratch<double> scratch(PoseScratch::size(m.J));
-        const PoseScratch s(scratch.data(), m.J);
-#pragma omp for schedule(static)
-        for (index_t b = 0; b < p.B; ++b) {
+        const PoseScratch s(scratch.data(member.number), m.J);
+        DirectionsReader<T> reader(m, directions.data(member.number), places.data(member.number));
+        member.each(p.B, [&](index_t b) {
             const ElementGroup group(p.B, b);
             T *features = p.state + lay.features(group.first) + (b - group.first), *transforms = p.state + lay.transforms(p.B, b);
             pose_forward(pose_input(m, p.betas + b * p.betas_stride, p.pose + b * p.pose_stride,
@@ -223,20 +242,21 @@ void lbs_forward(const LbsForward<T>& p, int threads) {
             transforms[12 * m.J] = contour ? static_cast<T>(contour_row(s.world_r + 9 * p.mesh_landmarks.neck_joint)) : T(0);
             fill_zero(transforms + 12 * m.J + 1, transforms + lay.transform_pitch);
             if (p.keep) fill_zero(p.state + lay.blended(p.B, b) + lay.tiles * 3 * LbsLayout<T>::W, p.state + lay.blended(p.B, b + 1));
-        }
-        shares.run([&](index_t piece) {
+        });
+        member.barrier();
+        shares.run(member, [&](index_t piece) {
             const index_t b0 = piece / lay.blocks() * batch_block;
-            forward_block(p, lay, piece % lay.blocks(), b0, min_of(b0 + batch_block, p.B));
+            forward_block(p, lay, reader, piece % lay.blocks(), b0, min_of(b0 + batch_block, p.B));
         });
         if (p.landmarks) {
             const index_t points = p.mesh_landmarks.C + p.mesh_landmarks.L;
-#pragma omp barrier
-#pragma omp for schedule(static)
-            for (index_t b = 0; b < p.B; ++b)
+            member.barrier();
+            member.each(p.B, [&](index_t b) {
                 read_landmarks(p.mesh_landmarks, lay.contour_row(p.state + lay.transforms(p.B, b)), m.V, p.vertices + b * 3 * m.V,
                                p.landmarks + b * 3 * points);
+            });
         }
-    }
+    });
 }
 
 // W points from v on, any strides, as [xyz][lane]; zero beyond the last one. Out of line: its sixteen addresses would cost the
@@ -286,7 +306,7 @@ RN_KERNEL void unskin(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t 
     const index_t V = lay.V, J = lay.J, *const s = p.grad_vertices_stride, stride[] = {s[0], s[1], s[2]};
     const index_t next_g = next ? stride[0] : 0, next_v = next ? lay.blended_pitch : 0;
     const T *A = p.state + lay.transforms(p.B, b), *g_rows = p.grad_vertices + b * stride[0];
-    const T *v_rows = p.state + lay.blended(p.B, b) + t0 * 3 * W, *weights = p.model.packed + lay.weights() + t0 * J * W;
+    const T *v_rows = p.state + lay.blended(p.B, b) + t0 * 3 * W, *weights = p.model.packed + lay.weights(t0);
     const std::int32_t *ids = p.model.index + lay.joints(t0), *list = p.model.index + lay.joint_tiles(t0 / lay.tiles_per_block);
     // The usual tile needs no call, for which all vectors would be put aside: what isn't usual is done before or after.
     const auto unskin_tiles = [&](index_t first, index_t last, bool gathered) {
@@ -382,7 +402,7 @@ void project_block(const Directions<T>& d, index_t B, index_t tiles, const T* ro
 // The blocks [first, last) for batch elements [b0, b1): their part of partial, a chunk's sums, and of template_sum where it isn't null.
 template <class T>
 void backward_chunk(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t first, index_t last, index_t b0, index_t b1,
-                    T* partial, T* template_sum, T* scratch) {
+                    T* partial, T* template_sum, DirectionsReader<T>& reader, T* scratch) {
     using Layout = LbsLayout<T>;
     constexpr int W = lanes<T>;
     const index_t per_block = Layout::tiles_per_block;
@@ -396,7 +416,9 @@ void backward_chunk(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t fi
         for (index_t b = b0; b < b1; ++b)
             unskin(p, lay, t0, t1, b, b + 1 < b1, posed_rows, rows + (b - b0) * Layout::rows_per_block, template_sum,
                    d_transforms + b * 12 * lay.J);
-        project_block(Directions<T>(p.model, lay, block), b1 - b0, t1 - t0, rows, d_features);
+        Directions<T> directions[2];
+        reader.read(block, directions);
+        for (const Directions<T>& d : directions) project_block(d, b1 - b0, t1 - t0, rows, d_features + d.first * (b1 - b0));
     }
 }
 
@@ -415,31 +437,33 @@ void lbs_backward(const LbsBackward<T>& p, int threads) {
     const index_t chunks = p.grad_vertices ? lay.chunks(p.B) : 0, chunk_blocks = lay.chunk_blocks(p.B);
     const index_t batch_blocks = ceil_div(p.B, Layout::batch_block), pitch = lay.chunk_sums(p.B);
     T *partials = p.workspace, *template_sums = partials + lay.chunks(p.B) * pitch;
-    const int n = useful_threads(threads, double(p.B) * m.V * 3 * (lay.F + 30));
-    Shares shares(chunks * batch_blocks, n);
-#pragma omp parallel num_threads(n)
-    {
+    Team team(threads, double(p.B) * m.V * 3 * (lay.F + 30));
+    Shares shares(chunks * batch_blocks, team.size());
+    Scratch<T> scratch((Layout::batch_block + 1) * Layout::rows_per_block + lay.F, team.size());
+    Scratch<double> pose_scratch(PoseScratch::size(m.J), team.size());
+    Scratch<T> directions(DirectionsReader<T>::values_size(m), team.size());
+    Scratch<std::int32_t> places(DirectionsReader<T>::places_size(m), team.size());
+    team.run([&](Member& member) {
         const FlushSubnormals flush;
-        Scratch<T> scratch((Layout::batch_block + 1) * Layout::rows_per_block + lay.F);
-        Scratch<double> pose_scratch(PoseScratch::size(m.J));
-        const PoseScratch s(pose_scratch.data(), m.J);
-        shares.run([&](index_t piece) {
+        const PoseScratch s(pose_scratch.data(member.number), m.J);
+        DirectionsReader<T> reader(m, directions.data(member.number), places.data(member.number));
+        shares.run(member, [&](index_t piece) {
             const index_t chunk = piece % chunks, block = piece / chunks, b0 = block * Layout::batch_block;
             backward_chunk(p, lay, chunk * chunk_blocks, min_of((chunk + 1) * chunk_blocks, lay.blocks()), b0,
                            min_of(b0 + Layout::batch_block, p.B), partials + chunk * pitch,
-                           sum_template ? template_sums + block * lay.tiles * 3 * W : nullptr, scratch.data());
+                           sum_template ? template_sums + block * lay.tiles * 3 * W : nullptr, reader,
+                           scratch.data(member.number));
         });
-#pragma omp barrier
-#pragma omp for schedule(static)
-        for (index_t i = 0; i < lay.feature_sums(p.B); i += W) {  // into the first chunk's
+        member.barrier();
+        member.each(lay.feature_sums(p.B) / W, [&](index_t i) {  // into the first chunk's
             vec<T> total{};
-            for (index_t c = 0; c < chunks; ++c) total += load(partials + c * pitch + i);
-            store(partials + i, total);
-        }
-#pragma omp for schedule(static)
-        for (index_t b = 0; b < p.B; ++b) {
+            for (index_t c = 0; c < chunks; ++c) total += load(partials + c * pitch + i * W);
+            store(partials + i * W, total);
+        });
+        member.barrier();
+        member.each(p.B, [&](index_t b) {
             const index_t b0 = b / Layout::batch_block * Layout::batch_block, row = min_of(Layout::batch_block, p.B - b0);
-            T* d_features = scratch.data();
+            T* d_features = scratch.data(member.number);
             for (index_t k = 0; k < lay.F; ++k) d_features[k] = partials[b0 * lay.F + k * row + b - b0];
             for (index_t i = 0; i < 12 * m.J; ++i) s.d_transforms[i] = 0;
             for (index_t c = 0; c < chunks; ++c) {
@@ -453,10 +477,9 @@ void lbs_backward(const LbsBackward<T>& p, int threads) {
                           p.grad_betas ? p.grad_betas + b * m.K : nullptr,
                           p.grad_pose ? p.grad_pose + b * pose_size : nullptr,
                           p.grad_joint_template ? p.grad_joint_template + b * 3 * m.J : nullptr);
-        }
+        });
         if (sum_template) {
-#pragma omp for schedule(static)
-            for (index_t v = 0; v < m.V; ++v)
+            member.each(m.V, [&](index_t v) {
                 for (int c = 0; c < 3; ++c) {
                     T total = T(0);
                     if (p.grad_vertices)
@@ -464,12 +487,11 @@ void lbs_backward(const LbsBackward<T>& p, int threads) {
                             total += template_sums[block * lay.tiles * 3 * W + (v / W * 3 + c) * W + v % W];
                     p.grad_v_template[3 * v + c] = total;
                 }
+            });
         }
-        if (p.grad_v_template && !p.grad_v_template_shared && !p.grad_vertices) {
-#pragma omp for schedule(static)
-            for (index_t i = 0; i < p.B * 3 * m.V; ++i) p.grad_v_template[i] = T(0);
-        }
-    }
+        if (p.grad_v_template && !p.grad_v_template_shared && !p.grad_vertices)
+            member.each(p.B * 3 * m.V, [&](index_t i) { p.grad_v_template[i] = T(0); });
+    });
 }
 
 }  // namespace

@@ -43,7 +43,7 @@ RN_KERNEL void unskin_landmarks(const LbsBackward<T>& p, const LbsLayout<T>& lay
     constexpr std::uint32_t W = lanes<T>;
     const index_t J = lay.J, stride_l = p.grad_landmarks_stride[1], stride_c = p.grad_landmarks_stride[2];
     const T *A = p.state + lay.transforms(p.B, b), *gradient = p.grad_landmarks + b * p.grad_landmarks_stride[0];
-    const T* weights = p.model.packed + lay.weights() + t0 * J * W;
+    const T* weights = p.model.packed + lay.weights(t0);
     const std::int32_t* ids = p.model.index + lay.joints(t0);
     each_corner_between(p.mesh_landmarks, lay.contour_row(A), t0 * W, t1 * W, [&](index_t vertex, index_t point, T bary) {
         const std::uint32_t v = static_cast<std::uint32_t>(vertex - t0 * W), tile = v / W, lane = v % W;

@@ -10,27 +10,23 @@ namespace ringnet::cpu {
 
 template <class T>
 void rodrigues_forward(const Rodrigues<T>& p, int threads) {
-    [[maybe_unused]] const int n = useful_threads(threads, double(p.N) * 100);
-#pragma omp parallel for schedule(static) num_threads(n)
-    for (index_t i = 0; i < p.N; ++i) {
+    Team(threads, double(p.N) * 100).each(p.N, [&](index_t i) {
         const double r[3] = {p.rot_vecs[3 * i], p.rot_vecs[3 * i + 1], p.rot_vecs[3 * i + 2]};
         double R[9];
         rodrigues(r, R);
         for (int k = 0; k < 9; ++k) p.matrices[9 * i + k] = static_cast<T>(R[k]);
-    }
+    });
 }
 
 template <class T>
 void rodrigues_backward(const Rodrigues<T>& p, int threads) {
-    [[maybe_unused]] const int n = useful_threads(threads, double(p.N) * 150);
-#pragma omp parallel for schedule(static) num_threads(n)
-    for (index_t i = 0; i < p.N; ++i) {
+    Team(threads, double(p.N) * 150).each(p.N, [&](index_t i) {
         const double r[3] = {p.rot_vecs[3 * i], p.rot_vecs[3 * i + 1], p.rot_vecs[3 * i + 2]};
         double dR[9], dr[3];
         for (int k = 0; k < 9; ++k) dR[k] = p.grad_matrices[9 * i + k];
         rodrigues_vjp(r, dR, dr);
         for (int k = 0; k < 3; ++k) p.grad_rot_vecs[3 * i + k] = static_cast<T>(dr[k]);
-    }
+    });
 }
 
 namespace {
@@ -59,9 +55,7 @@ void check_indices(const VerticesToLandmarks<T>& p) {
 template <class T>
 void vertices2landmarks_forward(const VerticesToLandmarks<T>& p, int threads) {
     check_indices(p);
-    [[maybe_unused]] const int n = useful_threads(threads, double(p.B) * p.L * 20);
-#pragma omp parallel for schedule(static) num_threads(n)
-    for (index_t b = 0; b < p.B; ++b) {
+    Team(threads, double(p.B) * p.L * 20).each(p.B, [&](index_t b) {
         const T* vertices = p.vertices + b * p.vertices_stride;
         const std::int64_t* faces = p.lmk_faces_idx + b * p.lmk_faces_idx_stride;
         const T* bary = p.lmk_bary_coords + b * p.lmk_bary_coords_stride;
@@ -72,15 +66,13 @@ void vertices2landmarks_forward(const VerticesToLandmarks<T>& p, int threads) {
                                                      bary[3 * l + 1] * vertices[3 * f[1] + c] +
                                                      bary[3 * l + 2] * vertices[3 * f[2] + c];
         }
-    }
+    });
 }
 
 template <class T>
 void vertices2landmarks_backward(const VerticesToLandmarks<T>& p, int threads) {
     check_indices(p);
-    [[maybe_unused]] const int n = useful_threads(threads, double(p.B) * (p.V + p.L * 20));
-#pragma omp parallel for schedule(static) num_threads(n)
-    for (index_t b = 0; b < p.B; ++b) {
+    Team(threads, double(p.B) * (p.V + p.L * 20)).each(p.B, [&](index_t b) {
         T* grad = p.grad_vertices + b * 3 * p.V;
         const std::int64_t* faces = p.lmk_faces_idx + b * p.lmk_faces_idx_stride;
         const T* bary = p.lmk_bary_coords + b * p.lmk_bary_coords_stride;
@@ -89,7 +81,7 @@ void vertices2landmarks_backward(const VerticesToLandmarks<T>& p, int threads) {
             for (int i = 0; i < 3; ++i)
                 for (int c = 0; c < 3; ++c)
                     grad[3 * p.faces[3 * faces[l] + i] + c] += bary[3 * l + i] * p.grad_landmarks[(b * p.L + l) * 3 + c];
-    }
+    });
 }
 
 #define RN_INSTANTIATE(T)                                                        \

@@ -4,13 +4,50 @@
 #include <cstdlib>
 #include <new>
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
 #include "../common.h"
 
 namespace ringnet {
+
+// One of the threads that share a call's work; number 0 is the caller.
+struct Member {
+    int number, of;
+    double share = 1.0 / of;  // of the call's work that it has done, as far as it knows
+    double waited = 0;        // microseconds, the caller's
+
+    void barrier();  // returns when all have come here
+
+    // Runs work(i) for this thread's part of [0, n).
+    template <class Work>
+    void each(index_t n, const Work& work) const {
+        const index_t end = n * (number + 1) / of;
+        for (index_t i = n * number / of; i < end; ++i) work(i);
+    }
+};
+
+// The caller and the threads that help it: OpenMP's, from the pool that torch uses. Only as many as pay for the work.
+class Team {
+  public:
+    Team(int threads, double multiply_adds);
+    int size() const { return size_; }
+
+    // Runs work(member) on each thread and returns when all have done. work must not throw: an exception can't leave its thread,
+    // so that memory is asked for before.
+    template <class Work>
+    void run(const Work& work) {
+        start([](const void* what, Member& member) { (*static_cast<const Work*>(what))(member); }, &work);
+    }
+
+    // Runs work(i) for i in [0, n), an equal part on each thread.
+    template <class Work>
+    void each(index_t n, const Work& work) {
+        run([&](const Member& member) { member.each(n, work); });
+    }
+
+  private:
+    void start(void (*work)(const void*, Member&), const void* what);
+    int size_;
+};
+
 namespace {
 
 // While it lives, its thread takes subnormal numbers (in single precision those below 1.2e-38) for zero, operands and results: many
@@ -31,57 +68,51 @@ class FlushSubnormals {
     [[maybe_unused]] unsigned before_ = 0;
 };
 
-// Scratch of one thread, on a cache line of its own.
+// Scratch memory for each thread of a team, on cache lines of its own.
 template <class T>
 class Scratch {
   public:
-    explicit Scratch(index_t size) : memory_(std::aligned_alloc(64, round_up(size * index_t(sizeof(T)) + 64, 64))) {
+    explicit Scratch(index_t size, int threads = 1)
+        : pitch_(round_up(size * index_t(sizeof(T)) + 64, 64)), memory_(std::aligned_alloc(64, threads * pitch_)) {
         if (!memory_) throw std::bad_alloc();
     }
     ~Scratch() { std::free(memory_); }
     Scratch(const Scratch&) = delete;
     Scratch& operator=(const Scratch&) = delete;
-    T* data() { return static_cast<T*>(memory_); }
+    T* data(int thread = 0) { return reinterpret_cast<T*>(static_cast<char*>(memory_) + thread * pitch_); }
 
   private:
+    index_t pitch_;
     void* memory_;
 };
 
-// Pieces of work [0, n), shared out among threads. Each begins with its own share, the same at every call and much the same
+// Pieces of work [0, n), shared out among a team. Each thread begins with its own share, the same at every call and much the same
 // forward and backward, for what it wrote or read there the last time may still be in its cache; then it helps the others.
 class Shares {
   public:
-    Shares(index_t n, int threads) : threads_(threads), memory_(threads) {
+    Shares(index_t n, int threads) : n_(n), threads_(threads), memory_(threads) {
         for (index_t t = 0; t < threads; ++t) memory_.data()[t] = {n * t / threads, n * (t + 1) / threads};
     }
 
     // On every thread of the team: runs work(piece) until none is left. Returns before the others have finished theirs.
     template <class Work>
-    void run(const Work& work) {
-#if defined(_OPENMP)
-        const int own = omp_get_thread_num();
-#else
-        const int own = 0;
-#endif
+    void run(Member& member, const Work& work) {
+        index_t done = 0;
         for (int i = 0; i < threads_; ++i) {
-            Share& share = memory_.data()[(own + i) % threads_];
-            for (index_t piece; (piece = __atomic_fetch_add(&share.next, 1, __ATOMIC_RELAXED)) < share.end;) work(piece);
+            Share& share = memory_.data()[(member.number + i) % threads_];
+            for (index_t piece; (piece = __atomic_fetch_add(&share.next, 1, __ATOMIC_RELAXED)) < share.end; ++done) work(piece);
         }
+        if (done > 0) member.share = double(done) / double(n_);
     }
 
   private:
     struct alignas(64) Share {
         index_t next, end;
     };
+    index_t n_;
     int threads_;
     Scratch<Share> memory_;
 };
-
-// Threads worth starting for so many multiply-adds: starting one costs about a microsecond.
-inline int useful_threads(int threads, double multiply_adds) {
-    const double worth = 1 + multiply_adds / 30000;
-    return worth < threads ? static_cast<int>(worth) : threads;
-}
 
 }  // namespace
 }  // namespace ringnet

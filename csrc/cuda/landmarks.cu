@@ -50,6 +50,47 @@ TileModel<T> tile_model_of(const LandmarkModel<T>& model) {
     return tile_model(landmark_tiles(model.L, model.C).packed(), model.K, model.J, model.packed, model.index);
 }
 
+template <class T>
+struct ReadLandmarks {
+    Landmarks<T> landmarks;
+    TileModel<T> model;
+    LandmarkSource source;
+    index_t B, V, neck_joint;
+    const T* vertices;
+    State<T> mesh, state;  // state.blended is null where nothing is kept
+};
+
+constexpr int read_warps = 4;  // of a block
+
+// A warp per slot of an element, a lane per corner. The transforms' rotations are the joints' in the world, so they tell the contour's row.
+template <class T>
+__global__ void __launch_bounds__(read_warps* lanes) read_landmarks_kernel(ReadLandmarks<T> p) {
+    __shared__ T staged[read_warps * tile_columns];
+    const int warp = static_cast<int>(threadIdx.x) / lanes, lane = static_cast<int>(threadIdx.x) % lanes;
+    const unsigned slots = static_cast<unsigned>(p.landmarks.slots()), i = blockIdx.x * read_warps + warp;  // 2^32 of them would be over 400 GB
+    const index_t b = i / slots, slot = i % slots, pitch = transform_pitch(p.model.J), Fp = p.model.Fp;
+    if (b >= p.B) return;  // a whole warp: no barrier below spans more than one
+    const T* transforms = p.mesh.transforms + b * pitch;
+    index_t row = 0;
+    if (p.neck_joint >= 0) {
+        T R[9];
+        for (int n = 0; n < 9; ++n) R[n] = transforms[12 * p.neck_joint + n / 3 * 4 + n % 3];
+        row = contour_row(R);
+    }
+    const index_t tile = p.landmarks.tile(slot, row), v = p.source(tile, lane);
+    T point[3] = {T(0), T(0), T(0)};
+    if (v >= 0)
+        for (int c = 0; c < 3; ++c) point[c] = p.vertices[(b * p.V + v) * 3 + c];
+    p.landmarks.store(p.model, b, slot, tile, lane, point, staged + warp * tile_columns);
+    if (!p.state.blended) return;
+
+    const T* blended = p.mesh.blended + (b * ceil_div(p.V, tile_vertices) + v / tile_vertices) * tile_columns + v % lanes;
+    for (int c = 0; c < 3; ++c) p.state.blended[index_t(i) * tile_columns + c * lanes + lane] = v < 0 ? T(0) : blended[c * lanes];
+    if (slot > 0) return;
+    for (index_t k = lane; k < Fp; k += lanes) p.state.features[b * Fp + k] = p.mesh.features[b * Fp + k];
+    for (index_t n = lane; n < pitch; n += lanes) p.state.transforms[b * pitch + n] = transform_value(transforms, p.model.J, row, n);
+}
+
 }  // namespace
 
 template <class T>
@@ -97,6 +138,18 @@ void landmarks_forward(const LandmarksForward<T>& p, stream_t stream) {
 }
 
 template <class T>
+void landmarks_on_mesh(const LandmarksOnMesh<T>& p, stream_t stream) {
+    const auto& m = p.model;
+    const index_t slots = landmark_tiles(m.L, m.C).per_element();
+    if (p.B == 0 || slots == 0) return;  // without landmarks nothing reads the state
+    const State<T> mesh = state_of(const_cast<T*>(p.mesh_state), p.B, m.K, m.J, p.keep);  // only read
+    const State<T> state = p.keep ? state_of(p.state, p.B, m.K, m.J, true) : State<T>{nullptr, nullptr, nullptr};
+    const ReadLandmarks<T> read{{m.L, m.C, p.landmarks, nullptr, {0, 0, 0}}, tile_model_of(m), {{m.L, m.C}, p.static_vertices, p.contour_vertices},
+                                p.B, p.V, m.C > 0 ? m.neck_joint : -1, p.vertices, mesh, state};
+    launch("landmarks_on_mesh", read_landmarks_kernel<T>, ceil_div(p.B * slots, read_warps), read_warps * lanes, 0, stream, read);
+}
+
+template <class T>
 void landmarks_backward(const LandmarksBackward<T>& p, stream_t stream) {
     if (p.B == 0) return;
     const index_t K = p.model.K, J = p.model.J, slots = landmark_tiles(p.model.L, p.model.C).per_element();
@@ -119,6 +172,7 @@ void landmarks_backward(const LandmarksBackward<T>& p, stream_t stream) {
     template index_t landmarks_workspace_size<T>(index_t, index_t, index_t, index_t, index_t);        \
     template void pack_landmarks<T>(const LandmarkConstants<T>&, T*, std::int32_t*, stream_t);        \
     template void landmarks_forward<T>(const LandmarksForward<T>&, stream_t);                         \
+    template void landmarks_on_mesh<T>(const LandmarksOnMesh<T>&, stream_t);                          \
     template void landmarks_backward<T>(const LandmarksBackward<T>&, stream_t);
 RN_INSTANTIATE(float)
 RN_INSTANTIATE(double)

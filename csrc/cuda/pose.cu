@@ -51,8 +51,11 @@ __global__ void __launch_bounds__(pose_backward_parts_most* pose_backward_thread
     }
     __syncthreads();
     if (parts > 1)
-        for (index_t i = t; i < sums; i += threads)
-            for (int n = 1; n < parts; ++n) d_features[i] += d_features[n * sums + i];
+        for (index_t i = t; i < sums; i += threads) {
+            T sum = d_features[i];
+            for (int n = 1; n < parts; ++n) sum += d_features[n * sums + i];
+            d_features[i] = sum;
+        }
     pose_of_element(p.in, b, s, Block());
     if (t == 0)  // the transforms' values are not needed here: their place is the scratch
         chain_vjp(J, p.in.parents, s.local_r, s.rest, s.world_r, d_transforms, p.grad_joints ? p.grad_joints + b * 3 * J : nullptr,

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 
-from ..camera import FILL
+from ..squares import landmark_square
 from .faces import Augmentation, FaceSet
 
 #: ``mirrored[i] = original[FLIP[i]]``: the 68 iBUG points of a mirrored face, numbered as on any face.
@@ -67,11 +67,9 @@ def crop(
     flat, zoom, shift, mirror, angle = (chosen(values) for values in (indices.ravel(), zoom, shift, mirror, angle))
     seeds = None if seeds is None else chosen(seeds)
     points, confidence = np.asarray(faces.landmarks[flat]), np.asarray(faces.confidence[flat])
-    known = confidence > 0
-    low = np.where(known[..., None], points, np.inf).min(1)
-    high = np.where(known[..., None], points, -np.inf).max(1)
-    half = (high - low).max(1) / 2 / FILL * zoom
-    centre = (low + high) / 2 + shift * 2 * half[:, None]
+    middle, side = landmark_square(points, confidence)
+    half = side / 2 * zoom
+    centre = middle + shift * 2 * half[:, None]
     cos, sin = np.cos(angle), np.sin(angle)
 
     # Where bilinear sampling would skip pixels, the image is shrunk to `source` pixels a side first.

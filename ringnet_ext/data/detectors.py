@@ -112,7 +112,7 @@ class FaceLandmarker:
             from mediapipe.tasks.python.vision import FaceLandmarkerOptions
         except ImportError as error:
             raise ImportError(
-                f"detector: MediaPipe cannot be imported ({error}); pip install 'ringnet_ext[detector]', or give "
+                f"detector: MediaPipe cannot be imported ({error}); pip install 'mediapipe>=1.2', or give "
                 "landmark files"
             ) from None
         content = model.read_bytes()

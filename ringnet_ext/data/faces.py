@@ -45,6 +45,8 @@ class FaceSet:
     identity    (N,) int64; negative where it is not known
     truth       name -> (N, ...) float32 (shape, expression, global_pose, jaw_pose, camera); evaluation only
     augmentation  how training varies them
+    recipe      of a set that a program makes: everything that decides it, as text. Two machines that make it differ in the
+                last bits of the landmarks, and have the same set
     """
 
     images: np.ndarray
@@ -53,6 +55,7 @@ class FaceSet:
     identity: np.ndarray
     truth: dict[str, np.ndarray] | None = None
     augmentation: Augmentation = Augmentation()
+    recipe: str | None = None
 
     def __post_init__(self):
         count = len(self.images)
@@ -68,9 +71,11 @@ class FaceSet:
         return len(self.images)
 
     def fingerprint(self) -> str:
-        """A digest that tells one set from another: of all identities, of the landmarks of about 1,000 images."""
+        """A digest that tells one set from another: of all identities, and of about 1,000 images the landmarks, for which
+        the recipe stands where there is one."""
         some = slice(None, None, max(1, len(self) // 1000))
-        digest = hashlib.sha256(str((*self.images.shape, self.augmentation)).encode())
-        for array in (self.identity, self.landmarks[some], self.confidence[some]):
+        digest = hashlib.sha256(str((*self.images.shape, self.augmentation, self.recipe)).encode())
+        arrays = [self.identity, self.confidence[some]]
+        for array in arrays if self.recipe is not None else [*arrays, self.landmarks[some]]:
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]

@@ -13,7 +13,6 @@ import json
 import math
 import os
 import shutil
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +20,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ..camera import UPRIGHT, project
 from ..flame import FLAME, FlameModel, builtin_head
-from ..model import fingerprint
+from ..flame.files import folder_written_whole, remove_leftovers
+from ..model import require_landmarks
+from ..progress import progress
 from ..render import draw_mesh, vertex_normals
 from .faces import FaceSet
 
 #: Raised whenever the same configuration would give other pictures, so that cached ones are not used.
 _VERSION = 2
-#: Seconds after which the unfinished set of another run is taken to be that of a killed one.
-_ABANDONED = 3600
 _SPLITS = {"train": 0, "validation": 1, "test": 2}
 
 
@@ -74,9 +72,15 @@ class SyntheticFaces:
         Args:
             head: the model to render; None for the built-in head.
             cache: folder; None for ``$RINGNET_CACHE``, else ``~/.cache/ringnet_ext``.
+
+        Raises:
+            ValueError: the head has no 68 landmarks.
+            OSError: the cache cannot be written to.
         """
         head = builtin_head() if head is None else head
-        key = json.dumps([_VERSION, fingerprint(head), dataclasses.asdict(self)], sort_keys=True)
+        require_landmarks(head)
+        recipe = json.dumps([_VERSION, head.digest(), dataclasses.asdict(self)], sort_keys=True)
+        key = f"{recipe} OpenCV {cv2.__version__} NumPy {np.__version__}"  # they draw, and draw the random numbers
         name = f"faces-{self.split}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
         folder = _cache_folder(cache) / name
         if not (folder / "labels.npz").is_file():
@@ -90,46 +94,40 @@ class SyntheticFaces:
             confidence=np.ones(landmarks.shape[:2], np.float32),
             identity=identity,
             truth=labels,
+            recipe=recipe,
         )
 
     def _render(self, head: FlameModel, folder: Path) -> None:
         count = self.identities * self.images_per_identity
         shape = (count, self.size, self.size) + ((3,) if self.color else ())
-        # Rendered beside its final place and renamed when complete, so that a killed run leaves no half a set.
-        for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):
-            if time.time() - leftover.stat().st_mtime > _ABANDONED:
-                shutil.rmtree(leftover, ignore_errors=True)
-        unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-        unfinished.mkdir(parents=True)
-        try:
+        layer = FLAME(head, shape_params=self.shape_params, expression_params=self.expression_params)
+        painter = _Painter(head, self)
+        labels = []
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        chunk = max(1, 96 // self.images_per_identity)
+        bar = progress(total=count, desc=f"rendering {self.split} faces", unit="face")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder.parent)
+        needed, free = math.prod(shape), shutil.disk_usage(folder.parent).free
+        if needed > free:
+            raise OSError(f"{folder.parent}: the faces need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
+        with folder_written_whole(folder) as unfinished, ThreadPoolExecutor(workers) as pool, bar:
             images = np.lib.format.open_memmap(unfinished / "images.npy", "w+", np.uint8, shape)
-            layer = FLAME(head, shape_params=self.shape_params, expression_params=self.expression_params)
-            painter = _Painter(head, self)
-            labels = []
-            workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            chunk = max(1, 96 // self.images_per_identity)
-            bar = tqdm(total=count, desc=f"rendering {self.split} faces", unit="face", disable=None)
-            with ThreadPoolExecutor(workers) as pool, bar:
-                for first in range(0, self.identities, chunk):
-                    people = range(first, min(first + chunk, self.identities))
-                    truth, vertices, landmarks = self._pose(layer, people)
-                    labels.append({**truth, "landmarks": landmarks})
-                    offset = first * self.images_per_identity
+            for first in range(0, self.identities, chunk):
+                people = range(first, min(first + chunk, self.identities))
+                truth, vertices, landmarks = self._pose(layer, people)
+                labels.append({**truth, "landmarks": landmarks})
+                offset = first * self.images_per_identity
 
-                    def paint(index, vertices=vertices, camera=truth["camera"], offset=offset):
-                        images[offset + index] = painter.paint(vertices[index], camera[index], offset + index)
+                def paint(index, vertices=vertices, camera=truth["camera"], offset=offset):
+                    images[offset + index] = painter.paint(vertices[index], camera[index], offset + index)
 
-                    list(pool.map(paint, range(len(vertices))))
-                    bar.update(len(vertices))
+                list(pool.map(paint, range(len(vertices))))
+                bar.update(len(vertices))
             images.flush()
             arrays = {name: np.concatenate([part[name] for part in labels]) for name in labels[0]}
             identity = np.repeat(np.arange(self.identities), self.images_per_identity)
             np.savez(unfinished / "labels.npz", identity=identity, **arrays)
-            if folder.exists():  # another process was faster, or an older run left half a set
-                shutil.rmtree(folder)
-            unfinished.rename(folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
 
     @torch.no_grad()
     def _pose(self, layer: FLAME, people: range) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:

@@ -1,23 +1,31 @@
-"""Files of arrays: pickles, .npy, .npz and .safetensors, read as untrusted input and told apart by their content."""
+"""Files of arrays: pickles, .npy, .npz, .safetensors and those of torch.save, read as untrusted input and told apart by their
+content."""
 
 from __future__ import annotations
 
 import io
 import math
 import os
+import re
+import shutil
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from .pickles import read_pickle
+from .pickles import read_pickle, torch_archive
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 _MAX_BYTES = 2**32  # unpacked; the largest model of the family, SMPL-X with 400 directions, has 0.2 GB
 
 
 def read_file(path: str | os.PathLike):
-    """The value in a file: for .npz and .safetensors a dict of arrays, for pickles and .npy whatever they hold.
+    """The value in a file: for .npz and .safetensors a dict of arrays, for pickles, .npy and torch.save's whatever they hold.
 
     Nothing in the file is executed, and no more memory is taken than the file's own data needs.
     Raises ValueError, naming the file, for what cannot be read.
@@ -34,7 +42,7 @@ def _read(data):
     if not data:
         raise ValueError("the file is empty")
     if data.startswith(b"PK"):
-        return _read_npz(data)
+        return _read_archive(data)
     if data.startswith(b"\x93NUMPY"):
         return _read_npy(data)
     if data[8:9] == b"{":
@@ -62,12 +70,16 @@ def _read_npy(data):
     return np.frombuffer(rest, dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def _read_npz(data):
-    arrays = {}
+def _read_archive(data):
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = archive.infolist()
         if sum(member.file_size for member in members) > _MAX_BYTES:
             raise ValueError(f"it claims to unpack to more than {_MAX_BYTES >> 30} GiB")
+        pickled = [member for member in members if re.fullmatch(r"[^/]+/data\.pkl", member.filename)]
+        if pickled:
+            folder = pickled[0].filename.removesuffix("data.pkl")
+            return torch_archive(archive.read(pickled[0]), lambda key: archive.read(f"{folder}data/{key}"))
+        arrays = {}
         for member in members:
             if not member.filename.endswith(".npy"):
                 raise ValueError(f"an archive with {member.filename!r:.80} is no .npz file")
@@ -102,12 +114,86 @@ def write_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None
 
 @contextmanager
 def written_whole(path: str | os.PathLike):
-    """A binary file to write to, which appears under `path` once it is complete, or not at all."""
+    """A binary file to write to, which appears under `path` once it is complete, or not at all.
+
+    An OSError names `path`. What a process that is killed leaves behind is for :func:`remove_leftovers`.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with _locked(temporary) as file:
             yield file
-        os.replace(temporary, path)
+            file.flush()
+            if not fcntl:  # Windows renames no open file
+                file.close()
+            os.replace(temporary, path)
+    except OSError as error:
+        if error.errno and error.filename in (None, temporary, os.fspath(temporary)):
+            error.filename, error.filename2 = os.fspath(path), None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_whole(path: str | os.PathLike):
+    """A folder to write into, which appears as `path` once the block is done, in place of what was there, or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        lock = os.open(temporary, os.O_RDONLY) if fcntl else None
+        try:
+            _lock(lock)
+            yield temporary
+            if path.exists():
+                shutil.rmtree(path)
+            temporary.rename(path)
+        finally:
+            if lock is not None:
+                os.close(lock)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+# A temporary file is locked by whoever writes it. The system releases the locks of a process that dies, so a temporary file
+# that can be locked is nobody's any more; process numbers would not tell, as they come again and differ between machines.
+
+
+def _locked(temporary: Path):
+    while True:
+        file = open(temporary, "wb")
+        _lock(file)
+        if fcntl and os.fstat(file.fileno()).st_nlink == 0:  # taken for a leftover before it was locked
+            file.close()
+            continue
+        return file
+
+
+def _lock(file) -> None:
+    if fcntl:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks, on which no leftover is removed either
+            pass
+
+
+def remove_leftovers(*folders: str | os.PathLike, name: str | None = None) -> None:
+    """Remove what killed processes left half-written in these folders, not below them: of the file `name`, or of any."""
+    pattern = re.compile(rf"\.{re.escape(name) if name else '.+'}\.\d+\.tmp")
+    for folder in map(Path, folders):
+        if not fcntl or not folder.is_dir():
+            continue
+        for leftover in [folder / entry for entry in os.listdir(folder) if pattern.fullmatch(entry)]:
+            try:
+                descriptor = os.open(leftover, os.O_RDONLY)
+            except OSError:  # gone, or another's
+                continue
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            except OSError:  # being written
+                pass
+            finally:
+                os.close(descriptor)

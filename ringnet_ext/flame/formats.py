@@ -13,6 +13,8 @@ MODEL_ARRAYS = (
     "v_template", "shapedirs", "expressiondirs", "posedirs", "J_regressor", "parents", "lbs_weights", "faces",
 )  # fmt: skip
 
+OPTIONAL_ARRAYS = "eyeliddirs", "uv", "uv_faces"
+
 _SHAPE_DIRECTIONS = 300  # of FLAME's 400, and of SMPL-X's; the rest are expressions
 _NO_PARENT = (-1, 2**32 - 1, 2**64 - 1)
 
@@ -31,6 +33,7 @@ def model_arguments(content) -> dict:
         landmarks = _below("landmarks/", content)
         if landmarks:
             arguments["landmarks"] = landmarks
+        arguments |= {name: numbers(name, content[name]) for name in OPTIONAL_ARRAYS if name in content}
         return arguments | {"regions": _below("regions/", content)}
 
     names = ("v_template", "shapedirs", "posedirs", "J_regressor", "kintree_table", "weights", "f")
@@ -179,6 +182,15 @@ def region_arguments(content) -> dict[str, np.ndarray]:
     """Regions of a head, name -> vertex indices, from the content of FLAME_masks.pkl."""
     _require_dict(content, "regions")
     return {str(name): numbers(str(name), ids) for name, ids in content.items()}
+
+
+def eyelid_arguments(left, right) -> np.ndarray:
+    """Directions of the eyelids (V, 3, 2) from the content of l_eyelid.npy and r_eyelid.npy."""
+    lids = {name: numbers(name, lid) for name, lid in (("left", left), ("right", right))}
+    shapes = {lid.shape for lid in lids.values()}
+    if len(shapes) > 1:
+        raise ValueError(f"expected two arrays of the same shape (V, 3), got {' and '.join(map(str, sorted(shapes)))}")
+    return np.stack(list(lids.values()), axis=-1)
 
 
 def _below(prefix, content):

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import copy
 import os
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import _ringnet_core as core
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ..ops import flame_head, flame_landmarks, flame_lbs, vertices2landmarks
+from ..ops import clear_prepared, flame_head, flame_landmarks, flame_lbs, vertices2landmarks
 from .model import FlameModel
+
+if TYPE_CHECKING:
+    from .exportable import ExportableFLAME
 
 _JOINTS = 5  # global, neck, jaw, left eye, right eye
 _POSES = {"global_pose": 3, "neck_pose": 3, "jaw_pose": 3, "eye_pose": 6}  # columns of the pose, in the joints' order
+_COEFFICIENTS = "shape", "expression", "eyelids"
 _BODY = "v_template", "shapedirs", "posedirs", "J_regressor", "parents", "lbs_weights"
 _EMBEDDING = "faces", "lmk_faces_idx", "lmk_bary_coords", "contour_faces_idx", "contour_bary_coords"
 
@@ -54,7 +58,7 @@ class FLAME(nn.Module):
     Args:
         model: a :class:`FlameModel`, the path of a model file, or None for the built-in head.
         shape_params, expression_params: how many of the model's directions to use at most; the attributes of the same
-            names say how many are used.
+            names say how many are used. Those of the eyelids come on top: ``eyelid_params`` is 2 where the model has them.
         neck_joint: the joint that turns the head, whose yaw chooses the contour landmarks.
         dtype: float32 or float64; ``.to()`` and ``.double()`` change it later.
 
@@ -90,7 +94,8 @@ class FLAME(nn.Module):
 
         shape = torch.tensor(model.shapedirs[..., :shape_params], dtype=dtype)
         expression = torch.tensor(model.expressiondirs[..., :expression_params], dtype=dtype)
-        self.shape_params, self.expression_params = shape.shape[-1], expression.shape[-1]
+        eyelids = torch.tensor(model.eyeliddirs if model.eyeliddirs is not None else model.shapedirs[..., :0], dtype=dtype)
+        self.shape_params, self.expression_params, self.eyelid_params = (d.shape[-1] for d in (shape, expression, eyelids))
         self._folded: tuple[str, ...] = ()  # coefficients that are part of the template, see fixed()
         self.num_joints = len(model.parents)
         self.neck_joint = neck_joint
@@ -99,7 +104,7 @@ class FLAME(nn.Module):
 
         # Laid out for the operators once: they keep what they prepare of a model for as long as these tensors live.
         buffer("v_template", model.v_template)
-        self.register_buffer("shapedirs", torch.cat([shape, expression], dim=-1))  # (V, 3, S + E)
+        self.register_buffer("shapedirs", torch.cat([shape, expression, eyelids], dim=-1))  # (V, 3, S + E + L)
         buffer("posedirs", model.posedirs.reshape(3 * len(model.posedirs), -1 if self.num_joints > 1 else 0).T.copy())
         buffer("J_regressor", model.J_regressor)
         buffer("parents", model.parents, torch.int64)
@@ -120,6 +125,8 @@ class FLAME(nn.Module):
         jaw_pose: Tensor | None = None,
         eye_pose: Tensor | None = None,
         translation: Tensor | None = None,
+        eyelids: Tensor | None = None,
+        static_offset: Tensor | None = None,
         *,
         pose: Tensor | None = None,
     ) -> FlameOutput:
@@ -130,18 +137,22 @@ class FLAME(nn.Module):
             global_pose, neck_pose, jaw_pose: (B, 3) axis-angle, radians.
             eye_pose: (B, 6) axis-angle, left eye then right.
             translation: (B, 3) metres, added last.
+            eyelids: (B, 2) coefficients of the left and the right one, 1 for shut, for a model that has their directions.
+            static_offset: (B, V, 3) metres that a person's vertices are off the model's, in its neutral pose; joints follow
+                it. (B, 0, 3) stands for none. Of one person in many poses: see :meth:`fixed`.
             pose: all joints at once instead of the four poses, see the class.
 
         Raises:
             ValueError, TypeError: naming the argument that has a wrong shape, batch size, dtype or device.
         """
-        betas, pose, translation = self._arguments(
-            shape, expression, global_pose, neck_pose, jaw_pose, eye_pose, translation, pose
+        betas, pose, template, translation = self._arguments(
+            shape, expression, global_pose, neck_pose, jaw_pose, eye_pose, translation, eyelids, static_offset, pose
         )
         if self.lmk_faces_idx is None:
-            (vertices, joints), landmarks = flame_lbs(betas, pose, *self._body(), pose2rot=pose.dim() != 4), None
+            body = self._body(template)
+            (vertices, joints), landmarks = flame_lbs(betas, pose, *body, pose2rot=pose.dim() != 4), None
         else:
-            vertices, joints, landmarks = self._head(betas, pose)
+            vertices, joints, landmarks = self._head(betas, pose, template)
         if translation is not None:
             vertices, joints = vertices + translation, joints + translation
             landmarks = None if landmarks is None else landmarks + translation
@@ -156,15 +167,17 @@ class FLAME(nn.Module):
         jaw_pose: Tensor | None = None,
         eye_pose: Tensor | None = None,
         translation: Tensor | None = None,
+        eyelids: Tensor | None = None,
+        static_offset: Tensor | None = None,
         *,
         pose: Tensor | None = None,
     ) -> Tensor:
         """The landmarks (B, C + L, 3) that :meth:`forward` returns for these arguments, without computing the mesh."""
         self._require_landmarks()
-        betas, pose, translation = self._arguments(
-            shape, expression, global_pose, neck_pose, jaw_pose, eye_pose, translation, pose
+        betas, pose, template, translation = self._arguments(
+            shape, expression, global_pose, neck_pose, jaw_pose, eye_pose, translation, eyelids, static_offset, pose
         )
-        landmarks = self._landmarks(betas, pose)
+        landmarks = self._landmarks(betas, pose, template)
         return landmarks if translation is None else landmarks + translation
 
     def static_landmarks(self, vertices: Tensor) -> Tensor:
@@ -173,30 +186,34 @@ class FLAME(nn.Module):
         return vertices2landmarks(vertices, self.faces, self.lmk_faces_idx, self.lmk_bary_coords)
 
     @torch.no_grad()
-    def fixed(self, shape: Tensor | None = None, expression: Tensor | None = None) -> FLAME:
-        """A layer of one person: the given coefficients folded into the template, where they cost nothing any more.
+    def fixed(
+        self, shape: Tensor | None = None, expression: Tensor | None = None, static_offset: Tensor | None = None
+    ) -> FLAME:
+        """A layer of one person: what is given is folded into the template, where it costs nothing any more.
 
         What is given is no longer an argument of the new layer; what isn't stays one. The new layer is independent: later
         changes to either, of values, dtype or device, don't reach the other. It treats the identity as a constant, so
-        that no gradient flows to ``shape`` and ``expression``.
+        that no gradient flows to ``shape``, ``expression`` and ``static_offset``.
 
         Args:
-            shape: (1, <=shape_params), expression: (1, <=expression_params), as for :meth:`forward`.
+            shape: (1, <=shape_params), expression: (1, <=expression_params), static_offset: (1, V, 3), as for
+                :meth:`forward`.
         """
-        if shape is None and expression is None:
-            raise ValueError("shape, expression: expected at least one of them, got neither")
+        if shape is None and expression is None and static_offset is None:
+            raise ValueError("shape, expression, static_offset: expected at least one of them, got none")
         like, batch = self.v_template, {}
         given = {
             "shape": self._checked("shape", shape, (self.shape_params,), like, batch, at_most=True),
             "expression": self._checked("expression", expression, (self.expression_params,), like, batch, at_most=True),
         }
+        offset = self._checked("static_offset", static_offset, like.shape, like, batch)
         for name, size in batch.items():
             if size != 1:
                 raise ValueError(f"{name}: expected one person, a batch of 1, got {size}")
 
         layer = copy.deepcopy(self)
         template, free = like.double(), []
-        directions = self.shapedirs.split([self.shape_params, self.expression_params], dim=-1)
+        *directions, eyelids = self.shapedirs.split([self.shape_params, self.expression_params, self.eyelid_params], dim=-1)
         for (name, value), dirs in zip(given.items(), directions):
             if value is None:
                 free.append(dirs)
@@ -204,19 +221,39 @@ class FLAME(nn.Module):
                 template = template + dirs[..., : value.shape[1]].double() @ value[0].double()
                 setattr(layer, f"{name}_params", 0)
                 layer._folded += (name,)
+        if offset is not None:
+            template = template + offset[0].double()
+            layer._folded += ("static_offset",)
         layer.v_template = template.to(like.dtype)
-        layer.shapedirs = torch.cat(free, dim=-1) if free else self.shapedirs[..., :0].clone()
+        layer.shapedirs = torch.cat([*free, eyelids], dim=-1)
         return layer
+
+    def exportable(self) -> ExportableFLAME:
+        """This layer in PyTorch's own operators, which ``torch.onnx.export`` and ``torch.export`` can take along.
+
+        It takes the arguments that :meth:`forward` takes, ``pose`` too, all of one batch size and in the layer's dtype; the batch
+        may be dynamic. It returns a plain tuple, without landmarks where the model has none. The results are the same to rounding
+        and as differentiable, in several times the time. It shares the constants that this layer has now.
+        """
+        from .exportable import ExportableFLAME
+
+        return ExportableFLAME(self).eval()
+
+    def _load_from_state_dict(self, *arguments, **options):
+        if torch.__future__.get_swap_module_params_on_conversion():
+            clear_prepared()  # what is prepared refers to the buffers weakly, and PyTorch swaps nothing that is referred to so
+        super()._load_from_state_dict(*arguments, **options)
 
     def extra_repr(self) -> str:
         vertices, joints = self.lbs_weights.shape
         return (
             f"vertices={vertices}, faces={len(self.faces)}, joints={joints}, "
-            f"shape_params={self.shape_params}, expression_params={self.expression_params}"
+            f"shape_params={self.shape_params}, expression_params={self.expression_params}, eyelid_params={self.eyelid_params}"
         )
 
-    def _body(self):
-        return self._constants(_BODY)
+    def _body(self, template=None):
+        body = self._constants(_BODY)
+        return body if template is None else [template, *body[1:]]
 
     def _embedding(self):
         return *self._constants(_EMBEDDING), self.neck_joint
@@ -230,18 +267,21 @@ class FLAME(nn.Module):
         except KeyError:
             return [getattr(self, name) for name in names]
 
-    def _head(self, betas, pose):
-        return flame_head(betas, pose, *self._body(), *self._embedding(), pose2rot=pose.dim() != 4)
+    def _head(self, betas, pose, template):
+        return flame_head(betas, pose, *self._body(template), *self._embedding(), pose2rot=pose.dim() != 4)
 
-    def _landmarks(self, betas, pose):
-        return flame_landmarks(betas, pose, *self._body(), *self._embedding(), pose2rot=pose.dim() != 4)
+    def _landmarks(self, betas, pose, template):
+        return flame_landmarks(betas, pose, *self._body(template), *self._embedding(), pose2rot=pose.dim() != 4)
 
     def _require_landmarks(self):
         if self.lmk_faces_idx is None:
             raise ValueError("the model of this layer has no landmarks; give FlameModel a LandmarkEmbedding")
 
-    def _arguments(self, shape, expression, global_pose, neck_pose, jaw_pose, eye_pose, translation, pose):
-        """Checks all, and returns betas (B, K), pose (B, 3J) or (B, J, 3, 3), translation (B, 1, 3) or None."""
+    def _arguments(
+        self, shape, expression, global_pose, neck_pose, jaw_pose, eye_pose, translation, eyelids, static_offset, pose
+    ):
+        """Checks all, and returns betas (B, K), pose (B, 3J) or (B, J, 3, 3), a template (B, V, 3) or None for the layer's own,
+        and translation (B, 1, 3) or None."""
         J, poses = self.num_joints, (global_pose, neck_pose, jaw_pose, eye_pose)
         if pose is not None:
             if any(value is not None for value in poses):
@@ -254,34 +294,39 @@ class FLAME(nn.Module):
         else:
             raise ValueError(f"{_given(poses)}: these are FLAME's joints, but the model has {J}; use pose")
 
-        values, names = (shape, expression, translation, *poses), ("shape", "expression", "translation", *names)
-        widths, like = (self.shape_params, self.expression_params, 3, *pose_widths), self._body()[0]
+        values, names = (shape, expression, eyelids, translation, *poses), (*_COEFFICIENTS, "translation", *names)
+        widths = (self.shape_params, self.expression_params, self.eyelid_params, 3, *pose_widths)
+        like, template = self._body()[0], None
+        if static_offset is not None and getattr(static_offset, "shape", ())[1:] != (0, 3):
+            template = like + self._checked("static_offset", static_offset, like.shape, like, {})
         # The core sees at once whether nothing is left to do: at batch 1 the checks one by one take as long as the landmarks.
         size = -1 if torch.compiler.is_compiling() else core.batch_size(values, widths, like)
-        if size < 0:
-            values, size = self._fitted(names, values, widths, like)
-        shape, expression, translation, *poses = values
-        betas = _rows((shape, expression), widths[:2], size, like)
+        if size < 0 or (template is not None and len(template) != size):
+            values, size = self._fitted(names, values, widths, like, template)
+            template = None if template is None else template.expand(size, -1, -1)
+        shape, expression, eyelids, translation, *poses = values
+        betas = _rows((shape, expression, eyelids), widths[:3], size, like)
         if pose is None or pose.dim() == 2:
             pose = _rows(poses, pose_widths, size, like)
         else:
             (pose,) = poses
-        return betas, pose, None if translation is None else translation[:, None]
+        return betas, pose, template, None if translation is None else translation[:, None]
 
-    def _fitted(self, names, values, widths, like):
+    def _fitted(self, names, values, widths, like, template):
         """The values in the layer's dtype and as wide as they should be, and their batch size, to which all are expanded."""
-        batch, fitted = {}, []
+        batch, fitted = {} if template is None else {"static_offset": len(template)}, []
         for name, value, width in zip(names, values, widths):
-            coefficients = name in ("shape", "expression")
+            coefficients = name in _COEFFICIENTS
             matrices = name == "pose" and isinstance(value, Tensor) and value.dim() == 4
             value = self._checked(name, value, (width // 3, 3, 3) if matrices else (width,), like, batch, at_most=coefficients)
             if coefficients and value is not None and value.shape[1] < width:
                 value = pad(value, (0, width - value.shape[1]))
             fitted.append(value)
-        sizes = {size for size in batch.values() if size != 1}
-        if len(sizes) > 1:
-            raise ValueError(f"batch sizes differ: {', '.join(f'{name} {size}' for name, size in batch.items())}")
-        size = sizes.pop() if sizes else 1
+        size = 1
+        for other in batch.values():  # compared, not hashed: a compiler's may be symbols
+            if size != 1 and other != 1 and other != size:
+                raise ValueError(f"batch sizes differ: {', '.join(f'{name} {size}' for name, size in batch.items())}")
+            size = other if size == 1 else size
         return [value if value is None else value.expand(size, *value.shape[1:]) for value in fitted], size
 
     def _checked(self, name, value, shape, like, batch, at_most=False):
@@ -292,6 +337,8 @@ class FLAME(nn.Module):
             raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
         if name in self._folded:
             raise ValueError(f"{name}: expected none, as this layer's is fixed; use the layer that fixed() was called on")
+        if name == "eyelids" and value.shape[1:] and value.shape[1] and not shape[0]:
+            raise ValueError("eyelids: this model has no directions of the eyelids; FlameModel.load(..., eyelids=(LEFT, RIGHT))")
         fits = value.shape[1:] == shape or (at_most and value.dim() == 2 and value.shape[1] <= shape[0])
         if not fits:
             wanted = f"{'at most ' if at_most else ''}{', '.join(map(str, shape))}"

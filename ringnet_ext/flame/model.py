@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from .files import read_file, write_arrays
-from .formats import MODEL_ARRAYS, model_arguments, region_arguments
+from .formats import MODEL_ARRAYS, OPTIONAL_ARRAYS, eyelid_arguments, model_arguments, region_arguments
 from .landmarks import LandmarkEmbedding, index_range, integer_array, real_array
 
 
@@ -27,6 +28,10 @@ class FlameModel:
     faces           (F, 3)          triangles, counter-clockwise from outside
     landmarks       LandmarkEmbedding or None
     regions         name -> (n,) vertex indices
+    eyeliddirs      (V, 3, 2)       the same for shutting the left and the right eyelid, or None; as blendshapes, which are
+                                    posed with the head
+    uv              (T, 2)          texture coordinates, or None; v up
+    uv_faces        (F, 3)          the texture coordinate of each corner of the faces, where there are any
 
     Reals become float64, indices int64. Raises ValueError, naming the array, where shapes disagree, values are not
     finite, or indices point outside.
@@ -42,6 +47,9 @@ class FlameModel:
     faces: np.ndarray
     landmarks: LandmarkEmbedding | None = None
     regions: dict[str, np.ndarray] = field(default_factory=dict)
+    eyeliddirs: np.ndarray | None = None
+    uv: np.ndarray | None = None
+    uv_faces: np.ndarray | None = None
 
     def __post_init__(self):
         v_template = real_array("v_template", self.v_template, ("V", 3))
@@ -60,6 +68,14 @@ class FlameModel:
             "faces": integer_array("faces", self.faces, ("F", 3)),
             "regions": {name: integer_array(f"regions[{name!r}]", ids, ("n",)) for name, ids in self.regions.items()},
         }
+        if self.eyeliddirs is not None:
+            arrays["eyeliddirs"] = real_array("eyeliddirs", self.eyeliddirs, (V, 3, 2))
+        if (self.uv is None) != (self.uv_faces is None):
+            raise ValueError("uv and uv_faces: expected both or neither")
+        if self.uv is not None:
+            arrays["uv"] = real_array("uv", self.uv, ("T", 2))
+            arrays["uv_faces"] = integer_array("uv_faces", self.uv_faces, arrays["faces"].shape)
+            index_range("uv_faces", arrays["uv_faces"], len(arrays["uv"]), "texture coordinates")
         if parents[0] != -1:
             raise ValueError(f"parents: expected -1 for the root, joint 0, got {parents[0]}")
         for joint in range(1, J):
@@ -78,7 +94,7 @@ class FlameModel:
             object.__setattr__(self, name, value)
 
     @classmethod
-    def rigid(cls, vertices, faces, landmarks: LandmarkEmbedding | None = None) -> FlameModel:
+    def rigid(cls, vertices, faces, landmarks: LandmarkEmbedding | None = None, uv=None, uv_faces=None) -> FlameModel:
         """A mesh (V, 3), (F, 3) as a model with one joint at its middle and no directions."""
         count = len(vertices)
         return cls(
@@ -91,14 +107,37 @@ class FlameModel:
             lbs_weights=np.ones((count, 1)),
             faces=faces,
             landmarks=landmarks,
+            uv=uv,
+            uv_faces=uv_faces,
         )
+
+    def digest(self) -> str:
+        """Tells heads apart by everything in them; the same for a head in any file format, in float32 or float64."""
+        digest = hashlib.sha256()
+        landmarks = {} if self.landmarks is None else self.landmarks.arrays()
+        for group in ({name: getattr(self, name) for name in MODEL_ARRAYS}, landmarks, self.regions):
+            for name in sorted(group):
+                array = np.asarray(group[name])
+                array = np.ascontiguousarray(array, np.float32 if array.dtype.kind == "f" else np.int64)
+                digest.update(f"{name} {array.shape} ".encode())
+                digest.update(array.data)
+        return digest.hexdigest()[:16]
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the model as `.npz` (uncompressed) or `.safetensors`, whole or not at all."""
         arrays = {name: getattr(self, name) for name in MODEL_ARRAYS}
+        arrays |= {name: getattr(self, name) for name in OPTIONAL_ARRAYS if getattr(self, name) is not None}
         if self.landmarks is not None:
             arrays |= {f"landmarks/{name}": array for name, array in self.landmarks.arrays().items()}
         write_arrays(path, arrays | {f"regions/{name}": ids for name, ids in self.regions.items()})
+
+    def with_regions(self, path: str | os.PathLike) -> FlameModel:
+        """The model with the regions of FLAME_masks.pkl. Raises ValueError, naming the file, where they are not this model's."""
+        content = read_file(path)
+        try:
+            return replace(self, regions=region_arguments(content))
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from error
 
     @classmethod
     def load(
@@ -106,12 +145,15 @@ class FlameModel:
         path: str | os.PathLike,
         landmarks: LandmarkEmbedding | str | os.PathLike | Sequence[str | os.PathLike] | None = None,
         regions: str | os.PathLike | None = None,
+        eyelids: tuple[str | os.PathLike, str | os.PathLike] | None = None,
     ) -> FlameModel:
         """Reads a head model: what `save` wrote, or a FLAME or SMPL-family file of any year, told by content.
 
         landmarks  an embedding, the path of one, or the paths of RingNet's static and dynamic embeddings; it replaces
                    the file's own
         regions    path of FLAME_masks.pkl
+        eyelids    paths of the displacements of the left and the right eyelid, (V, 3) each: l_eyelid.npy and r_eyelid.npy of
+                   SMIRK and metrical-tracker
 
         Nothing in the files is executed. Raises ValueError, naming the file and the reason, for anything else.
         """
@@ -130,9 +172,10 @@ class FlameModel:
         if landmarks is not None:
             model = replace(model, landmarks=landmarks)
         if regions is not None:
-            content = read_file(regions)
+            model = model.with_regions(regions)
+        if eyelids is not None:
             try:
-                model = replace(model, regions=region_arguments(content))
+                model = replace(model, eyeliddirs=eyelid_arguments(*(read_file(path) for path in eyelids)))
             except ValueError as error:
-                raise ValueError(f"{os.fspath(regions)}: {error}") from error
+                raise ValueError(f"eyelids: {error}") from error
         return model

@@ -7,7 +7,7 @@ for arrays are turned into arrays. A program that names anything else is refused
 - numpy arrays, scalars and dtypes of plain numbers, and object arrays of what is understood
 - compressed sparse matrices of SciPy, as :class:`Sparse`
 - chumpy's objects, as :class:`Inert` records of their state, whose arrays :func:`numbers` finds
-- torch tensors inside other pickles, as numpy arrays
+- torch tensors inside other pickles and in torch.save's archives, as numpy arrays
 
 Works for all pickle protocols; byte strings of Python 2 are read as latin1.
 """
@@ -18,6 +18,7 @@ import codecs
 import math
 import re
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -110,6 +111,20 @@ def read_pickle(data: bytes):
     """
     value, _ = _read_at(memoryview(data), 0)
     return value
+
+
+def torch_archive(data: bytes, storage: Callable[[str], bytes]):
+    """The value of `data.pkl` in a file of torch.save, as :func:`read_pickle`; `storage` reads the numbers under a key."""
+
+    def numbers_of(key):
+        if not (isinstance(key, tuple) and len(key) == 5 and key[0] == "storage" and isinstance(key[1], Inert)):
+            raise ValueError("a torch storage of unknown form")
+        _, kind, name, _, count = key
+        if kind.name not in _STORAGES or not isinstance(name, str) or not name.isdigit():
+            raise ValueError(f"a torch storage of type {kind.name}")
+        return _array((count,), _STORAGES[kind.name], storage(name), "C")
+
+    return _read_at(memoryview(data), 0, persistent=numbers_of)[0]
 
 
 def _read_at(data, start, persistent=None):

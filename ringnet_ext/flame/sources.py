@@ -8,36 +8,36 @@ from dataclasses import replace
 from pathlib import Path
 
 from .landmarks import LandmarkEmbedding
+from .meshes import MESHES, read_mesh
 from .model import FlameModel
-
-MESHES = (".obj", ".ply", ".stl", ".off", ".glb")
 
 
 def load_head(
     path: str | os.PathLike | None = None,
     landmarks: Sequence[str | os.PathLike] | None = None,
     regions: str | os.PathLike | None = None,
+    eyelids: tuple[str | os.PathLike, str | os.PathLike] | None = None,
 ) -> FlameModel:
     """A model file, a mesh (metres, y up, face towards +z) as a rigid head, or the built-in head for None.
 
     landmarks  paths of an embedding, or of RingNet's static and dynamic ones, in place of the head's own
-    regions    path of FLAME_masks.pkl, for a model file
+    regions    path of FLAME_masks.pkl
+    eyelids    paths of l_eyelid.npy and r_eyelid.npy, for a model file
+
+    A mesh keeps the order of its file's vertices and triangles, and its texture coordinates.
 
     Raises ValueError, naming the file, for what cannot be read.
     """
     embedding = LandmarkEmbedding.load(*landmarks) if landmarks else None
+    if path is not None and Path(path).suffix.lower() not in MESHES:
+        return FlameModel.load(path, embedding, regions, eyelids)
+    if eyelids is not None:
+        raise ValueError(f"eyelids: expected a model file to go with them, got {'no model' if path is None else os.fspath(path)}")
     if path is None:
         from .builtin import builtin_head
 
-        return builtin_head() if embedding is None else replace(builtin_head(), landmarks=embedding)
-    if Path(path).suffix.lower() not in MESHES:
-        return FlameModel.load(path, embedding, regions)
-    import trimesh
-
-    try:
-        mesh = trimesh.load(path, process=False, force="mesh")
-        return FlameModel.rigid(mesh.vertices, mesh.faces, embedding)
-    except (FileNotFoundError, ValueError):
-        raise
-    except Exception as error:  # whatever its readers of broken files raise
-        raise ValueError(f"{os.fspath(path)}: not a mesh that can be read: {error}") from error
+        head = builtin_head() if embedding is None else replace(builtin_head(), landmarks=embedding)
+    else:
+        mesh = read_mesh(path)
+        head = FlameModel.rigid(mesh.vertices, mesh.faces, embedding, mesh.uv, mesh.uv_faces)
+    return head if regions is None else head.with_regions(regions)

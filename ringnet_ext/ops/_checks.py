@@ -4,10 +4,13 @@ Shapes, dtypes and devices are checked here, on real tensors and on the fake one
 where a model is prepared, because only real tensors have values.
 """
 
+import operator
+
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float64)
+HALVES = (torch.float16, torch.bfloat16)
 INTEGERS = (torch.int64, torch.int32)
 
 
@@ -16,10 +19,45 @@ def require(condition: bool, argument: str, expected: str, got: object) -> None:
         raise ValueError(f"{argument}: expected {expected}, got {got}")
 
 
-def require_tensor(argument: str, value: object, shape: tuple, like: Tensor | None = None, dtypes: tuple = FLOATS) -> None:
-    """A tensor of this shape (None: any size), of one of the dtypes; of ``like``'s dtype (floats) and device."""
+def require_dense(argument: str, value: object) -> None:
+    """A tensor that is neither sparse, nested, quantised nor on the meta device."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{argument}: expected a tensor, got {type(value).__name__}")
+    if value.is_nested or value.layout is not torch.strided:
+        raise ValueError(f"{argument}: expected a dense tensor, got {'a nested one' if value.is_nested else value.layout}")
+    if value.is_quantized:
+        raise TypeError(f"{argument}: expected float32 or float64, got {str(value.dtype).removeprefix('torch.')}, quantised")
+    if value.is_meta:
+        raise ValueError(f"{argument}: expected a tensor with values, got one on the meta device")
+
+
+def raised(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Those of half precision in the type of the last one that isn't, or in float32."""
+    full = [t.dtype for t in tensors if t.dtype in FLOATS]
+    return tuple(t.to(full[-1] if full else torch.float32) if t.dtype in HALVES else t for t in tensors)
+
+
+def require_integer(argument: str, value: object) -> None:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{argument}: expected an integer, got {type(value).__name__}") from None
+    require(-(2**63) <= number < 2**63, argument, "an integer of 64 bits", value)
+
+
+def require_boolean(argument: str, value: object) -> None:
+    if isinstance(value, Tensor) or value not in (True, False):
+        raise TypeError(f"{argument}: expected True or False, got {value!r}")
+
+
+def require_dtype(dtype: object) -> None:
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype: expected a torch.dtype or None, got {dtype!r}")
+
+
+def require_tensor(argument: str, value: object, shape: tuple, like: Tensor | None = None, dtypes: tuple = FLOATS) -> None:
+    """A dense tensor of this shape (None: any size), of one of the dtypes; of ``like``'s dtype (floats) and device."""
+    require_dense(argument, value)
     if like is not None and dtypes is FLOATS:
         dtypes = (like.dtype,)
     if value.dtype not in dtypes:
@@ -32,10 +70,25 @@ def require_tensor(argument: str, value: object, shape: tuple, like: Tensor | No
         raise ValueError(f"{argument}: expected device {like.device}, got {value.device}")
 
 
+def capturing(device: torch.device) -> bool:
+    """Whether the device's current stream is being captured in a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def require_readable(argument: str, device: torch.device) -> None:
+    """To be called before values are read on the host, for which a capture can't wait."""
+    if capturing(device):
+        raise RuntimeError(
+            f"{argument}: its values can't be checked while a CUDA graph is captured, and have not been before; call the operator with "
+            "the same tensors before the capture (where constants are no buffers of a module, before torch.compile, too)"
+        )
+
+
 def require_range(argument: str, value: Tensor, low: int, high: int, what: str) -> None:
     """Every element in [low, high). Reads the values."""
     if value.numel() == 0:
         return
+    require_readable(argument, value.device)
     smallest, largest = int(value.min()), int(value.max())
     bad = smallest if smallest < low else largest
     require(low <= bad < high, argument, f"{what} in [{low}, {high})", bad)
@@ -53,12 +106,13 @@ def lbs_constants(
     require(J >= 1, "J_regressor", "at least one joint", tuple(J_regressor.shape))
     require_tensor("posedirs", posedirs, ((J - 1) * 9, V * 3), shapedirs)
     require_tensor("lbs_weights", lbs_weights, (V, J), shapedirs)
-    # The tree is read on the host once; it may live on any device.
     require_tensor("parents", parents, (J,), dtypes=INTEGERS)
+    # The tree is read on the host once; it may live on any device.
     return V, K, J
 
 
 def parents_values(parents: Tensor) -> None:
+    require_readable("parents", parents.device)
     values = parents.tolist()
     require(values[0] == -1, "parents", "-1 for the root, parents[0]", values[0])
     for joint, parent in enumerate(values[1:], start=1):
@@ -81,7 +135,7 @@ def lbs_call(betas: Tensor, pose: Tensor, v_template: Tensor, like: Tensor, V: i
     return B
 
 
-def gradient(argument: str, value: Tensor | None, shape: tuple, like: Tensor) -> None:
+def kept(argument: str, value: Tensor | None, shape: tuple, like: Tensor) -> None:
     """A gradient that came from autograd, or a state that came from the forward call."""
     if value is not None and not (value.shape == shape and value.dtype == like.dtype and value.device == like.device):
         require_tensor(argument, value, shape, like)
@@ -111,3 +165,10 @@ def landmark_constants(
     else:
         require(contour_bary_coords is None, "contour_bary_coords", "None, as contour_faces_idx is None", "a tensor")
     return L, C
+
+
+def landmark_values(faces: Tensor, lmk_faces_idx: Tensor, contour_faces_idx: Tensor | None, V: int) -> None:
+    require_range("faces", faces, 0, V, "vertices")
+    require_range("lmk_faces_idx", lmk_faces_idx, 0, faces.shape[0], "faces")
+    if contour_faces_idx is not None:
+        require_range("contour_faces_idx", contour_faces_idx, 0, faces.shape[0], "faces")

@@ -1,7 +1,7 @@
 """Models prepared for the core: packed once, reused while nothing about their tensors has changed, gone when they go."""
 
+import contextlib
 import copy
-import math
 import threading
 import weakref
 from collections.abc import Callable
@@ -11,28 +11,12 @@ import torch
 from torch import Tensor
 
 from . import _checks as checks
+from . import _memory
 
 _LBS = {torch.float32: core.LbsModelF32, torch.float64: core.LbsModelF64}
 _LANDMARKS = {torch.float32: core.LandmarkModelF32, torch.float64: core.LandmarkModelF64}
+_DIRECTIONS = {torch.float32: core.DirectionsF32, torch.float64: core.DirectionsF64}
 _CPU = torch.device("cpu")
-
-
-def where(device: torch.device) -> int:
-    """The core's last argument: the number of threads on the CPU, the current stream's handle on a CUDA device."""
-    if device == _CPU:
-        return torch.get_num_threads()
-    return torch.cuda.current_stream(device).cuda_stream
-
-
-def launch(entry: Callable, device: torch.device, *arguments) -> None:
-    """Calls an entry point of the core where its tensors live, that device being the current one."""
-    if device == _CPU:
-        entry(*arguments, torch.get_num_threads())
-    elif device.index == torch.cuda.current_device():
-        entry(*arguments, where(device))
-    else:
-        with torch.cuda.device(device):
-            entry(*arguments, where(device))
 
 
 def require_device(tensor: Tensor, argument: str) -> bool:
@@ -47,6 +31,79 @@ def require_device(tensor: Tensor, argument: str) -> bool:
     return kind == "cuda"
 
 
+# What is prepared stays true
+#
+# An operator never uses what was made of a constant's former values. What that rests on:
+#
+# - What is or was trainable (an nn.Parameter, a tensor that requires grad or has one) is never kept: optimisers write to it, and the
+#   fused ones leave no trace. It is used as it lies, at every call. So are inference tensors, which have no version counter.
+# - Of everything else the version counter, the address, shape and strides are compared at every call: what PyTorch counts (operators in
+#   place, load_state_dict, Module.to) is seen by the next call, always. When the counter has moved, the values are compared, all of them,
+#   and nothing is prepared again where they are as they were (DistributedDataParallel writes all buffers anew at every step).
+# - Writes that PyTorch doesn't count (collectives, DistributedDataParallel's broadcast of a single buffer, apply_, map_, .data, NumPy and
+#   DLPack, a storage that was resized) are looked for in host memory: at every call 16 places spread over each tensor, none of them zero
+#   where it can be helped, and 4 KiB of one of the tensors, all of it in turn. So one that changes all of a tensor's values, or all but
+#   the zeros, is seen by the next call. One that changes a share p of them is missed by a call with a probability of (1 - p)^16, and one
+#   that changes a single value is seen after as many calls as the constants have 4 KiB, 2800 for FLAME with 150 directions, at the
+#   latest. On a CUDA device that would need a synchronisation: nothing is looked for there.
+# - What is seen for the first time is used and forgotten, or rather: nothing is read of it to recognise it by. When it comes back its values
+#   are noted, what was made of it before is made again, and only that is kept. Directions that never come back (smplx joins them anew
+#   for every call) are never packed: the kernels read them as they lie, with the same bits.
+# - What a CUDA graph was captured with is replayed: later writes to constants don't reach it, and it keeps its models for good.
+# - Whoever writes a few values in such a way, or any on a CUDA device, calls clear_prepared().
+
+
+def trainable(tensor: Tensor) -> bool:
+    """Whether it is being optimised, or ever was as far as can be told."""
+    return isinstance(tensor, torch.nn.Parameter) or tensor.requires_grad or tensor.grad is not None
+
+
+def constant(tensor: Tensor | None) -> bool:
+    """Whether what is made of it may be kept."""
+    return tensor is None or not (tensor.is_inference() or trainable(tensor))
+
+
+def _tensors_of(model) -> list[Tensor]:
+    """All tensors that a prepared model has, those of its parts included."""
+    if isinstance(model, Tensor):
+        return [model]
+    if isinstance(model, (tuple, list)):
+        return [t for part in model for t in _tensors_of(part)]
+    if type(model).__module__ != __name__:
+        return []
+    return [t for part in vars(model).values() for t in _tensors_of(part)]
+
+
+_captured: dict[int, object] = {}  # models that graphs read whenever they are replayed, for good
+
+
+class Streams:
+    """The streams that may read a model on a CUDA device: the one that it was prepared on, and those that have waited for that.
+
+    A stream that is being captured can't wait for what was before the capture. It needn't: torch.cuda.graph, make_graphed_callables and
+    torch.compile wait for the device before they capture.
+    """
+
+    def __init__(self, device: torch.device, model):
+        self._device, self._model, self._prepared = device, model, torch.cuda.Event()
+        stream = torch.cuda.current_stream(device)
+        self._prepared.record(stream)
+        self._may_read = {stream.cuda_stream}
+
+    def admit(self) -> None:
+        """The current stream, which is about to read the model."""
+        stream, captured = torch.cuda.current_stream(self._device), checks.capturing(self._device)
+        if captured:
+            _captured[id(self._model)] = self._model
+        if stream.cuda_stream in self._may_read:
+            return
+        if not captured:
+            stream.wait_event(self._prepared)
+            self._may_read.add(stream.cuda_stream)
+        for tensor in _tensors_of(self._model):  # or its memory could be another's before this stream has read it
+            tensor.record_stream(stream)
+
+
 class Prepared:
     """A model, and the marks of the tensors that it was made of, which are held weakly.
 
@@ -54,21 +111,38 @@ class Prepared:
     tensors dies.
     """
 
-    __slots__ = ("marks", "model", "storages")
+    __slots__ = ("marks", "model", "storages", "streams")
 
     def __init__(self, tensors: tuple[Tensor | None, ...], on_death: Callable[[object], None]):
-        self.marks = core.Marks(tensors, on_death)
+        self.marks, self.streams = core.Marks(tensors, on_death), None
         self.storages = [t.untyped_storage() for t in tensors if t is not None]
+
+    def on_current_stream(self) -> "Prepared":
+        if self.streams is not None:
+            self.streams.admit()
+        return self
+
+
+_backward = threading.local()
+
+
+@contextlib.contextmanager
+def in_backward():
+    """In a backward pass what was prepared for the forward pass is used, and doesn't count as coming back."""
+    before, _backward.now = getattr(_backward, "now", False), True
+    try:
+        yield
+    finally:
+        _backward.now = before
 
 
 class Cache:
-    """build(*tensors, *settings), kept while the tensors live and don't change.
+    """build(*tensors, *settings), kept while the tensors live and don't change, where they are constant."""
 
-    Inference tensors have no version counter: what is built from them is not kept. Writes that go around the counter, through
-    ``tensor.data`` or a NumPy array that shares the memory, can't be seen: call :func:`clear_prepared` after them.
-    """
+    all: "list[Cache]" = []
 
     def __init__(self, build: Callable):
+        Cache.all.append(self)
         self._build = build
         self._entries: dict[tuple, Prepared] = {}
         self._lock = threading.RLock()
@@ -76,16 +150,21 @@ class Cache:
     def find(self, tensors: tuple[Tensor | None, ...], *settings) -> Prepared | None:
         """What is there already and still true."""
         entry = self._entries.get((*map(id, tensors), *settings))
-        return entry if entry is not None and entry.marks.unchanged(tensors) else None
+        return entry.on_current_stream() if entry is not None and entry.marks.usable(tensors) else None
 
     def __call__(self, tensors: tuple[Tensor | None, ...], *settings):
-        entry = self.find(tensors, *settings)
+        if getattr(_backward, "now", False):
+            entry = self._entries.get((*map(id, tensors), *settings))
+            entry = entry.on_current_stream() if entry is not None and entry.marks.unchanged(tensors, again=False) else None
+        else:
+            entry = self.find(tensors, *settings)
         if entry is not None:
             return entry.model
         key = (*map(id, tensors), *settings)
         with self._lock, torch.no_grad():
-            self._entries.pop(key, None)
-            if any(t is not None and t.is_inference() for t in tensors):
+            before = self._entries.pop(key, None)  # its marks know the tensors: they go when the new ones are there
+            # What is made during a capture is there only when the graph is replayed.
+            if not all(map(constant, tensors)) or any(t is not None and checks.capturing(t.device) for t in tensors):
                 return self._build(*tensors, *settings)
 
             def on_death(_, key=key):
@@ -94,7 +173,14 @@ class Cache:
             # Marked before they are read: a write in between makes the entry miss, never go stale.
             entry = Prepared(tensors, on_death)
             entry.model = self._build(*tensors, *settings)
+            device = next((t.device for t in _tensors_of(entry.model) if t.device.type == "cuda"), None)
+            if device is not None:
+                entry.streams = Streams(device, entry.model)
+                for t in tensors:
+                    if t is not None:  # as torch._dynamo.mark_static_address does: graphs of compiled functions don't copy it first
+                        t._dynamo_static_input_type = "unguarded"
             self._entries[key] = entry
+            del before
             return entry.model
 
     def clear(self) -> None:
@@ -112,24 +198,8 @@ def _regress(J_regressor: Tensor, values: Tensor) -> Tensor:
         return torch.matmul(J_regressor.double(), flat.double()).to(values.dtype).reshape(B, J, *shape)
     joints, flat, J_regressor = values.new_empty((B, J, *shape)), flat.contiguous(), J_regressor.contiguous()
     run = core.regress_joints_f32 if values.dtype == torch.float32 else core.regress_joints_f64
-    run(
-        B, V, J, flat.shape[2], J_regressor.data_ptr(), flat.data_ptr(), flat.stride(0), joints.data_ptr(), torch.get_num_threads()
-    )  # fmt: skip
+    run(regressor=J_regressor, values=flat, joints=joints.flatten(2))
     return joints
-
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
-
-
-def _points(t: Tensor | None) -> tuple[int, int, int, int]:
-    """Address and strides of (B, N, 3), any strides."""
-    return (0, 0, 0, 0) if t is None else (t.data_ptr(), *t.stride())
-
-
-def place(points: Tensor) -> tuple[int, int]:
-    """Address and batch stride of points (N, 3) or (B, N, 3)."""
-    return points.data_ptr(), points.stride(0) if points.ndim == 3 else 0
 
 
 def rows_of_points(t: Tensor) -> Tensor:
@@ -137,51 +207,88 @@ def rows_of_points(t: Tensor) -> Tensor:
     return t if t.stride()[-2:] == (3, 1) else t.contiguous()
 
 
-# From here on, malloc would have the system make every buffer anew (on Linux: its largest mmap threshold).
-_BIG = 32 << 20
-
-
-def _room(like: Tensor, *shape: int) -> Tensor:
-    """An empty tensor. A big one's memory is used again when nobody has it any more."""
-    bytes = math.prod(shape) * like.element_size()
-    if bytes < _BIG or like.device != _CPU:
-        return like.new_empty(shape)
-    return torch.frombuffer(core.Buffer(bytes), dtype=like.dtype).view(shape)
-
-
 def _state(like: Tensor, B: int, size: int) -> Tensor | None:
     """Room for a state; None where it has no size."""
-    return _room(like, B, size) if size else None
+    return _memory.empty(like, B, size, inner=True) if size else None
 
 
 def gradient_like(t: Tensor, wanted: bool) -> Tensor | None:
     """Room for a gradient that is wanted."""
-    return t.new_empty(t.shape) if wanted else None
+    return t.new_empty(*t.shape) if wanted else None
+
+
+class Directions:
+    """Of the betas or of the pose, as they lie. Packed where they come back: some are made anew for every call."""
+
+    def __init__(self, directions: Tensor):
+        # Detached: what is made of a tensor ends with it, so it must not keep it alive.
+        self._source, kind = directions.detach(), _DIRECTIONS[directions.dtype]
+        if directions.ndim == 3 and directions.stride(0) != 3 * directions.stride(1):
+            self._source = self._source.contiguous()
+        self._packed = self._index = None
+        if core.seen_again(directions):
+            V, count = (len(directions), directions.shape[2]) if directions.ndim == 3 else (directions.shape[1] // 3, len(directions))
+            self._packed = directions.new_empty(kind.packed_size(V, count))
+            self._index = directions.new_empty(kind.index_size(V, count), dtype=torch.int32)
+            kind.pack(source=self._source, packed=self._packed, index=self._index)
+        self.core = kind(source=self._source, packed=self._packed, index=self._index)
+
+
+class PackedLbs:
+    """What a device's kernels read of weights, and of directions where it has them packed together."""
+
+    def __init__(self, lbs_weights: Tensor, shapedirs: Tensor | None, posedirs: Tensor | None, K: int):
+        (V, J), model, cuda = lbs_weights.shape, _LBS[lbs_weights.dtype], lbs_weights.is_cuda
+        self.packed = lbs_weights.new_empty(model.packed_size(cuda, V, K, J))
+        self.index = lbs_weights.new_empty(model.index_size(cuda, V, K, J), dtype=torch.int32)
+        model.pack(
+            is_cuda=cuda, shapedirs=None if shapedirs is None else shapedirs.contiguous(),
+            posedirs=None if posedirs is None else posedirs.contiguous(), lbs_weights=lbs_weights.contiguous(),
+            packed=self.packed, index=self.index,
+        )  # fmt: skip
+
+
+def _joint_tree(parents: Tensor, device: torch.device) -> Tensor:
+    """parents as the kernels read them, checked. They may come from another device."""
+    checks.require_readable("parents", device)
+    checks.parents_values(parents)
+    return parents.to(device, torch.int32, copy=True).contiguous()
+
+
+def _joint_dirs(J_regressor: Tensor, shapedirs: Tensor) -> Tensor:
+    """The joints as a linear function of the betas, (K, J, 3)."""
+    return _regress(J_regressor, shapedirs[None])[0].permute(2, 0, 1).contiguous()
 
 
 class PreparedLbs:
-    """A model's constants, packed for the core, with the joints as a linear function of the betas."""
+    """A model's constants as the core wants them, each prepared on its own, with the joints as a linear function of the betas."""
 
     def __init__(self, shapedirs: Tensor, posedirs: Tensor, J_regressor: Tensor, parents: Tensor, lbs_weights: Tensor):
         V, K, J = self.sizes = checks.lbs_constants(shapedirs, posedirs, J_regressor, parents, lbs_weights)
-        checks.parents_values(parents)
         self.cuda = cuda = require_device(shapedirs, "shapedirs")
-        self.like, self.device = shapedirs.new_empty(0), shapedirs.device
-        model = _LBS[shapedirs.dtype]
-        self.parents = parents.to(self.device, torch.int32).contiguous()
-        self.joint_dirs = _regress(J_regressor, shapedirs[None])[0].permute(2, 0, 1).contiguous()  # (K, J, 3)
-        self.packed = shapedirs.new_empty(model.packed_size(cuda, V, K, J))
-        self.index = shapedirs.new_empty(model.index_size(cuda, V, K, J), dtype=torch.int32)
-        inputs = [t.contiguous() for t in (shapedirs, posedirs, lbs_weights)]
-        launch(
-            model.pack, self.device, cuda, V, K, J, *(t.data_ptr() for t in inputs), self.packed.data_ptr(), self.index.data_ptr()
-        )
+        self.like, self.device, model = shapedirs.new_empty(0), shapedirs.device, _LBS[shapedirs.dtype]
+        self.parents: Tensor = joint_tree((parents,), self.device)
+        self.joint_dirs: Tensor = joint_dirs((J_regressor, shapedirs))
+        if model.separate_directions(cuda):
+            self._directions = tuple(directions((t,)) for t in (shapedirs, posedirs))
+            self._packed: PackedLbs = packed_lbs((lbs_weights, None, None), 0)
+        else:
+            self._directions = ()
+            self._packed = packed_lbs((lbs_weights, shapedirs, posedirs), K)
+        shape, pose = [d.core for d in self._directions] or (None, None)
         self.core = model(
-            cuda, V, K, J, self.parents.data_ptr(), self.joint_dirs.data_ptr(), self.packed.data_ptr(), self.index.data_ptr()
-        )
+            is_cuda=cuda, V=V, parents=self.parents, joint_dirs=self.joint_dirs, packed=self._packed.packed,
+            index=self._packed.index, shape=shape, pose=pose,
+        )  # fmt: skip
         self.state_sizes = tuple(model.state_size(cuda, V, K, J, keep) for keep in (False, True))
         # Detached: the model ends with the tensors it was made of, so it must not keep them alive.
         self._regressor = J_regressor.detach()
+
+    def with_landmarks(self, **landmarks) -> "PreparedLbs":
+        """The model with landmarks on its mesh, as the core's function of the same name takes them."""
+        model = copy.copy(self)
+        model.core = self.core.with_landmarks(**landmarks)
+        return model
 
     def joint_template(self, v_template: Tensor) -> Tensor:
         """The template's joints, (J, 3) or (B, J, 3)."""
@@ -196,21 +303,22 @@ class PreparedLbs:
         self,
         betas: Tensor,
         pose: Tensor,
-        template: tuple[int, int, int, int],
+        v_template: Tensor,
+        joint_template: Tensor,
         pose2rot: bool,
         keep: bool,
         landmarks: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """vertices, joints, and state, None where it has no size. Fills landmarks, where a model with them is given some.
 
-        The arguments are checked; those of a batch element are contiguous. template: the places of v_template and its joints.
+        The arguments are checked; those of a batch element are contiguous.
         """
         (V, _, J), B = self.sizes, betas.shape[0]
-        vertices, joints = _room(betas, B, V, 3), betas.new_empty((B, J, 3))
+        vertices, joints = _memory.empty(betas, B, V, 3), betas.new_empty(B, J, 3)
         state = _state(betas, B, self.state_sizes[keep])
-        launch(
-            self.core.forward, self.device, B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot,
-            *template, keep, _address(state), vertices.data_ptr(), joints.data_ptr(), _address(landmarks),
+        self.core.forward(
+            betas=betas, pose=pose, axis_angle=pose2rot, v_template=v_template,
+            joint_template=joint_template, keep=keep, state=state, vertices=vertices, joints=joints, landmarks=landmarks,
         )  # fmt: skip
         return vertices, joints, state
 
@@ -220,7 +328,7 @@ class PreparedLbs:
         grad_joints: Tensor | None,
         betas: Tensor,
         pose: Tensor,
-        joint_template: tuple[int, int],
+        joint_template: Tensor,
         state: Tensor,
         pose2rot: bool,
         grad_betas: Tensor | None,
@@ -239,11 +347,11 @@ class PreparedLbs:
             grad_joints = grad_joints.contiguous()
         size = self.core.workspace_size(self.cuda, B, *self.sizes, shared)
         workspace = betas.new_empty(size) if size else None
-        launch(
-            self.core.backward, self.device, B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot,
-            *joint_template, state.data_ptr(), *_points(grad_vertices), _address(grad_joints), *_points(grad_landmarks),
-            _address(grad_betas), _address(grad_pose), _address(grad_v_template), shared,
-            _address(grad_joint_template), _address(workspace),
+        self.core.backward(
+            betas=betas, pose=pose, axis_angle=pose2rot, joint_template=joint_template,
+            state=state, grad_vertices=grad_vertices, grad_joints=grad_joints, grad_landmarks=grad_landmarks,
+            grad_betas=grad_betas, grad_pose=grad_pose, grad_v_template=grad_v_template,
+            grad_joint_template=grad_joint_template, workspace=workspace,
         )  # fmt: skip
 
 
@@ -257,7 +365,6 @@ class PreparedMesh:
         checks.require_tensor("v_template", v_template, (V, 3), self.like)
         self.v_template = rows_of_points(v_template.detach())
         self.joint_template = self.lbs.joint_template(v_template)
-        self.template = *place(self.v_template), *place(self.joint_template)
 
     def shapes(self, B: int) -> tuple[tuple[int, int, int], ...]:
         """Of vertices and joints."""
@@ -265,7 +372,7 @@ class PreparedMesh:
 
     def forward(self, betas: Tensor, pose: Tensor, pose2rot: bool, keep: bool) -> tuple[tuple, tuple]:
         """(vertices, joints) and what backward needs. The arguments are checked; those of a batch element are contiguous."""
-        vertices, joints, state = self.lbs.forward(betas, pose, self.template, pose2rot, keep)
+        vertices, joints, state = self.lbs.forward(betas, pose, self.v_template, self.joint_template, pose2rot, keep)
         return (vertices, joints), (state,)
 
     def backward(
@@ -273,8 +380,37 @@ class PreparedMesh:
     ) -> tuple[Tensor | None, Tensor | None]:
         """The gradients of betas and pose."""
         grad_betas, grad_pose = gradient_like(betas, wanted[0]), gradient_like(pose, wanted[1])
-        self.lbs.backward(*gradients, betas, pose, self.template[2:], *states, pose2rot, grad_betas, grad_pose)
+        self.lbs.backward(*gradients, betas, pose, self.joint_template, *states, pose2rot, grad_betas, grad_pose)
         return grad_betas, grad_pose
+
+
+class Corners:
+    """Of a landmark embedding's triangles: the vertices of static landmarks (L, 3) and of the contour table (79, C, 3) or None."""
+
+    def __init__(
+        self,
+        faces: Tensor,
+        lmk_faces_idx: Tensor,
+        lmk_bary_coords: Tensor,
+        contour_faces_idx: Tensor | None,
+        contour_bary_coords: Tensor | None,
+        V: int,
+    ):
+        checks.require_range("faces", faces, 0, V, "vertices")
+        checks.require_range("lmk_faces_idx", lmk_faces_idx, 0, faces.shape[0], "faces")
+        faces, self.contour, C = faces.long(), None, 0
+        self.static = faces[lmk_faces_idx.long()].contiguous()
+        lists = [(self.static[None], lmk_bary_coords[None])]
+        if contour_faces_idx is not None:
+            checks.require_range("contour_faces_idx", contour_faces_idx, 0, faces.shape[0], "faces")
+            self.contour, C = faces[contour_faces_idx.long()].contiguous(), contour_faces_idx.shape[1]
+            lists.append((self.contour, contour_bary_coords))
+        parts = []
+        for (corners, bary), first in zip(lists, (C, 0)):
+            vertices, order = corners.flatten(1).sort(dim=1, stable=True)
+            parts.append([vertices.int(), (first + order // 3).int(), bary.flatten(1).gather(1, order)])
+        # Static ones and every row of the table: vertices, ascending, landmarks and coordinates.
+        self.by_vertex = tuple(torch.cat([column.flatten() for column in columns]) for columns in zip(*parts))
 
 
 class PreparedLandmarks:
@@ -296,36 +432,32 @@ class PreparedLandmarks:
         neck_joint: int,
     ):
         V, K, J = self.sizes = checks.lbs_constants(shapedirs, posedirs, J_regressor, parents, lbs_weights)
-        checks.parents_values(parents)
         L, C = checks.landmark_constants(
             shapedirs, faces, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords, neck_joint, J
         )
         checks.require_tensor("v_template", v_template, (V, 3), shapedirs)
-        checks.require_range("faces", faces, 0, V, "vertices")
-        checks.require_range("lmk_faces_idx", lmk_faces_idx, 0, faces.shape[0], "faces")
-        if contour_faces_idx is not None:
-            checks.require_range("contour_faces_idx", contour_faces_idx, 0, faces.shape[0], "faces")
+        corners: Corners = landmark_corners((faces, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords), V)
         self.cuda = cuda = require_device(shapedirs, "shapedirs")
         self.like, self.device, self.points = shapedirs.new_empty(0), shapedirs.device, C + L
         model = _LANDMARKS[shapedirs.dtype]
-        self.parents = parents.to(self.device, torch.int32).contiguous()
-        self.joint_dirs = _regress(J_regressor, shapedirs[None])[0].permute(2, 0, 1).contiguous()
+        self.parents: Tensor = joint_tree((parents,), self.device)
+        self.joint_dirs: Tensor = joint_dirs((J_regressor, shapedirs))
         self.joint_template = _regress(J_regressor, v_template[None])[0]
         self.packed = shapedirs.new_empty(model.packed_size(cuda, K, J, L, C))
         self.index = shapedirs.new_empty(model.index_size(cuda, K, J, L, C), dtype=torch.int32)
-        faces = faces.long()
-        inputs = [shapedirs, posedirs, lbs_weights, v_template, faces[lmk_faces_idx.long()], lmk_bary_coords]
-        if contour_faces_idx is not None:
-            inputs += [faces[contour_faces_idx.long()], contour_bary_coords]
-        inputs = [t.contiguous() for t in inputs]
-        addresses = [t.data_ptr() for t in inputs] + [0] * (8 - len(inputs))
-        launch(model.pack, self.device, cuda, V, K, J, L, C, *addresses, self.packed.data_ptr(), self.index.data_ptr())
+        model.pack(
+            is_cuda=cuda, shapedirs=shapedirs.contiguous(), posedirs=posedirs.contiguous(), lbs_weights=lbs_weights.contiguous(),
+            v_template=v_template.contiguous(), static_vertices=corners.static, static_bary=lmk_bary_coords.contiguous(),
+            contour_vertices=corners.contour, contour_bary=None if contour_bary_coords is None else contour_bary_coords.contiguous(),
+            packed=self.packed, index=self.index,
+        )  # fmt: skip
         self.core = model(
-            cuda, K, J, L, C, neck_joint, self.parents.data_ptr(), self.joint_dirs.data_ptr(),
-            self.joint_template.data_ptr(), self.packed.data_ptr(), self.index.data_ptr(),
-        )
+            is_cuda=cuda, L=L, C=C, neck_joint=neck_joint, parents=self.parents, joint_dirs=self.joint_dirs,
+            joint_template=self.joint_template, packed=self.packed, index=self.index,
+        )  # fmt: skip
         self.state_sizes = tuple(model.state_size(cuda, K, J, L, C, keep) for keep in (False, True))
         self.K, self.J, self.landmark_sizes = K, J, (K, J, L, C)
+        self._corners = corners.static, corners.contour
 
     def shapes(self, B: int) -> tuple[tuple[int, int, int], ...]:
         """Of the landmarks."""
@@ -334,13 +466,24 @@ class PreparedLandmarks:
     def forward(self, betas: Tensor, pose: Tensor, pose2rot: bool, keep: bool) -> tuple[tuple, tuple]:
         """(landmarks,) and what backward needs. The arguments are checked; those of a batch element are contiguous."""
         B = betas.shape[0]
-        landmarks = betas.new_empty((B, self.points, 3))
+        landmarks = betas.new_empty(B, self.points, 3)
         state = _state(betas, B, self.state_sizes[keep])
-        launch(
-            self.core.forward, self.device, B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot, keep,
-            _address(state), landmarks.data_ptr(),
-        )  # fmt: skip
+        self.core.forward(
+            betas=betas, pose=pose, axis_angle=pose2rot, keep=keep, state=state, landmarks=landmarks
+        )
         return (landmarks,), (state,)
+
+    def on_mesh(self, vertices: Tensor, mesh_state: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
+        """Landmarks of a mesh just computed on a CUDA device, and what backward needs of them."""
+        B = vertices.shape[0]
+        landmarks = vertices.new_empty(B, self.points, 3)
+        state = _state(vertices, B, self.state_sizes[True]) if keep else None
+        static_vertices, contour_vertices = self._corners
+        self.core.on_mesh(
+            static_vertices=static_vertices, contour_vertices=contour_vertices, vertices=vertices, mesh_state=mesh_state,
+            keep=keep, state=state, landmarks=landmarks,
+        )  # fmt: skip
+        return landmarks, state
 
     def backward(
         self, gradients: tuple, betas: Tensor, pose: Tensor, states: tuple, pose2rot: bool, wanted: tuple
@@ -348,14 +491,13 @@ class PreparedLandmarks:
         """The gradients of betas and pose."""
         B, (grad_landmarks,), (state,) = betas.shape[0], gradients, states
         if grad_landmarks is None:
-            return None, None
+            return tuple(torch.zeros_like(t) if w else None for t, w in zip((betas, pose), wanted))
         grad_betas, grad_pose = gradient_like(betas, wanted[0]), gradient_like(pose, wanted[1])
         size = self.core.workspace_size(self.cuda, B, *self.landmark_sizes)
         workspace = betas.new_empty(size) if size else None
-        launch(
-            self.core.backward, self.device, B, betas.data_ptr(), betas.stride(0), pose.data_ptr(), pose.stride(0), pose2rot,
-            state.data_ptr(), *_points(grad_landmarks), _address(grad_betas), _address(grad_pose),
-            _address(workspace),
+        self.core.backward(
+            betas=betas, pose=pose, axis_angle=pose2rot, state=state,
+            grad_landmarks=grad_landmarks, grad_betas=grad_betas, grad_pose=grad_pose, workspace=workspace,
         )  # fmt: skip
         return grad_betas, grad_pose
 
@@ -363,34 +505,46 @@ class PreparedLandmarks:
 class PreparedHead:
     """A model prepared for its mesh and its landmarks together.
 
-    On the CPU landmarks are read off the vertices, and where both have a gradient, it goes one way back. On a CUDA device, and
-    where only the landmarks have one, their own kernels are called.
+    Landmarks are read off the vertices, and on the CPU, where both have a gradient, it goes one way back. On a CUDA device, and
+    where only the landmarks have one, their own kernels are called for it.
     """
 
     def __init__(self, v_template: Tensor, *constants):
         *tensors, neck_joint = constants
-        self.landmarks: PreparedLandmarks = prepared_landmarks((v_template, *tensors), neck_joint)
         self.mesh: PreparedMesh = prepared_mesh((v_template, *tensors[:5]))
         self.K, self.J, self.like, self.lbs = self.mesh.K, self.mesh.J, self.mesh.like, self.mesh.lbs
-        self.landmark_state_size = self.landmarks.state_sizes[True] if self.lbs.cuda else 0
-        if not self.lbs.cuda:
-            self._corners = _corners(*tensors[5:])
-            _, _, L, C = self.landmarks.landmark_sizes
-            self.lbs = copy.copy(self.lbs)
-            self.lbs.core = self.lbs.core.with_landmarks(L, C, neck_joint, *(t.data_ptr() for t in self._corners))
+        # Detached: the model ends with the tensors it was made of, so it must not keep them alive.
+        self._constants = (*(t if t is None else t.detach() for t in (v_template, *tensors)), neck_joint)
+        self._landmarks, self.landmark_state_size = None, 0
+        if self.lbs.cuda:
+            self.points, self.landmark_state_size = self.landmarks.points, self.landmarks.state_sizes[True]
+        else:
+            L, C = checks.landmark_constants(self.like, *tensors[5:], neck_joint, self.J)
+            self.points, corners = C + L, landmark_corners(tuple(tensors[5:]), self.lbs.sizes[0])
+            vertices, points, bary = corners.by_vertex
+            self.lbs = self.lbs.with_landmarks(L=L, C=C, neck_joint=neck_joint, vertices=vertices, points=points, bary=bary)
+
+    @property
+    def landmarks(self) -> PreparedLandmarks:
+        if self._landmarks is None:
+            *tensors, neck_joint = self._constants
+            self._landmarks = prepared_landmarks(tuple(tensors), neck_joint)
+        return self._landmarks
 
     def shapes(self, B: int) -> tuple[tuple[int, int, int], ...]:
         """Of vertices, joints and landmarks."""
-        return self.mesh.shapes(B) + self.landmarks.shapes(B)
+        return *self.mesh.shapes(B), (B, self.points, 3)
 
     def forward(self, betas: Tensor, pose: Tensor, pose2rot: bool, keep: bool) -> tuple[tuple, tuple]:
         """(vertices, joints, landmarks) and what backward needs: the states of landmarks, where they have one, and mesh."""
         if self.lbs.cuda:
             points, states = self.mesh.forward(betas, pose, pose2rot, keep)
-            landmarks, landmark_states = self.landmarks.forward(betas, pose, pose2rot, keep)
-            return points + landmarks, landmark_states + states
-        landmarks = betas.new_empty((betas.shape[0], self.landmarks.points, 3))
-        vertices, joints, state = self.lbs.forward(betas, pose, self.mesh.template, pose2rot, keep, landmarks)
+            landmarks, landmark_state = self.landmarks.on_mesh(points[0], states[0], keep)
+            return (*points, landmarks), (landmark_state, *states)
+        landmarks = betas.new_empty(betas.shape[0], self.points, 3)
+        vertices, joints, state = self.lbs.forward(
+            betas, pose, self.mesh.v_template, self.mesh.joint_template, pose2rot, keep, landmarks
+        )
         return (vertices, joints, landmarks), (None, state)
 
     def backward(
@@ -403,7 +557,7 @@ class PreparedHead:
         if grad_vertices is not None and not self.lbs.cuda:
             result = gradient_like(betas, wanted[0]), gradient_like(pose, wanted[1])
             self.lbs.backward(
-                grad_vertices, grad_joints, betas, pose, self.mesh.template[2:], states[1], pose2rot, *result,
+                grad_vertices, grad_joints, betas, pose, self.mesh.joint_template, states[1], pose2rot, *result,
                 grad_landmarks=grad_landmarks,
             )  # fmt: skip
             return result
@@ -415,21 +569,11 @@ class PreparedHead:
         return tuple(None if a is None else a.add_(b) for a, b in zip(result, added))
 
 
-def _corners(
-    faces: Tensor, lmk_faces_idx: Tensor, lmk_bary_coords: Tensor, contour_faces_idx: Tensor | None, contour_bary_coords: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The corners of static landmarks and of every row of the contour table: vertices, ascending, landmarks and coordinates."""
-    lists = [(lmk_faces_idx[None], lmk_bary_coords[None])]
-    if contour_faces_idx is not None:
-        lists.append((contour_faces_idx, contour_bary_coords))
-    parts, first = [], 0 if contour_faces_idx is None else contour_faces_idx.shape[1]
-    for index, bary in lists:
-        vertices, order = faces.long()[index.long()].flatten(1).sort(dim=1, stable=True)
-        parts.append([part.flatten() for part in (vertices.int(), (first + order // 3).int(), bary.flatten(1).gather(1, order))])
-        first = 0
-    return tuple(torch.cat(columns) for columns in zip(*parts))
-
-
+joint_tree = Cache(_joint_tree)
+joint_dirs = Cache(_joint_dirs)
+directions = Cache(Directions)
+packed_lbs = Cache(PackedLbs)
+landmark_corners = Cache(Corners)
 prepared_lbs = Cache(PreparedLbs)
 prepared_mesh = Cache(PreparedMesh)
 prepared_landmarks = Cache(PreparedLandmarks)
@@ -439,9 +583,10 @@ prepared_head = Cache(PreparedHead)
 def clear_prepared() -> None:
     """Forget every prepared model, and give back the memory that is kept for the next big batch (from about 500 heads on).
 
-    Needed only after a write that PyTorch's version counter can't see: through ``tensor.data``, or into a NumPy array that
-    shares a tensor's memory. Everything else (in-place operators, ``load_state_dict``, ``Module.to``) is noticed.
+    Needed only after writes that PyTorch doesn't count, through ``tensor.data``, by way of NumPy or DLPack or by a collective, where
+    they change a few values only, or a tensor on a CUDA device. Everything else is noticed by the next call: what PyTorch counts
+    (in-place operators, ``load_state_dict``, ``Module.to``), what changes all of a tensor's values, and optimisers.
     """
-    for cache in (prepared_lbs, prepared_mesh, prepared_landmarks, prepared_head):
+    for cache in Cache.all:
         cache.clear()
-    core.Buffer.release_spare()
+    _memory.release()

@@ -10,6 +10,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 __all__ = ["batch_rodrigues", "flame_lbs", "vertices2landmarks", "flame_landmarks", "flame_head", "contour_rows", "landmark_points"]
 
@@ -60,6 +61,16 @@ def _rotations(pose: Tensor, num_joints: int, pose2rot: bool) -> Tensor:
     return pose.reshape(batch, num_joints, 3, 3)
 
 
+def _down_the_tree(matrices: Tensor, parents: Tensor) -> Tensor:
+    """The product of the joints' matrices (B, J, n, n) from the root to each joint. Reads no value of the tree: it may be traced."""
+    one = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device).expand(matrices.shape[0], 1, -1, -1)
+    product = torch.cat([one, matrices], dim=1)  # 0 stands above the root
+    above = pad(parents.to(matrices.device).long() + 1, (1, 0))
+    for _ in range((len(parents) - 1).bit_length()):  # twice as far up every time
+        product, above = product[:, above] @ product, above[above]
+    return product[:, 1:]
+
+
 def flame_lbs(
     betas: Tensor,
     pose: Tensor,
@@ -97,13 +108,12 @@ def flame_lbs(
     pose_feature = (rotations[:, 1:] - identity).flatten(1)
     posed = shaped + (pose_feature @ posedirs).view(batch, num_vertices, 3)
 
-    # World transform of each joint: x -> world_r x + world_t in the joint's own frame.
-    world_r, world_t = [rotations[:, 0]], [joints[:, 0]]
-    for j, parent in enumerate(parents.tolist()[1:], start=1):
-        offset = joints[:, j] - joints[:, parent]
-        world_r.append(world_r[parent] @ rotations[:, j])
-        world_t.append(world_t[parent] + (world_r[parent] @ offset[..., None])[..., 0])
-    rotation, posed_joints = torch.stack(world_r, 1), torch.stack(world_t, 1)
+    # From the joint's own frame to its parent's, and, multiplied, to the world's.
+    origin = torch.zeros_like(joints[:, :1])
+    offsets = joints - torch.cat([origin, joints], 1)[:, parents.long() + 1]
+    bottom = torch.tensor([0, 0, 0, 1], dtype=joints.dtype, device=joints.device).expand(batch, num_joints, 1, 4)
+    world = _down_the_tree(torch.cat([torch.cat([rotations, offsets[..., None]], -1), bottom], -2), parents)
+    rotation, posed_joints = world[..., :3, :3], world[..., :3, 3]
 
     # Relative to the rest pose: a vertex at the joint's rest position goes to the posed joint.
     translation = posed_joints - (rotation @ joints[..., None])[..., 0]
@@ -140,7 +150,7 @@ def contour_rows(rotation: Tensor) -> Tensor:
     frontal, 1..39 are +1..+39 degrees, 40..78 are -1..-39; beyond 39 degrees the last row is used.
     """
     r20, r22 = rotation[:, 2, 0], rotation[:, 2, 2]
-    degrees = torch.rad2deg(torch.atan2(torch.where(r22 < 0, r20, -r20), r22.abs()))
+    degrees = torch.atan2(torch.where(r22 < 0, r20, -r20), r22.abs()) * (180 / math.pi)
     rounded = degrees.nan_to_num(0.0).clamp(-39, 39).round().long()
     return torch.where(rounded < 0, 39 - rounded, rounded)
 
@@ -156,14 +166,11 @@ def landmark_points(
     pose2rot: bool,
 ) -> tuple[Tensor, Tensor]:
     """The faces (B, C + L) and barycentric coordinates (B, C + L, 3) of each batch element's landmarks."""
-    batch, chain = pose.shape[0], parents.tolist()
+    batch = pose.shape[0]
     index, bary = lmk_faces_idx.expand(batch, -1), lmk_bary_coords.expand(batch, -1, -1)
     if contour_faces_idx is not None:
-        rotations = _rotations(pose.detach(), len(chain), pose2rot)
-        head, joint = rotations[:, neck_joint], neck_joint
-        while (joint := chain[joint]) >= 0:
-            head = rotations[:, joint] @ head
-        row = contour_rows(head)
+        rotations = _rotations(pose.detach(), len(parents), pose2rot)
+        row = contour_rows(_down_the_tree(rotations, parents)[:, neck_joint])
         index = torch.cat([contour_faces_idx[row], index], dim=1)
         bary = torch.cat([contour_bary_coords[row], bary], dim=1)
     return index, bary
@@ -206,6 +213,42 @@ def flame_landmarks(
     model = (v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights)
     embedding = (faces, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords)
     return flame_head(betas, pose, *model, *embedding, neck_joint, pose2rot)[2]
+
+
+def flame_landmarks_jacobian(
+    betas: Tensor,
+    pose: Tensor,
+    v_template: Tensor,
+    shapedirs: Tensor,
+    posedirs: Tensor,
+    J_regressor: Tensor,
+    parents: Tensor,
+    lbs_weights: Tensor,
+    faces: Tensor,
+    lmk_faces_idx: Tensor,
+    lmk_bary_coords: Tensor,
+    contour_faces_idx: Tensor | None = None,
+    contour_bary_coords: Tensor | None = None,
+    neck_joint: int = 1,
+    pose2rot: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`flame_landmarks` and all their derivatives, from one backward pass for each of their coordinates. Args: as there.
+
+    Returns:
+        landmarks (B, C + L, 3), d_betas (B, C + L, 3, K) and d_pose (B, C + L, 3, 3J), or (B, C + L, 3, 9J) for matrices.
+    """
+    model = (v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights)
+    embedding = (faces, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords)
+    B = betas.shape[0]
+    with torch.enable_grad():
+        betas, pose = betas.detach().requires_grad_(), pose.detach().flatten(1).requires_grad_()
+        points = flame_landmarks(betas, pose if pose2rot else pose.view(B, -1, 3, 3), *model, *embedding, neck_joint, pose2rot)
+        rows = [torch.autograd.grad(column.sum(), (betas, pose), retain_graph=True) for column in points.flatten(1).unbind(1)]
+    derivatives = []
+    for i, t in enumerate((betas, pose)):
+        columns = torch.stack([row[i] for row in rows], 1) if rows else t.new_zeros(B, 0, t.shape[1])
+        derivatives.append(columns.view(B, points.shape[1], 3, t.shape[1]))
+    return points.detach(), *derivatives
 
 
 def flame_head(

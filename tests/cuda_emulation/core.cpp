@@ -19,6 +19,7 @@ SIZE(landmarks_packed_size, (index_t K, index_t J, index_t L, index_t C), K, J, 
 SIZE(landmarks_index_size, (index_t K, index_t J, index_t L, index_t C), K, J, L, C)
 SIZE(landmarks_state_size, (index_t K, index_t J, index_t L, index_t C, bool keep), K, J, L, C, keep)
 SIZE(landmarks_workspace_size, (index_t B, index_t K, index_t J, index_t L, index_t C), B, K, J, L, C)
+SIZE(landmarks_jacobian_workspace_size, (index_t B, index_t K, index_t J, index_t L, index_t C), B, K, J, L, C)
 
 #define PACK(NAME, CONSTANTS)                                                        \
     template <class T>                                                               \
@@ -41,11 +42,23 @@ RUN(lbs_forward, LbsForward)
 RUN(lbs_backward, LbsBackward)
 RUN(landmarks_forward, LandmarksForward)
 RUN(landmarks_backward, LandmarksBackward)
+RUN(landmarks_jacobian, LandmarksJacobian)
 RUN(rodrigues_forward, Rodrigues)
 RUN(rodrigues_backward, Rodrigues)
 RUN(vertices2landmarks_forward, VerticesToLandmarks)
 RUN(vertices2landmarks_backward, VerticesToLandmarks)
 
 const char* simd_level() { return "emulated CUDA"; }
+
+bool separate_directions() { return false; }
+template <class T> index_t directions_packed_size(index_t, index_t) { return 0; }
+template <class T> index_t directions_index_size(index_t, index_t) { return 0; }
+template <class T> void pack_directions(const DirectionsSource<T>&, T*, std::int32_t*, int) {}
+template index_t directions_packed_size<float>(index_t, index_t);
+template index_t directions_packed_size<double>(index_t, index_t);
+template index_t directions_index_size<float>(index_t, index_t);
+template index_t directions_index_size<double>(index_t, index_t);
+template void pack_directions<float>(const DirectionsSource<float>&, float*, std::int32_t*, int);
+template void pack_directions<double>(const DirectionsSource<double>&, double*, std::int32_t*, int);
 
 }  // namespace ringnet::cpu

@@ -1,7 +1,7 @@
 """The mean head: a grid of rings from the crown down to the neck, laid over a lofted skull, with the features on top.
 
 Everything in this folder is in millimetres, in FLAME's frame (x to the subject's left, y up, z out of the face) until
-`builtin_head` hands it out in metres. Proportions are those of textbook anthropometry.
+`program.compute` hands it out in metres. Proportions are those of textbook anthropometry.
 
 The skin is a pole, a ring of 30 and 65 rings of 60 vertices. Column 0 runs down the middle of the face, column 30 down
 the back of the head, columns 1-29 lie on the subject's left and 59-31 mirror them. Rings run along what they model:

@@ -1,11 +1,15 @@
-"""The direct way to the kernels: taken by the usual call, by no other, and never to be told from the long way by its results."""
+"""The fast path to the kernels: taken by the usual call, by no other, and never to be told from the dispatcher path by its results."""
+
+import os
+import subprocess
+import sys
 
 import _ringnet_core as core
 import pytest
 import torch
 
 from ringnet_ext import ops
-from ringnet_ext.ops import _library, reference
+from ringnet_ext.ops import _checks, _rodrigues, reference
 
 
 def lbs(model, betas, pose):
@@ -29,11 +33,11 @@ each = pytest.mark.parametrize("call", [lbs, landmarks, head])
 
 
 @pytest.fixture
-def long_way(monkeypatch):
+def dispatcher_path(monkeypatch):
     """How often a kernel was called by the dispatcher: all of them check their arguments there."""
     calls = []
-    check = _library.checks.lbs_call
-    monkeypatch.setattr(_library.checks, "lbs_call", lambda *a: calls.append(a) or check(*a))
+    check = _checks.lbs_call
+    monkeypatch.setattr(_checks, "lbs_call", lambda *a: calls.append(a) or check(*a))
     return calls
 
 
@@ -62,33 +66,34 @@ class Log(torch.utils._python_dispatch.TorchDispatchMode):
 
 
 @each
-def test_the_usual_call_goes_the_direct_way(call, random_model, long_way, tensors_read):
+def test_the_usual_call_takes_the_fast_path(call, random_model, dispatcher_path, tensors_read):
     model = random_model()
     args = inputs(model)
     first = step(call, model, args)
-    assert long_way
-    long_way.clear()
+    assert dispatcher_path
+    step(call, model, args)  # what comes back is kept
+    dispatcher_path.clear()
     second = step(call, model, args)
     with torch.no_grad():
         third = call(model, *args)
     step(call, model, [torch.nn.Parameter(t) for t in args])
-    assert not long_way
+    assert not dispatcher_path
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True)) and torch.equal(first[0], third)
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 3, 3), (3, 45)])
-def test_matrices_go_the_direct_way(shape, random_model, long_way):
+def test_matrices_take_the_fast_path(shape, random_model, dispatcher_path):
     model = random_model()
     betas, pose = model.inputs(3)
     matrices = reference.batch_rodrigues(pose.reshape(-1, 3)).reshape(shape).requires_grad_()
     results = []
-    for _ in range(2):
-        long_way.clear()
+    for _ in range(3):
+        dispatcher_path.clear()
         vertices, _ = ops.flame_lbs(betas, matrices, *model.constants, pose2rot=False)
         results.append((vertices, *torch.autograd.grad(vertices.sin().sum(), matrices)))
-    assert not long_way
+    assert not dispatcher_path
     assert results[1][1].shape == shape
-    assert all(torch.equal(a, b) for a, b in zip(*results))
+    assert all(torch.equal(a, b) for later in results[1:] for a, b in zip(results[0], later))
 
 
 @each
@@ -215,19 +220,171 @@ def test_the_graph_outlives_the_model(call, random_model):
     assert torch.equal(torch.autograd.grad(out, args[0], weight)[0], want[0])
 
 
-def test_saved_tensors_hooks_see_what_is_kept(random_model):
-    """Activation checkpointing and offloading are made of them."""
-    model = random_model()
-    args = inputs(model)
-    want = step(lbs, model, args)
-    packed = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t.shape) or t.clone(), lambda t: t):
-        out = lbs(model, *args)
-    assert len(packed) >= 3
-    weight = torch.linspace(-1, 1, out.numel()).to(out).view_as(out)
-    assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(out, args, weight), want[1:], strict=True))
-    again = torch.utils.checkpoint.checkpoint(lambda *a: lbs(model, *a), *args, use_reentrant=False)
-    assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(again, args, weight), want[1:], strict=True))
+def rodrigues(model, betas, pose):
+    return ops.batch_rodrigues(pose.reshape(-1, 3)).flatten(0, 1)[None].expand(betas.shape[0], -1, -1)
+
+
+def points(model, betas, pose):
+    return ops.vertices2landmarks(pose.unflatten(1, (5, 3)), model.faces % 5, model.lmk_faces_idx, model.lmk_bary_coords)
+
+
+def formula(call, model, betas, pose):
+    """The call's results by the reference."""
+    if call is points:
+        return reference.vertices2landmarks(pose.unflatten(1, (5, 3)), model.faces % 5, model.lmk_faces_idx, model.lmk_bary_coords)
+    if call is rodrigues:
+        return reference.batch_rodrigues(pose.reshape(-1, 3)).flatten(0, 1)[None].expand(betas.shape[0], -1, -1)
+    return expected(call, model, betas, pose)
+
+
+every = pytest.mark.parametrize("call", [lbs, landmarks, head, rodrigues, points])
+warm = pytest.mark.parametrize("calls_before", [0, 2], ids=["dispatcher path", "fast path"])
+
+
+@pytest.fixture
+def session(random_model):
+    """A model, arguments, a weight, and the gradients that a call has by the reference."""
+
+    def make(call, calls_before):
+        model = random_model()
+        args = inputs(model)
+        out = formula(call, model, *args)
+        weight = torch.randn_like(out)
+        want = torch.autograd.grad(out, args, weight, allow_unused=True)
+        for _ in range(calls_before):
+            call(model, *args)
+        return model, args, weight, want
+
+    return make
+
+
+def assert_gradients(out, args, weight, want):
+    for a, b in zip(torch.autograd.grad(out, args, weight, allow_unused=True), want, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b)
+
+
+SAME_VALUES = {
+    "transposed": lambda t: t.T.contiguous().T,
+    "spread": lambda t: torch.stack([t, t], -1)[..., 0],
+    "with gaps": lambda t: torch.cat([t, t], -1)[..., : t.shape[-1]],
+    "not aligned": lambda t: torch.cat([t.flatten()[:1], t.flatten()])[1:].view(t.shape),
+    "negated": lambda t: torch._neg_view(-t),
+}
+OTHERS = {
+    "float": lambda t: t.float(), "half": lambda t: t.half(), "cut": lambda t: t[:1], "flat": lambda t: t.flatten(),
+    "meta": lambda t: t.to("meta"),
+}  # fmt: skip
+
+
+@every
+@warm
+def test_saved_tensors_that_come_back_otherwise(call, calls_before, session):
+    """From a hook that packs or offloads them: in any layout right, in another shape, type or place refused by name."""
+    for back in SAME_VALUES.values():
+        model, args, weight, want = session(call, calls_before)
+        packed = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t) or t.clone(), back):
+            out = call(model, *args)
+        assert packed or call is points  # which keeps nothing but a shape
+        assert_gradients(out, args, weight, want)
+    for back in OTHERS.values() if call is not points else ():
+        model, args, weight, want = session(call, calls_before)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, back):
+            out = call(model, *args)
+        with pytest.raises((TypeError, ValueError), match=r"^\w+: expected"):
+            torch.autograd.grad(out, args, weight)
+
+
+@every
+@warm
+def test_checkpointing(call, calls_before, session):
+    for reentrant in (False, True):
+        model, args, weight, want = session(call, calls_before)
+        out = torch.utils.checkpoint.checkpoint(lambda *a: call(model, *a), *args, use_reentrant=reentrant)
+        assert_gradients_or_grad(out, args, weight, want, reentrant)
+
+
+def assert_gradients_or_grad(out, args, weight, want, reentrant):
+    if not reentrant:
+        return assert_gradients(out, args, weight, want)
+    out.backward(weight)  # reentrant checkpointing knows no other
+    for a, b in zip(args, want, strict=True):
+        torch.testing.assert_close(a.grad if b is not None else torch.zeros(()), b if b is not None else torch.zeros(()))
+
+
+@every
+@warm
+def test_what_leaves_values_alone_is_no_modification(call, calls_before, session):
+    """Between forward and backward, constants are shared among processes, or become trainable."""
+    model, args, weight, want = session(call, calls_before)
+    model.parents = model.parents.int()
+    call(model, *args)
+    out = call(model, *args)
+    for constant in vars(model).values():
+        constant.share_memory_()
+    assert_gradients(out, args, weight, want)
+    out = call(model, *args)
+    for constant in vars(model).values():
+        if constant.is_floating_point():
+            constant.requires_grad_()
+    assert_gradients(out, args, weight, want)
+
+
+@every
+@warm
+def test_a_gradient_without_memory(call, calls_before, session):
+    model, args, weight, want = session(call, calls_before)
+    zero = torch._efficientzerotensor(weight.shape, dtype=weight.dtype)
+    assert_gradients(call(model, *args), args, zero, [g if g is None else torch.zeros_like(g) for g in want])
+
+
+WITHOUT_PRIVATE_NAMES = """
+import sys, torch
+sys.path.insert(0, "tests")
+import torch._C._functorch, torch._C._autograd, torch._functorch.utils
+from torch.autograd import forward_ad
+for place, name in (
+    (torch._C, "_AutoDispatchBelowAutograd"), (torch._C, "_get_tracing_state"), (torch._C, "_len_torch_dispatch_stack"),
+    (torch._C, "_len_torch_function_stack"), (torch._C._autograd, "_profiler_enabled"),
+    (torch._functorch.utils, "enable_single_level_autograd_function"), (torch._C._functorch, "peek_interpreter_stack"),
+):
+    if name == sys.argv[1]:
+        taken = getattr(place, name)
+        delattr(place, name)
+        from ringnet_ext import ops
+        setattr(place, name, taken)  # PyTorch itself needs it
+if sys.argv[1] == "_current_level":
+    level = forward_ad._current_level
+    del forward_ad._current_level
+    from ringnet_ext import ops
+    forward_ad._current_level = level
+from conftest import RandomModel
+model = RandomModel.make(V=20, K=3, J=3, L=4, C=2)
+args = [t.requires_grad_() for t in model.inputs(2)]
+
+def step(library, compiled=False):
+    f = lambda *a: torch.cat(library.flame_head(*a, *model.constants, *model.embedding), 1)
+    f = torch.compile(f, fullgraph=True, backend="aot_eager") if compiled else f
+    out = f(*args)
+    return out, *torch.autograd.grad(out.sin().sum(), args)
+
+for got in (step(ops), step(ops), step(ops, compiled=True)):
+    for a, b in zip(got, step(ops.reference), strict=True):
+        torch.testing.assert_close(a, b)
+"""
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["_AutoDispatchBelowAutograd", "_get_tracing_state", "_profiler_enabled", "enable_single_level_autograd_function",
+     "peek_interpreter_stack", "_current_level"],
+)  # fmt: skip
+def test_private_names_of_pytorch_have_a_fall_back(name):
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    run = subprocess.run([sys.executable, "-c", WITHOUT_PRIVATE_NAMES, name], cwd=root, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 def test_one_gradient_of_two_outputs(random_model):
@@ -246,13 +403,13 @@ def rotations(r, weight):
     return matrices, *torch.autograd.grad(matrices, r, weight)
 
 
-def test_rotations_go_the_direct_way(monkeypatch, tensors_read):
+def test_rotations_take_the_fast_path(monkeypatch, tensors_read):
     r, weight = torch.randn(7, 3, requires_grad=True), torch.randn(7, 3, 3)
     with Log() as log:
         want = rotations(r, weight)
     assert {"ringnet_ext.rodrigues_forward.default", "ringnet_ext.rodrigues_backward.default"} <= set(log.seen)
-    for name in ("rodrigues_forward", "rodrigues_backward"):
-        monkeypatch.setattr(_library, name, None)
+    for name in ("forward", "backward"):
+        monkeypatch.setattr(_rodrigues.RODRIGUES, name, None)
     for given in (r, torch.nn.Parameter(r.detach())):
         assert all(torch.equal(a, b) for a, b in zip(rotations(given, weight), want, strict=True))
     with torch.no_grad():
@@ -275,6 +432,6 @@ def test_rotations_of_every_kind():
     matrices = ops.batch_rodrigues(r)
     for given in (torch._neg_view(-r), torch.stack([r, r], -1)[..., 1], r.T.contiguous().T, torch.cat([r, r], 1)[:, :3]):
         assert torch.equal(ops.batch_rodrigues(given), matrices)
-    for wrong, error in ((None, TypeError), (r.numpy(), TypeError), (r.half(), TypeError), (r[0], ValueError)):
+    for wrong, error in ((None, TypeError), (r.numpy(), TypeError), (r.long(), TypeError), (r[0], ValueError)):
         with pytest.raises(error, match="rot_vecs: expected"):
             ops.batch_rodrigues(wrong)

@@ -1,0 +1,41 @@
+# What to build the kernels for.
+#   wanted: a list, which is taken as it is; `native`; or nothing
+#   native: what CMake found out about the GPUs here: numbers; nothing or a message where it could use none, as in a container on a GPU's host,
+#           where `native` would have nvcc build for its oldest architecture, without an error
+#   known:  those that the compiler knows, as `nvcc --list-gpu-arch` prints them; nothing where it can't say
+# Sets `result` to the GPUs here where they are wanted and known, else to all that we support and the compiler knows.
+function(ringnet_cuda_architectures result wanted native known)
+  set(supported 75 80 86 89 90 100 120)
+  string(REGEX MATCHALL "[0-9]+" known "${known}")
+  if(known)
+    set(all "")
+    foreach(architecture IN LISTS supported)
+      if(architecture IN_LIST known)
+        list(APPEND all ${architecture})
+      endif()
+    endforeach()
+  else()
+    set(all ${supported})
+  endif()
+
+  if(NOT wanted STREQUAL "native")
+    if(wanted)
+      set(all "${wanted}")
+    endif()
+    set(${result} "${all}" PARENT_SCOPE)
+    return()
+  endif()
+  if(NOT native MATCHES "^[0-9]+[a-z]?(-real)?(;[0-9]+[a-z]?(-real)?)*$")
+    message(STATUS "No usable GPU here to build for (${native}): building for all architectures")
+    set(native "${all}")
+  elseif(known)
+    foreach(architecture IN LISTS native)
+      string(REGEX MATCH "[0-9]+" number "${architecture}")
+      if(NOT number IN_LIST known)
+        message(STATUS "The compiler doesn't know the GPU here (${architecture}): building for all architectures that it knows")
+        set(native "${all}")
+      endif()
+    endforeach()
+  endif()
+  set(${result} "${native}" PARENT_SCOPE)
+endfunction()

@@ -1,0 +1,356 @@
+"""``python -m ringnet_ext.fit``: fit heads to the landmarks of photographs and videos."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..command_line import FAILED, OptionError, Parser, command, computing_device, explained, output_folder, path, real, report
+from ..data.detectors import Detectors, FaceLandmarker
+from ..data.landmark_files import SUFFIXES as LANDMARK_SUFFIXES
+from ..data.landmark_files import NoFaceError
+from ..fitting import Fit, Walk, fit
+from ..fitting.pictures import uncertainty
+from ..flame import FLAME, FlameModel, builtin_head
+from ..flame.files import read_file, written_whole
+from ..images import read_image, write_image
+from ..infer import KINDS, image_files, landmarks_of, named, write_reconstruction
+from ..model import HeadParams, RingNet, reconstruction, require_landmarks
+from ..progress import progress
+from ..render import mark_points, overlay
+from ..squares import Square, around_landmarks, fit_square
+from ..videos import SUFFIXES as VIDEO_SUFFIXES
+from ..videos import Video, write_video
+
+_OUTER_EYE_CORNERS = 36, 45
+_MOST_OVERLAY = 720  # pixels along the longer side of an overlay video
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m ringnet_ext.fit",
+        description="Fit heads to landmarks: the most probable shape, expression, jaw and pose of each image, and how sure they are. "
+        "For every image NAME the output folder gets what infer writes: images/NAME.png, mesh/NAME.obj, neutral_mesh/NAME.obj and "
+        "params/NAME.npz. uncertainty/NAME.png shows the standard deviation of the head's surface, report.json and report.csv what was "
+        "reached, and residuals.csv how far each landmark is from where it was given. A video gets params.npz with a row a frame and "
+        "overlay.mp4 instead.",
+    )
+    parser.add_argument("images", nargs="+", type=path, metavar="IMAGE", help="image files or folders of them, or one video: "
+                        + ", ".join(VIDEO_SUFFIXES))  # fmt: skip
+    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="folder to write to; made if missing")
+    source = parser.add_argument_group("landmarks (one of these)").add_mutually_exclusive_group(required=True)
+    source.add_argument("--landmarks", type=path, metavar="DIR", help="folder with a file of 68 landmarks for each image: NAME and one of "
+                        f"{', '.join(LANDMARK_SUFFIXES)}, as for prepare; for a video a .npy or .npz file, (frames, 68, 2) pixels, or "
+                        "with a third column of confidences; NaN where there is no face")  # fmt: skip
+    source.add_argument("--detector", type=path, metavar="FILE", help="MediaPipe's face_landmarker.task; needs the package mediapipe")
+    people = parser.add_argument_group("who is in the images").add_mutually_exclusive_group()
+    people.add_argument("--same-person", action="store_true", help="one person: all images get one shape")
+    people.add_argument("--by-folder", action="store_true", help="one person a folder")
+    parser.add_argument("--checkpoint", type=path, metavar="RUN", help="begin at what this network says, and use its head; a run folder "
+                        "of training, or a checkpoint file [begin at the mean head]")  # fmt: skip
+    parser.add_argument("--head", type=path, metavar="FILE", help="head model file with landmarks [the built-in one, or the checkpoint's]")
+    parser.add_argument("--camera", choices=["weak", "perspective"], default="weak", help="weak perspective as RingNet has it, or a pinhole [weak]")
+    parser.add_argument("--focal", type=real(above=0), metavar="PIXELS", help="of the pinhole camera [estimated, one a person]")
+    parser.add_argument("--sigma", type=real(above=0), metavar="S", help="standard deviation of the landmarks, parts of the face's square's "
+                        "half side (of a video, and for a pinhole camera, of the image's) [estimated]")  # fmt: skip
+    parser.add_argument("--robust", choices=["huber", "geman-mcclure"], help="let landmarks that are far off count less")
+    parser.add_argument("--smoothness", type=real(0), default=1.0, metavar="X", help="of a video: how little a frame differs from the next; 0 for "
+                        "frames on their own [1]")  # fmt: skip
+    parser.add_argument("--device", help="cpu, cuda or cuda:N [cuda if there is one, else cpu]")
+    return parser
+
+
+@command
+def main(arguments: list[str]) -> int:
+    options = _parser().parse_args(arguments)
+    if options.focal is not None and options.camera != "perspective":
+        raise OptionError("--focal: expected --camera perspective with it")
+    device = computing_device(options.device)
+    network = None
+    if options.checkpoint is not None:
+        network = RingNet.load(options.checkpoint, head=options.head).to(device)
+        flame, head = network.flame, network.head
+    else:
+        head = builtin_head() if options.head is None else FlameModel.load(options.head)
+        require_landmarks(head, "--head")
+        flame = FLAME(head).to(device)
+    if any(file.suffix.lower() in VIDEO_SUFFIXES for file in options.images):
+        if len(options.images) > 1 or options.same_person or options.by_folder:
+            raise OptionError("IMAGE: expected one video alone, without --same-person and --by-folder")
+        return _fit_video(options, flame, head)
+    return _fit_images(options, flame, head, network)
+
+
+# Photographs.
+
+
+class _Seen(NamedTuple):
+    """An image's landmarks: in pixels of it, and their confidence; the square around them; its width and height."""
+
+    name: str
+    file: Path
+    points: np.ndarray
+    confidence: np.ndarray
+    square: Square
+    size: tuple[int, int]
+
+
+def _fit_images(options, flame: FLAME, head: FlameModel, network: RingNet | None) -> int:
+    find = _landmark_source(options)
+    files, failures, _ = image_files(options.images)
+    for failure in failures:
+        report(failure)
+    output_folder(options.out, (*KINDS, "uncertainty"))
+    (options.out / "uncertainty").mkdir(exist_ok=True)
+    seen: list[_Seen] = []
+    answers = []
+    for name, file in progress(named(files), desc="reading", unit="image"):
+        try:
+            image = read_image(file)
+            points, confidence = find(file, image)
+            square = around_landmarks(image, points, confidence)
+            seen.append(_Seen(name, file, points, confidence, square._replace(image=square.image[:1]), image.shape[1::-1]))
+            if network is not None:
+                answers.append(network.answer(torch.from_numpy(square.image).permute(2, 0, 1)[None]))
+        except (OSError, ValueError) as error:
+            failures.append(_named_failure(file, error))
+            report(failures[-1])
+    if not seen:
+        print(f"0 of {len(files)} images fitted in {options.out}")
+        return FAILED
+
+    found, seconds = _fitted(options, flame, seen, answers)
+    print(f"{len(seen)} images of {len(found.objective)} people fitted in {seconds:.2f} s, {len(seen) / seconds:.0f} a second; "
+          f"sigma {found.sigma:.4f}")  # fmt: skip
+    spread = found.vertex_std().cpu().numpy() * 1000
+    limit = float(np.quantile(spread, 0.99))
+    shapes, done, rows = found.shape, 0, []
+    for i, each in enumerate(progress(seen, desc="writing", unit="image")):
+        person = int(found.person[i])
+        if person in found.failed:
+            failures.append(f"{each.file}: {found.failed[person]}")
+            report(failures[-1])
+            continue
+        try:
+            square = around_landmarks(read_image(each.file), each.points, each.confidence)
+            face = reconstruction(flame, head.faces, square, _in_square(found, i, each, square, flame), found.neck_pose[i : i + 1], found.eye_pose[i : i + 1])
+            more = {} if found.focal is None else {"translation": found.translation[i].cpu().numpy(), "focal": found.focal[i].item() * max(each.size) / 2}
+            write_reconstruction(options.out, each.name, face, shape_std=found.shape_std[person].cpu().numpy(), **more)
+            picture = uncertainty(flame(shapes[person : person + 1]).vertices[0].cpu().numpy(), head.faces, spread[person], limit)
+            write_image(options.out / "uncertainty" / f"{each.name}.png", picture)
+            rows.append((i, each, found.residuals[i].cpu().numpy() * _unit(found, each)))
+            done += 1
+        except (OSError, ValueError) as error:
+            failures.append(_named_failure(each.file, error))
+            report(failures[-1])
+    _write_reports(options.out, found, rows)
+    print(f"{done} of {len(files)} images fitted in {options.out}")
+    return FAILED if failures else 0
+
+
+def _named_failure(file: Path, error: Exception) -> str:
+    text = explained(error)
+    return text if text.startswith(str(file)) else f"{file}: {text}"
+
+
+def _landmark_source(options) -> Callable[[Path, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    if options.detector is not None:
+        detectors = Detectors(lambda: FaceLandmarker(options.detector), 1)
+        return lambda file, image: detectors(image)
+    if not options.landmarks.is_dir():
+        raise OptionError(f"--landmarks: {options.landmarks}: no such folder")
+    return lambda file, image: landmarks_of(file, options.landmarks)
+
+
+def _whole_image(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Pixels -> coordinates around the image's middle, in halves of its longer side."""
+    return (points - np.array(size) / 2) / (max(size) / 2)
+
+
+def _fitted(options, flame: FLAME, seen: list[_Seen], answers: list[HeadParams]) -> tuple[Fit, float]:
+    perspective = options.camera == "perspective"
+    normalised = [_whole_image(each.points, each.size) if perspective else _normalised(each) for each in seen]
+    like = flame.v_template
+    landmarks = torch.from_numpy(np.stack(normalised)).to(like)
+    confidence = torch.from_numpy(np.stack([each.confidence for each in seen])).to(like)
+    person = None
+    if options.same_person:
+        person = ["the person"] * len(seen)
+    elif options.by_folder:
+        person = [str(each.file.parent) for each in seen]
+    start = HeadParams(*(torch.cat(parts) for parts in zip(*answers, strict=True))) if answers and not perspective else None
+    focal = None
+    if options.focal is not None:
+        focal = like.new_tensor([options.focal / (max(each.size) / 2) for each in seen])
+    began = time.perf_counter()
+    found = fit(flame, landmarks, person=person, confidence=confidence, sigma=options.sigma, camera=options.camera, focal=focal, start=start,
+                robust=options.robust)  # fmt: skip
+    return found, time.perf_counter() - began
+
+
+def _normalised(each: _Seen) -> np.ndarray:
+    side = each.square.image.shape[1]
+    return (each.points * each.square.scale + np.asarray(each.square.offset)) * (2 / side) - 1
+
+
+def _unit(found: Fit, each: _Seen) -> float:
+    """Pixels of the image in a unit of what was fitted."""
+    return max(each.size) / 2 if found.focal is not None else each.square.image.shape[1] / 2 / each.square.scale
+
+
+def _in_square(found: Fit, i: int, each: _Seen, square: Square, flame: FLAME) -> HeadParams:
+    """An image's parameters, with the camera that sees the head in its square."""
+    params = HeadParams(*(value[i : i + 1] for value in found.params))
+    if found.focal is None:
+        return params
+    # The square is a part of the image: x' = a x + b, so s' = a s and t' = t + b / s'.
+    half = max(each.size) / 2
+    a = half * square.scale * 2 / len(square.image)
+    b = square.normalised(np.array(each.size) / 2)
+    scale = a * params.camera[:, :1]
+    return params._replace(camera=torch.cat([scale, params.camera[:, 1:] + params.camera.new_tensor(b) / scale], dim=1))
+
+
+def _write_reports(folder: Path, found: Fit, rows: list[tuple[int, _Seen, np.ndarray]]) -> None:
+    people, summary = {}, io.StringIO()
+    writer = csv.writer(summary, lineterminator="\n")
+    writer.writerow(["image", "name", "person", "landmark_error", "pixels", "objective", "iterations", "stopped"])
+    each_landmark = io.StringIO()
+    details = csv.writer(each_landmark, lineterminator="\n")
+    details.writerow(["name", *range(68)])
+    for i, each, distance in rows:
+        known = each.confidence > 0
+        person = int(found.person[i])
+        eyes = np.linalg.norm(np.subtract(*each.points[list(_OUTER_EYE_CORNERS)]))
+        both = known[list(_OUTER_EYE_CORNERS)].all()
+        pixels = float(distance[known].mean())
+        error = f"{pixels / max(eyes, 1e-9):.4f}" if both else ""
+        writer.writerow([each.file, each.name, person, error, f"{pixels:.3f}", f"{float(found.objective[person]):.4f}",
+                         int(found.iterations[person]), found.stopped[person]])  # fmt: skip
+        details.writerow([each.name, *(f"{value:.3f}" if there else "" for value, there in zip(distance, known, strict=True))])
+        people.setdefault(person, []).append(each.name)
+    facts = [
+        {"images": names, "objective": float(found.objective[g]), "iterations": int(found.iterations[g]), "stopped": found.stopped[g],
+         "shape_std": [round(value, 5) for value in found.shape_std[g].tolist()]}
+        for g, names in people.items()
+    ]  # fmt: skip
+    for name, text in (("report.csv", summary.getvalue()), ("residuals.csv", each_landmark.getvalue()),
+                       ("report.json", json.dumps({"sigma": found.sigma, "people": facts}, indent=1) + "\n")):  # fmt: skip
+        with written_whole(folder / name) as file:
+            file.write(text.encode("utf-8", "surrogateescape"))
+
+
+# A video.
+
+
+def _fit_video(options, flame: FLAME, head: FlameModel) -> int:
+    video = Video(options.images[0])
+    output_folder(options.out)
+    points, confidence = _video_landmarks(options, video)
+    known = (confidence > 0).any(1)
+    if not known.any():
+        raise ValueError(f"{video.path}: no face in any of its {len(points)} frames")
+    half = max(video.size) / 2
+    like = flame.v_template
+    landmarks = torch.from_numpy(_whole_image(points, video.size)).to(like)
+    smooth = options.smoothness > 0
+    began = time.perf_counter()
+    bar = progress(total=1, desc="fitting", unit="video")
+    found = fit(
+        flame, landmarks, person=[0] * len(points), confidence=torch.from_numpy(confidence).to(like), sigma=options.sigma, camera=options.camera,
+        focal=None if options.focal is None else options.focal / half, robust=options.robust, video=smooth,
+        walk=Walk().times(1 / options.smoothness) if smooth else Walk(),
+    )  # fmt: skip
+    bar.update(1)
+    bar.close()
+    seconds = time.perf_counter() - began
+    if found.failed:
+        raise ValueError(f"{video.path}: {found.failed[0]}")
+    print(f"{len(points)} frames fitted in {seconds:.2f} s, {len(points) / seconds:.0f} a second; {int((~known).sum())} without a face; "
+          f"sigma {found.sigma:.4f}")  # fmt: skip
+    p = found.params
+    arrays = {
+        "cam": p.camera, "pose": torch.cat([p.global_pose, p.jaw_pose], dim=1), "shape": found.shape[0], "expression": p.expression,
+        "shape_std": found.shape_std[0],
+    }  # fmt: skip
+    if found.focal is not None:
+        arrays |= {"translation": found.translation, "focal": found.focal * half}
+    arrays = {name: value.cpu().numpy() for name, value in arrays.items()}
+    arrays["landmarks"] = found.landmarks.cpu().numpy() * half + np.array(video.size, np.float32) / 2
+    arrays |= {"seen": known, "residuals": found.residuals.cpu().numpy() * half, "fps": video.fps, "size": np.array(video.size)}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    with written_whole(options.out / "params.npz") as file:
+        file.write(buffer.getvalue())
+    neutral = flame(found.shape[:1]).vertices[0].cpu().numpy()
+    write_image(options.out / "uncertainty.png", uncertainty(neutral, head.faces, 1000 * found.vertex_std()[0].cpu().numpy()))
+    facts = {
+        "frames": len(points), "without_a_face": int((~known).sum()), "sigma": found.sigma, "objective": float(found.objective[0]),
+        "iterations": int(found.iterations[0]), "stopped": found.stopped[0], "frames_a_second": len(points) / seconds,
+        "mean_residual_pixels": float(np.nanmean(arrays["residuals"])),
+    }  # fmt: skip
+    with written_whole(options.out / "report.json") as file:
+        file.write((json.dumps(facts, indent=1) + "\n").encode())
+    frames = progress(_overlays(video, flame, head, found, known), total=len(points), desc="drawing", unit="frame")
+    write_video(options.out / "overlay.mp4", frames, video.fps)
+    print(f"{options.out}: params.npz, overlay.mp4, uncertainty.png, report.json")
+    return 0
+
+
+def _video_landmarks(options, video: Video) -> tuple[np.ndarray, np.ndarray]:
+    """(frames, 68, 2) pixels and (frames, 68) confidences, 0 where there is no face."""
+    if options.detector is not None:
+        detectors = Detectors(lambda: FaceLandmarker(options.detector), 1)
+        rows = []
+        for frame in progress(video, total=video.count or None, desc="finding landmarks", unit="frame"):
+            try:
+                rows.append(detectors(frame))
+            except NoFaceError:
+                rows.append((np.zeros((68, 2), np.float32), np.zeros(68, np.float32)))
+        if not rows:
+            raise ValueError(f"{video.path}: no frame of it can be read")
+        return np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows])
+    file = options.landmarks
+    if file.is_dir():
+        raise OptionError(f"--landmarks: {file}: expected a .npy or .npz file for a video, and this is a folder")
+    values = read_file(file)
+    if isinstance(values, dict):
+        values = values.get("landmarks", next(iter(values.values()), None))
+    if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.ndim != 3 or values.shape[1] != 68 or values.shape[2] not in (2, 3):
+        got = values.shape if isinstance(values, np.ndarray) else type(values).__name__
+        raise ValueError(f"{file}: expected numbers of shape (frames, 68, 2 or 3), got {got}")
+    count = sum(1 for _ in video)
+    if len(values) != count:
+        raise ValueError(f"{file}: landmarks of {len(values)} frames, and {video.path} has {count}")
+    points = values[..., :2].astype(np.float32)
+    confidence = values[..., 2].astype(np.float32) if values.shape[2] == 3 else np.ones(values.shape[:2], np.float32)
+    there = np.isfinite(values).all(-1)
+    return np.where(there[..., None], points, 0), np.where(there, confidence, 0)
+
+
+def _overlays(video: Video, flame: FLAME, head: FlameModel, found: Fit, known: np.ndarray) -> Iterator[np.ndarray]:
+    for i, frame in enumerate(itertools.islice(video, len(known))):
+        square = fit_square(frame, _MOST_OVERLAY)
+        face = reconstruction(flame, head.faces, square, HeadParams(*(value[i : i + 1] for value in found.params)))
+        drawn = overlay(square.image, face.image_vertices, head.faces, face.params.camera[0].numpy(), opacity=0.85 if known[i] else 0.4)
+        mark_points(drawn, face.square_landmarks)
+        (left, top), (right, bottom) = ((np.array(point) * square.scale + square.offset).round().astype(int) for point in ((0, 0), frame.shape[1::-1]))
+        picture = drawn[top:bottom, left:right]
+        if not known[i]:
+            cv2.putText(picture, "no face seen: bridged", (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (220, 30, 40), 1, cv2.LINE_AA)
+        yield np.ascontiguousarray(picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,62 @@
+"""Landmarks with their derivatives, for solvers that want all of them at once."""
+
+from torch import Tensor
+
+from . import reference
+from ._landmarks import LandmarkOperator
+from ._operator import Operator
+from ._prepared import Cache, PreparedLandmarks, prepared_landmarks
+
+
+class PreparedJacobian:
+    """A model prepared for its landmarks, as an operator that gives their derivatives too."""
+
+    def __init__(self, *constants):
+        *tensors, neck_joint = constants
+        self.landmarks: PreparedLandmarks = prepared_landmarks(tuple(tensors), neck_joint)
+        self.K, self.J, self.like = self.landmarks.K, self.landmarks.J, self.landmarks.like
+
+    def shapes(self, B: int) -> tuple[tuple[int, ...], ...]:
+        return self.landmarks.shapes(B)
+
+    def forward(self, betas: Tensor, pose: Tensor, pose2rot: bool, keep: bool) -> tuple[tuple, tuple]:
+        """(landmarks, d_betas, d_pose), and no states. The arguments are checked; those of a batch element are contiguous."""
+        model, B, N = self.landmarks, betas.shape[0], self.landmarks.points
+        landmarks, d_betas = betas.new_empty(B, N, 3), betas.new_empty(B, N, 3, self.K)
+        d_pose = betas.new_empty(B, N, 3, (3 if pose2rot else 9) * self.J)
+        size = model.core.jacobian_workspace_size(model.cuda, B, *model.landmark_sizes)
+        model.core.jacobian(
+            betas=betas, pose=pose, axis_angle=pose2rot, landmarks=landmarks, d_betas=d_betas, d_pose=d_pose,
+            workspace=betas.new_empty(size) if size else None,
+        )  # fmt: skip
+        return (landmarks, d_betas, d_pose), ()
+
+
+class Jacobian(LandmarkOperator):
+    name, function = "landmarks_jacobian", "flame_landmarks_jacobian"
+    moving, results, states = ("betas", "pose"), ("landmarks", "d_betas", "d_pose"), ()
+    reference = staticmethod(reference.flame_landmarks_jacobian)
+    cache = Cache(PreparedJacobian)
+
+    def shapes(self, sizes):
+        B, _, K, J, L, C, pose_size = sizes
+        return (B, C + L, 3), (B, C + L, 3, K), (B, C + L, 3, pose_size)
+
+    def check(self, betas, pose, *rest):
+        return *super().check(betas, pose, *rest), pose.shape[1]
+
+    def prepared(self, betas, pose, *rest):
+        model, sizes = super().prepared(betas, pose, *rest)
+        return model, (*sizes, pose.shape[1])
+
+    def dispatch(self, *inputs):
+        self.check(*inputs)
+        return Operator.dispatch(self, *inputs)
+
+    def backward_kernel(self, model, gradients, inputs, states, wanted):
+        raise NotImplementedError(
+            "flame_landmarks_jacobian has no derivatives of its own; ringnet_ext.ops.reference.flame_landmarks can be differentiated twice"
+        )
+
+
+JACOBIAN = Jacobian()

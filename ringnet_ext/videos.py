@@ -1,0 +1,73 @@
+"""Video files, frame by frame, by way of OpenCV."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+#: Names that are taken for videos.
+SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
+
+
+class VideoError(ValueError):
+    """The file is not a video that can be used; the message says why."""
+
+
+class Video:
+    """A video file. fps: frames a second. count: how many frames it says it has; a broken file ends earlier."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{self.path}: no such file")
+        capture = self._open()
+        self.fps = capture.get(cv2.CAP_PROP_FPS) or 25.0
+        self.count = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        self.size = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+        capture.release()
+
+    def _open(self) -> cv2.VideoCapture:
+        capture = cv2.VideoCapture(str(self.path))
+        if not capture.isOpened():
+            raise VideoError(f"{self.path}: not a video that OpenCV can read")
+        return capture
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """The frames, (H, W, 3) uint8 RGB, upright."""
+        capture = self._open()
+        try:
+            while True:
+                there, frame = capture.read()
+                if not there:
+                    return
+                yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        finally:
+            capture.release()
+
+
+def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float) -> int:
+    """Write frames (H, W, 3) uint8 RGB as MP4, whole or not at all. Returns how many there were.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path, writer, count = Path(path), None, 0
+    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        for frame in frames:
+            if writer is None:
+                writer = cv2.VideoWriter(str(unfinished), cv2.VideoWriter.fourcc(*"mp4v"), fps, frame.shape[1::-1])
+                if not writer.isOpened():
+                    raise OSError(f"{path}: cannot be written: this OpenCV has no MPEG-4 writer, or the folder can't be written to")
+            writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+            count += 1
+        if writer is not None:
+            writer.release()
+            unfinished.replace(path)
+        return count
+    finally:
+        unfinished.unlink(missing_ok=True)
