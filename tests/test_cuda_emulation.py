@@ -359,6 +359,18 @@ def test_blocks_fill_whole_waves(built, kernel, backward, small, batches, most, 
     assert sum(excess) / len(excess) <= mean
 
 
+def derivatives_error(random_model, B: int, V: int, K: int, J: int, L: int, C: int):
+    """A call: the error of flame_landmarks_jacobian in float32."""
+    model = random_model(V=V, K=K, J=J, L=L, C=C)
+    inputs, own = model.inputs(B), model.to(dtype=torch.float32)
+    want = reference.flame_landmarks_jacobian(*inputs, *model.constants, *model.embedding)
+
+    def run() -> float:
+        return error(ops.flame_landmarks_jacobian(*(x.float() for x in inputs), *own.constants, *own.embedding), want)
+
+    return run
+
+
 def test_a_fault_shows(emulation, random_model):
     """With all barriers and waits results are right; without any one of them they are wrong in some order of threads, or the emulation objects."""
     sizes = [(3, 70, 11, 5, 400), (20, 70, 20, 5, 12), (40, 70, 40, 5, 12), (2, 1030, 3, 2, 1), (34, 40, 2, 12, 12)]
@@ -367,12 +379,15 @@ def test_a_fault_shows(emulation, random_model):
     tried += [(1, case) for case in cases(random_model, 34, 40, 0, 1, 0, torch.float32, names=["lbs, matrices"])]
     tried += [(1, case) for walk in reversed(WALKS) for case in cases(random_model, *walk, names=["lbs"])]
 
+    runs = [(order, lambda case=case: error(results(case[1], case[2]), case[3])) for order, case in tried]
+    runs += [(order, derivatives_error(random_model, 2, 101, 7, 5, 10, 4)) for order in (1, 2)]
+
     def noticed() -> bool:
         ops.clear_prepared()  # packing is one of the kernels
-        for order, (_, function, inputs, want) in tried:
+        for order, run in runs:
             emulation.order(order)
             try:
-                if not error(results(function, inputs), want) < 2e-6:
+                if not run() < 2e-6:
                     return True
             except RuntimeError:
                 return True
