@@ -18,7 +18,7 @@ struct MeshBackward {
     index_t grad_stride[3];
     T* grad_v_template;        // (B, V, 3) or null
     bool sum_grad_v_template;  // into the workspace
-    bool on_chip;              // d(transforms) add up in shared memory, else in the workspace; the launch decides
+    bool on_chip = false;      // d(transforms) add up in shared memory, else in the workspace; the launch decides
 };
 
 constexpr int backward_depth = 16;  // columns of a tile that pass through shared memory at a time
