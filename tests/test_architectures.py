@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cma
 def test_the_rule(tmp_path, wanted, native, known, expected):
     script = tmp_path / "rule.cmake"
     script.write_text(
-        f'include("{ROOT}/csrc/cuda/architectures.cmake")\n'
+        f'cmake_minimum_required(VERSION 3.24...3.31)\ninclude("{ROOT}/csrc/cuda/architectures.cmake")\n'
         f'ringnet_cuda_architectures(chosen "{wanted}" "{native}" "{known}")\n'
         'message("chosen: ${chosen}")\n'
     )
@@ -48,7 +49,10 @@ def test_a_machine_without_a_usable_gpu(tmp_path, monkeypatch):
     pybind11 = pytest.importorskip("pybind11")
     monkeypatch.setenv("CUDAARCHS", "native")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    options = {"RINGNET_CUDA": "ON", "SKBUILD_PROJECT_VERSION": "0.1", "pybind11_DIR": pybind11.get_cmake_dir()}
+    options = {
+        "RINGNET_CUDA": "ON", "SKBUILD_PROJECT_VERSION": "0.1", "pybind11_DIR": pybind11.get_cmake_dir(),
+        "PYTHON_EXECUTABLE": sys.executable, "Python_EXECUTABLE": sys.executable,
+    }  # fmt: skip
     command = ["cmake", "-S", ROOT, "-B", tmp_path, *(f"-D{name}={value}" for name, value in options.items())]
     for _ in range(2):
         run = subprocess.run(command, capture_output=True, text=True)
