@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .camera import project, yaw_of
+from .camera import yaw_of
 from .data.augment import crop
 from .data.faces import FaceSet
 from .fitting import Priors, fit

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .camera import FILL, UPRIGHT, project, to_pixels, yaw_of
 from .checkpoint import CheckpointError, read_checkpoint, write_checkpoint
-from .images import INPUT_SIZE, read_image, to_input
+from .images import read_image, to_input
 from .encoder import ENCODERS, CompactEncoder, IterativeRegressor
 from .flame import FLAME, FlameModel, builtin_head
 from .flame.builtin import VERSION as BUILTIN_VERSION

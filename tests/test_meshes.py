@@ -4,7 +4,7 @@ import trimesh
 
 from ringnet_ext.flame import FlameModel
 from ringnet_ext.flame.__main__ import main as flame_command
-from ringnet_ext.flame.meshes import MESHES, Mesh, obj_bytes, read_mesh
+from ringnet_ext.flame.meshes import MESHES, Mesh, read_mesh
 from ringnet_ext.flame.sources import load_head
 
 

@@ -1,6 +1,5 @@
 """Every wrong argument is refused by name, on either path and on the formula's, and what the field passes is taken."""
 
-import warnings
 
 import pytest
 import torch

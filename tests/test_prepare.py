@@ -21,7 +21,7 @@ from ringnet_ext.camera import yaw_of
 from ringnet_ext.data.augment import FLIP, crop
 from ringnet_ext.data.faces import Augmentation, FaceSet
 from ringnet_ext.data.landmark_files import LandmarkError, NoFaceError, read_landmarks
-from ringnet_ext.data.photographs import hold_out, load_photographs, record, write_manifest
+from ringnet_ext.data.photographs import hold_out, load_photographs
 from ringnet_ext.data.rings import RingSampler
 from ringnet_ext.data.synthetic import SyntheticFaces
 from ringnet_ext.flame import FLAME

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..command_line import FAILED, OptionError, Parser, command, computing_device, explained, output_folder, path, real, report
 from ..data.detectors import Detectors, FaceLandmarker

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import threading
-import weakref
 from collections.abc import Callable
 
 import _ringnet_core as core
