@@ -56,7 +56,7 @@ __device__ void pose_of_element(const PoseInput<T>& in, index_t b, const PoseScr
         const int part = n / coordinates, end = (part + 1) * K / parts;
         const T* column = in.joint_dirs + n % coordinates;
         T sum = T(0);
-#pragma unroll 8
+#pragma unroll 6  // 8 spill a register of four elements' landmarks at sm_120
         for (int k = part * K / parts; k < end; ++k) sum += betas[k] * column[k * coordinates];
         s.world_r[n] = sum;
     }
