@@ -7,7 +7,6 @@ import math
 
 import mpmath
 import torch
-
 from contenders import CONTENDERS, Problem, Unavailable
 from report import markdown
 from timing import call_of

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from limits import Work, rotations, skinned_points
 from torch import Tensor
 
-from limits import Work, rotations, skinned_points
 from ringnet_ext import FLAME, builtin_head, ops
 from ringnet_ext.ops import reference
 

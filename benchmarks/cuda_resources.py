@@ -2,7 +2,8 @@
 
     python benchmarks/cuda_resources.py
 
-Needs nvcc and no GPU. Fails where a kernel doesn't compile without warnings or spills registers at sm_80 or above, or keeps an array in memory.
+Needs nvcc and no GPU. Fails where a kernel doesn't compile without warnings or spills registers at sm_80 or above, or
+keeps an array in memory.
 """
 
 import argparse
@@ -48,27 +49,43 @@ class Usage:
 
 def compile_source(source: Path, architecture: str, folder: Path) -> dict[str, Usage]:
     """Compiles one source for one architecture; returns its kernels' usage by name."""
-    command = ["nvcc", *FLAGS, f"-arch=sm_{architecture}", "-cubin", "-o", folder / f"{source.stem}_{architecture}.cubin", source]
+    command = [
+        "nvcc",
+        *FLAGS,
+        f"-arch=sm_{architecture}",
+        "-cubin",
+        "-o",
+        folder / f"{source.stem}_{architecture}.cubin",
+        source,
+    ]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise RuntimeError(f"{source.name} for sm_{architecture}:\n{result.stderr}")
     report = subprocess.run(["c++filt"], input=result.stderr, capture_output=True, text=True, check=True).stdout
     usage = {}
-    # A kernel's report runs from its "Compiling entry function" to the next; the functions it calls report inside, after its own.
+    # A kernel's report runs from its "Compiling entry function" to the next; the functions it calls report inside,
+    # after its own.
     for entry in report.split("Compiling entry function '")[1:]:
         name = re.sub(r"\(anonymous namespace\)::|ringnet::|cuda::|^void ", "", entry[: entry.index("' for")])
         first = lambda pattern: int(m[1]) if (m := re.search(pattern, entry)) else 0  # noqa: E731
         usage[re.sub(r"\(.*", "", name)] = Usage(
-            first(r"Used (\d+) registers"), first(r"(\d+) bytes spill stores"), first(r"(\d+) bytes stack frame"), first(r"(\d+) bytes smem")
+            first(r"Used (\d+) registers"),
+            first(r"(\d+) bytes spill stores"),
+            first(r"(\d+) bytes stack frame"),
+            first(r"(\d+) bytes smem"),
         )
     return usage
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--architectures", nargs="+", default=ARCHITECTURES, help="compute capabilities without the dot (%(default)s)")
+    parser.add_argument(
+        "--architectures", nargs="+", default=ARCHITECTURES, help="compute capabilities without the dot (%(default)s)"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="compilers at a time (%(default)s)")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "cuda_resources.md", help="the page to write (%(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "docs" / "cuda_resources.md", help="the page to write (%(default)s)"
+    )
     arguments = parser.parse_args()
     if not (shutil.which("nvcc") and shutil.which("c++filt")):
         sys.exit("nvcc and c++filt are needed")
@@ -81,7 +98,9 @@ def main() -> None:
             for name, used in usage.items():
                 kernels.setdefault(name, {})[architecture] = used
 
-    version = re.search(r"release ([\d.]+)", subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout)
+    version = re.search(
+        r"release ([\d.]+)", subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout
+    )
     lines = [HEADER.format(nvcc=f"nvcc {version[1]}")]
     columns = [f"sm_{a}" for a in arguments.architectures]
     lines.append(f"| kernel | {' | '.join(columns)} | static shared | stack |")

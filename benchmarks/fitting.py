@@ -1,12 +1,14 @@
 """How long until a head is fitted: python benchmarks/fitting.py [--json FILE] prints a markdown table.
 
-Held-out people as training has them (the built-in head, exact 2D landmarks of one image each), from the mean head in a frontal pose, which is
-moved and scaled to the landmarks' box. Everybody minimises the same objective over the same parameters: camera, rotation, jaw, 50 expression and 100 shape
-coefficients; sigma 0.003. Time counts until the objective, the mean over the people, is within 0.1 % of the optimum; who doesn't get there in
-the steps or the seconds allowed is listed with where it got.
+Held-out people as training has them (the built-in head, exact 2D landmarks of one image each), from the mean head in a
+frontal pose, which is moved and scaled to the landmarks' box. Everybody minimises the same objective over the same
+parameters: camera, rotation, jaw, 50 expression and 100 shape coefficients; sigma 0.003. Time counts until the
+objective, the mean over the people, is within 0.1 % of the optimum; who doesn't get there in the steps or the seconds
+allowed is listed with where it got.
 
 - ours: ringnet_ext.fit.
-- Adam, L-BFGS: torch.optim's, on smplx's lbs and vertices2landmarks (without smplx, on the reference), parameters in units of their priors.
+- Adam, L-BFGS: torch.optim's, on smplx's lbs and vertices2landmarks (without smplx, on the reference), parameters in
+  units of their priors.
 - SciPy: least_squares (trf) on the reference, derivatives by forward differentiation, one person after the other.
 """
 
@@ -17,8 +19,8 @@ import time
 from pathlib import Path
 
 import torch
-
 from report import markdown
+
 from ringnet_ext import FLAME, builtin_head
 from ringnet_ext.camera import FILL, UPRIGHT, project
 from ringnet_ext.data.synthetic import SyntheticFaces
@@ -48,7 +50,9 @@ class People:
         low, high = mean.amin(0), mean.amax(0)
         camera = torch.cat([2 * FILL / (high - low).max()[None], -(low + high) / 2])[None]
         zeros = torch.zeros(1, 153)
-        self.start = HeadParams(*(part.expand(count, -1) for part in (camera, upright, zeros[:, :3], zeros[:, :100], zeros[:, :50])))
+        self.start = HeadParams(
+            *(part.expand(count, -1) for part in (camera, upright, zeros[:, :3], zeros[:, :100], zeros[:, :50]))
+        )
 
     def some(self, count: int) -> tuple[torch.Tensor, HeadParams]:
         return self.landmarks[:count], HeadParams(*(value[:count] for value in self.start))
@@ -56,7 +60,9 @@ class People:
     def face_error(self, shape: torch.Tensor) -> float:
         """Relative to the mean head's error."""
         face = torch.tensor(builtin_head().regions["face"])
-        truth, found, mean = (self.flame(s).vertices[:, face].double() for s in (self.shape[: len(shape)], shape, torch.zeros_like(shape)))
+        truth, found, mean = (
+            self.flame(s).vertices[:, face].double() for s in (self.shape[: len(shape)], shape, torch.zeros_like(shape))
+        )
         errors = [(similarity_align(v, truth) - truth).norm(dim=-1).mean() for v in (found, mean)]
         return float(errors[0] / errors[1])
 
@@ -94,9 +100,17 @@ def of_smplx(flame: FLAME):
 
 def in_units(start: HeadParams):
     """Parameters as moves from the start, in units that make them alike."""
-    units = HeadParams(torch.tensor([float(start.camera[0, 0]), 0.1, 0.1]), torch.tensor(1.0), torch.tensor(0.3), torch.tensor(1.0), torch.tensor(0.5))
+    units = HeadParams(
+        torch.tensor([float(start.camera[0, 0]), 0.1, 0.1]),
+        torch.tensor(1.0),
+        torch.tensor(0.3),
+        torch.tensor(1.0),
+        torch.tensor(0.5),
+    )
     moves = [torch.zeros_like(value).requires_grad_() for value in start]
-    return moves, lambda: HeadParams(*(value + unit * move for value, unit, move in zip(start, units, moves, strict=True)))
+    return moves, lambda: HeadParams(
+        *(value + unit * move for value, unit, move in zip(start, units, moves, strict=True))
+    )
 
 
 def adam(landmarks, target, start, goal, seconds, steps=3000):
@@ -123,7 +137,13 @@ class _Enough(Exception):
 def lbfgs(landmarks, target, start, goal, seconds, steps=5000):
     moves, params = in_units(start)
     optimizer = torch.optim.LBFGS(
-        moves, max_iter=steps, max_eval=2 * steps, history_size=50, tolerance_grad=0, tolerance_change=0, line_search_fn="strong_wolfe"
+        moves,
+        max_iter=steps,
+        max_eval=2 * steps,
+        history_size=50,
+        tolerance_grad=0,
+        tolerance_change=0,
+        line_search_fn="strong_wolfe",
     )
     began, best, calls = time.perf_counter(), float("inf"), 0
 
@@ -197,7 +217,12 @@ def main() -> None:
             found = ours()
             times.append(time.perf_counter() - began)
         contenders = {
-            "ringnet_ext.fit": (sorted(times)[len(times) // 2], float(found.objective.sum()), float(found.iterations.float().mean()), found.shape),
+            "ringnet_ext.fit": (
+                sorted(times)[len(times) // 2],
+                float(found.objective.sum()),
+                float(found.iterations.float().mean()),
+                found.shape,
+            ),
             f"Adam on {name}": adam(smplx, target, start, goal, options.seconds),
             f"L-BFGS on {name}": lbfgs(smplx, target, start, goal, options.seconds),
             "SciPy on the reference": scipy(people.flame, target, start, goal, options.seconds),
@@ -207,7 +232,15 @@ def main() -> None:
             reached = bool(value <= goal * (1 + 1e-6))
             error = people.face_error(shape)
             results.append(
-                {"batch": B, "name": who, "seconds": seconds, "objective": value / B, "reached": reached, "steps": steps, "face_error": error}
+                {
+                    "batch": B,
+                    "name": who,
+                    "seconds": seconds,
+                    "objective": value / B,
+                    "reached": reached,
+                    "steps": steps,
+                    "face_error": error,
+                }
             )
             rows.append([
                 f"{who}", str(B), f"{seconds / B * 1e3:.3g}", f"{seconds / first:.3g}x" + ("" if reached else " and not there"),
@@ -216,7 +249,11 @@ def main() -> None:
             print(" ".join(rows[-1]), flush=True)
     print(markdown(["", "people", "ms a person", "time", "objective", "steps", "face error / mean head's"], rows))
     if options.json:
-        machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+        machine = {
+            "processor": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
         options.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
 
 

@@ -1,4 +1,5 @@
-"""Every CUDA kernel at least once: against the reference in float64 (``check``), or timed in a CUDA graph (``time``, ``products``).
+"""Every CUDA kernel at least once: against the reference in float64 (``check``), or timed in a CUDA graph (``time``,
+``products``).
 
     python benchmarks/gpu_kernels.py check
     compute-sanitizer --tool racecheck --kernel-regex kns=ringnet python benchmarks/gpu_kernels.py check --quick
@@ -6,11 +7,13 @@
     python benchmarks/gpu_kernels.py products --json FILE
     ncu --profile-from-start off python benchmarks/gpu_kernels.py profile
 
-``check --quick`` is small enough for compute-sanitizer; ``overrun`` is an error for its memcheck to find. ``time`` prints microseconds per call
-on the device, without the host's share, at FLAME's sizes (V = 5023, K = 150, J = 5) and beside them the shortest time that arithmetic and memory
-traffic allow. ``products`` times the large-batch mesh kernels by themselves, multiplying in float32 and on tensor cores in turns
-(mesh_products.cu; needs nvcc). ``profile`` has the profiler on for the hot kernels: B = 1 and 1024, forward and backward. With ``--device cpu``
-all of them but ``overrun`` run without a GPU, to try the program itself: few batch sizes, and products are only compiled.
+``check --quick`` is small enough for compute-sanitizer; ``overrun`` is an error for its memcheck to find. ``time``
+prints microseconds per call on the device, without the host's share, at FLAME's sizes (V = 5023, K = 150, J = 5) and
+beside them the shortest time that arithmetic and memory traffic allow. ``products`` times the large-batch mesh kernels
+by themselves, multiplying in float32 and on tensor cores in turns (mesh_products.cu; needs nvcc). ``profile`` has the
+profiler on for the hot kernels: B = 1 and 1024, forward and backward. With ``--device cpu``
+all of them but ``overrun`` run without a GPU, to try the program itself: few batch sizes, and products are only
+compiled.
 """
 
 import argparse
@@ -33,7 +36,8 @@ PARENTS = [-1, 0, 1, 1, 1]
 
 
 def random_model(V: int, K: int, J: int, dtype: torch.dtype, device: str, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Arguments of flame_lbs but betas and pose; two joints per vertex, as a region of neighbouring vertices has them."""
+    """Arguments of flame_lbs but betas and pose; two joints per vertex, as a region of neighbouring vertices has
+    them."""
     g = torch.Generator().manual_seed(seed)
     normal = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
     weights = torch.zeros(V, J, dtype=torch.float64)
@@ -72,9 +76,14 @@ def gradients(function, inputs, seed):
 
 def check(device: str, quick: bool) -> bool:
     ok = True
-    # Batches on both sides of every change of tiling (csrc/cuda/layout.h); tiles that are full, partial and many; the last so large that a
-    # block of the backward pass walks over several tiles.
-    sizes = [(B, 100, 11, 5) for B in (1, 3, 9, 17, 40, 130)] + [(2, 64, 0, 1), (20, 33, 3, 9), (70, 700, 30, 5), (600, 900, 10, 5)]
+    # Batches on both sides of every change of tiling (csrc/cuda/layout.h); tiles that are full, partial and many; the
+    # last so large that a block of the backward pass walks over several tiles.
+    sizes = [(B, 100, 11, 5) for B in (1, 3, 9, 17, 40, 130)] + [
+        (2, 64, 0, 1),
+        (20, 33, 3, 9),
+        (70, 700, 30, 5),
+        (600, 900, 10, 5),
+    ]
     if quick:  # each of the kernels once
         sizes = [(B, 100, 11, 5) for B in (1, 3, 20, 40)] + [(12, 33, 3, 9), (600, 900, 10, 5)]
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
@@ -94,27 +103,54 @@ def check(device: str, quick: bool) -> bool:
                 return lambda b, p: operators.flame_landmarks(b, p, *m.values(), *e, neck_joint=neck)
 
             def points_of(operators, e):
-                return lambda v: operators.vertices2landmarks(v, e[0], e[1].expand(len(v), -1), e[2].expand(len(v), -1, -1))
+                return lambda v: operators.vertices2landmarks(
+                    v, e[0], e[1].expand(len(v), -1), e[2].expand(len(v), -1, -1)
+                )
 
             per_element = model["v_template"].expand(B, -1, -1)
             exact_template = exact["v_template"]
             cases = {
                 "rodrigues": (ops.batch_rodrigues, [pose.view(-1, 3)], reference.batch_rodrigues, [pose.view(-1, 3)]),
-                "lbs": (lbs(ops, model), [betas, pose, model["v_template"]], lbs(reference, exact), [betas, pose, exact_template]),
-                "lbs, template per element": (lbs(ops, model), [betas, pose, per_element], lbs(reference, exact),
-                                              [betas, pose, exact_template.expand(B, -1, -1)]),
-                "landmarks": (landmarks(ops, model, points), [betas, pose], landmarks(reference, exact, exact_points), [betas, pose]),
-                "points": (points_of(ops, points), [per_element], points_of(reference, exact_points), [exact_template.expand(B, -1, -1)]),
+                "lbs": (
+                    lbs(ops, model),
+                    [betas, pose, model["v_template"]],
+                    lbs(reference, exact),
+                    [betas, pose, exact_template],
+                ),
+                "lbs, template per element": (
+                    lbs(ops, model),
+                    [betas, pose, per_element],
+                    lbs(reference, exact),
+                    [betas, pose, exact_template.expand(B, -1, -1)],
+                ),
+                "landmarks": (
+                    landmarks(ops, model, points),
+                    [betas, pose],
+                    landmarks(reference, exact, exact_points),
+                    [betas, pose],
+                ),
+                "points": (
+                    points_of(ops, points),
+                    [per_element],
+                    points_of(reference, exact_points),
+                    [exact_template.expand(B, -1, -1)],
+                ),
             }
             for name, (function, inputs, exact_function, exact_inputs) in cases.items():
                 got = gradients(function, [x.to(device, dtype) for x in inputs], seed=2)
                 want = gradients(exact_function, [x.double().cpu() for x in exact_inputs], seed=2)
                 again = gradients(function, [x.to(device, dtype) for x in inputs], seed=2)
                 for i, (x, y, z) in enumerate(zip(got, want, again)):
-                    error = ((x.detach().cpu().double() - y).norm() / y.norm().clamp_min(1e-30)).item() if y.numel() else 0.0
+                    error = (
+                        ((x.detach().cpu().double() - y).norm() / y.norm().clamp_min(1e-30)).item()
+                        if y.numel()
+                        else 0.0
+                    )
                     if not error <= tolerance or not torch.equal(x, z):
                         ok = False
-                        print(f"{name}, {dtype}, B={B} V={V} K={K} J={J}, result {i}: error {error:.1e}, repeats {torch.equal(x, z)}")
+                        print(
+                            f"{name}, {dtype}, B={B} V={V} K={K} J={J}, result {i}: error {error:.1e}, repeats {torch.equal(x, z)}"
+                        )
     print("every kernel agrees with the reference and repeats bit for bit" if ok else "FAILED")
     return ok
 
@@ -192,7 +228,8 @@ def device_name(device: str) -> str:
 
 
 def limits(device: str) -> dict[str, float]:
-    """The device's own, measured, per microsecond: bytes of a copy, counted both ways, and operations of products in float32 and in TF32."""
+    """The device's own, measured, per microsecond: bytes of a copy, counted both ways, and operations of products in
+    float32 and in TF32."""
     n, words = (1024, 2**22) if device == "cpu" else (8192, 2**28)
     a, big = torch.randn(n, n, device=device), torch.empty(words, device=device)
     other, rates = torch.empty_like(big), {}
@@ -206,14 +243,17 @@ def limits(device: str) -> dict[str, float]:
 def bounds(B: int, limits: dict[str, float]) -> tuple[float, float]:
     """Microseconds of flame_lbs that no kernel goes below, forward and with backward.
 
-    A product of float32's accuracy is one in float32 or three in TF32, whichever the card does faster. Skinning is done beside it, by other units.
+    A product of float32's accuracy is one in float32 or three in TF32, whichever the card does faster. Skinning is done
+    beside it, by other units.
     """
     V, K, J, F = Calls.V, Calls.K, Calls.J, Calls.F
     bandwidth, float32 = limits["copy_bytes_per_us"], limits["float32_flop_per_us"]
     product = 2 * B * F * 3 * V / max(float32, limits["tf32_flop_per_us"] / 3)
     output, directions = 4 * B * 3 * V, 4 * F * 3 * V
     forward = max(product, (output + directions) / bandwidth)
-    return forward, max(2 * product, (4 * output + 2 * directions) / bandwidth)  # blended vertices written and read, the gradient read
+    return forward, max(
+        2 * product, (4 * output + 2 * directions) / bandwidth
+    )  # blended vertices written and read, the gradient read
 
 
 def time_calls(device: str, path: Path | None) -> None:
@@ -275,7 +315,9 @@ def overrun() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["check", "time", "products", "profile", "overrun"])
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: to try this program itself (%(default)s)")
+    parser.add_argument(
+        "--device", choices=["cuda", "cpu"], default="cuda", help="cpu: to try this program itself (%(default)s)"
+    )
     parser.add_argument("--quick", action="store_true", help="for check: fewer sizes")
     parser.add_argument("--json", type=Path, help="for time and products: also write the figures here")
     arguments = parser.parse_args()

@@ -1,10 +1,10 @@
 """What a call costs beside its kernel, at batch 1, in this source and another, measured in turns.
 
-    python benchmarks/host_time.py HERE OTHER 
+    python benchmarks/host_time.py HERE OTHER
 
-HERE and OTHER are PYTHONPATHs, each with a checkout and its compiled core. The head is so small that the kernels take next to
-nothing. One process runs for each; they take turns of a few milliseconds, and the fastest turn of each counts, over several
-pairs of processes, because where a process has its memory makes a difference of some percent.
+HERE and OTHER are PYTHONPATHs, each with a checkout and its compiled core. The head is so small that the kernels take
+next to nothing. One process runs for each; they take turns of a few milliseconds, and the fastest turn of each counts,
+over several pairs of processes, because where a process has its memory makes a difference of some percent.
 """
 
 import argparse
@@ -14,7 +14,9 @@ import sys
 import time
 
 CALLS = 60  # of a turn
-CASES = tuple(f"{name} {way}" for name in ("lbs", "landmarks", "head", "layer", "rodrigues") for way in ("forward", "backward"))
+CASES = tuple(
+    f"{name} {way}" for name in ("lbs", "landmarks", "head", "layer", "rodrigues") for way in ("forward", "backward")
+)
 
 
 def cases() -> dict:

@@ -19,9 +19,7 @@ constexpr int chains = 12;
 typedef float vec __attribute__((vector_size(BYTES)));
 
 namespace {
-double seconds() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 }  // namespace
 
 // Seconds for at least `*flops` floating-point operations on `threads` threads; says how many they were.

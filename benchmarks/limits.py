@@ -30,9 +30,10 @@ def skinned_points(
     """Work of blending and skinning `points` vertices, batched: on average `features` directions and `weights` skinning
     weights of a vertex aren't zero.
 
-    A multiply-add is two operations. Counted: blending 2 * 3 * features a vertex, mixing transforms 24 a weight, applying
-    them 18; backward as much for the features, 24 + 24 a weight for the transforms and their gradient, 15 + 9 for the vertex. Read once per direction: directions, template, weights, inputs, gradients of
-    the `outputs` points; written: the results.
+    A multiply-add is two operations. Counted: blending 2 * 3 * features a vertex, mixing transforms 24 a weight,
+    applying them 18; backward as much for the features, 24 + 24 a weight for the transforms and their gradient, 15 + 9
+    for the vertex. Read once per direction: directions, template, weights, inputs, gradients of the `outputs` points;
+    written: the results.
     """
     inputs, constants = B * (K + 3 * J), points * (3 * features + 3 + weights)
     work = Work(B * points * (6 * features + 24 * weights + 18), 4 * (constants + inputs), 4 * B * 3 * outputs)

@@ -77,7 +77,7 @@ int main() {
         const State<float> of_batch = state_of(state, B, K, J, true);
         const BackwardPlan plan = mesh_backward_plan<float>(B, V, K, J);
         const MeshForward<float> forward{model, of_batch, B, V, v_template, 0, false, vertices};
-        const MeshBackward<float> backward{model, of_batch, workspace_of(workspace, plan, B, K, J), plan, B, V, vertices, {3 * V, 3, 1},
+        const MeshBackward<float> backward{model,   of_batch, workspace_of(workspace, plan, B, K, J), plan, B, V, vertices, {3 * V, 3, 1},
                                            nullptr, false};
         for (const bool is_forward : {true, false}) {
             const auto run = [&](bool tensor_cores) {
@@ -93,7 +93,8 @@ int main() {
                     times[tensor_cores].push_back(microseconds([&] { run(tensor_cores); }));
                     results[tensor_cores].resize(compared);
                     check(cudaMemcpy(results[tensor_cores].data(), is_forward ? vertices : workspace, compared * sizeof(float),
-                                     cudaMemcpyDeviceToHost), "cudaMemcpy");
+                                     cudaMemcpyDeviceToHost),
+                          "cudaMemcpy");
                 }
             }
             std::printf("{\"direction\": \"%s\", \"B\": %d, \"float32_us\": %.2f", is_forward ? "forward" : "backward", static_cast<int>(B),

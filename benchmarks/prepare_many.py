@@ -15,8 +15,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-
 from report import duration, markdown
+
 from ringnet_ext import prepare
 from ringnet_ext.flame import FLAME
 

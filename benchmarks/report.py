@@ -108,8 +108,12 @@ def summary(results: Results) -> str:
 
 def bodies(results: Results) -> str:
     """smplx's modules: times, and how many times as fast as they are unchanged."""
-    header, rows = ["module's forward", "direction", "batch", "smplx", "lbs replaced", "accelerated", "the bound", "others"], []
+    header, rows = (
+        ["module's forward", "direction", "batch", "smplx", "lbs replaced", "accelerated", "the bound", "others"],
+        [],
+    )
     for (model, direction, B), found in results.bodies.items():
+
         def fast(way):
             low, middle, high = found[way]["times_as_fast_as_smplx"]
             return f"{duration(found[way]['median'])}, {middle:.2g}x ({low:.2g} to {high:.2g})"

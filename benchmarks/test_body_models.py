@@ -1,7 +1,9 @@
-"""smplx's body models, the modules' own forward: as they are, with `smplx.body_models.lbs = ringnet_ext.flame_lbs`, and accelerated.
+"""smplx's body models, the modules' own forward: as they are, with `smplx.body_models.lbs = ringnet_ext.flame_lbs`, and
+accelerated.
 
-Models of the real ones' sizes with random values (tests/smplx_models.py). FLAME and SMPLX with 10 and 10 coefficients, smplx's default,
-and FLAME also with 300 and 100. Timed as in test_speed.py, ratios round by round, beside the machine's bound for the body alone.
+Models of the real ones' sizes with random values (tests/smplx_models.py). FLAME and SMPLX with 10 and 10 coefficients,
+smplx's default, and FLAME also with 300 and 100. Timed as in test_speed.py, ratios round by round, beside the machine's
+bound for the body alone.
 """
 
 import functools
@@ -11,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from limits import Limits, skinned_points
 from test_speed import BOUND, DIRECTIONS, Replay, limits
 from timing import Neighbours, interleaved, wait_for_quiet
@@ -35,7 +36,9 @@ def pytest_generate_tests(metafunc):
         for backward in (False, True)
         for way in WAYS
     ]
-    ids = [f"{model}-{'both' if backward else 'forward'}-B{B}-{way.replace(' ', '_')}" for model, B, backward, way in cases]
+    ids = [
+        f"{model}-{'both' if backward else 'forward'}-B{B}-{way.replace(' ', '_')}" for model, B, backward, way in cases
+    ]
     metafunc.parametrize("model, B, backward, way", cases, ids=ids)
 
 
@@ -69,7 +72,11 @@ def calls(model: str, B: int, backward: bool, device: torch.device) -> dict:
 
     module, accelerated = (body_model(name, B, **options).to(device).requires_grad_(False) for _ in range(2))
     ringnet_ext.accelerate(accelerated)
-    return {UNCHANGED: call(module, theirs), LINE: call(module, ringnet_ext.flame_lbs), ACCELERATED: call(accelerated, theirs)}
+    return {
+        UNCHANGED: call(module, theirs),
+        LINE: call(module, ringnet_ext.flame_lbs),
+        ACCELERATED: call(accelerated, theirs),
+    }
 
 
 def bound(model: str, B: int, backward: bool, limit: Limits):
@@ -84,7 +91,9 @@ def bound(model: str, B: int, backward: bool, limit: Limits):
 
 
 @functools.lru_cache(maxsize=1)
-def measured(model: str, B: int, backward: bool, device: torch.device, seconds: float, patience: float) -> dict[str, dict]:
+def measured(
+    model: str, B: int, backward: bool, device: torch.device, seconds: float, patience: float
+) -> dict[str, dict]:
     """Of each way: timings, and quartiles of smplx's time over its own, round by round."""
     timed = calls(model, B, backward, device)
     for _ in range(3):

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-
 from contenders import CONTENDERS, FULL, KERNEL, OPS, OURS, Problem, Unavailable
 from limits import Limits
 from timing import Neighbours, call_of, interleaved, peak_memory, wait_for_quiet
@@ -57,7 +56,7 @@ def pytest_generate_tests(metafunc):
                 for contender in (*CONTENDERS, BOUND):
                     if contender == KERNEL and (backward or op != "lbs"):
                         continue
-                    if contender.startswith("body-models") and op != "lbs" or contender == FULL and op != "fixed":
+                    if (contender.startswith("body-models") and op != "lbs") or (contender == FULL and op != "fixed"):
                         continue
                     trials.append(Trial(Problem(op, K, B, device), backward, contender))
     metafunc.parametrize("trial", trials, ids=str)

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from contenders import Problem, Solution
 from torch import Tensor
 
-from contenders import Problem, Solution
 from ringnet_ext.ops import _memory
 
 Call = Callable[[], tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]

@@ -9,13 +9,13 @@ import statistics
 import time
 
 import torch
-
 from contenders import CONTENDERS, Problem, Unavailable
 from report import duration, markdown
+from timing import interleaved
+
 from ringnet_ext.camera import project
 from ringnet_ext.encoder import ENCODERS
 from ringnet_ext.losses import coefficient_norm, landmark_loss, ring_shape_loss
-from timing import interleaved
 
 RINGS, RING = 32, 6
 B = RINGS * RING

@@ -25,8 +25,8 @@ RN_HOST_DEVICE void matmul3(const T A[9], const T B[9], T C[9]) {
 // world_r (J, 9) and posed (J, 3): rotation and position of every joint in the world; transforms (J, 12): what takes a
 // point of the rest pose to the posed one, so that a joint's rest position goes to its posed position.
 template <class T>
-RN_HOST_DEVICE void chain(index_t joints, const std::int32_t* parents, const T* local_r, const T* rest, T* world_r,
-                          T* posed, T* transforms) {
+RN_HOST_DEVICE void chain(index_t joints, const std::int32_t* parents, const T* local_r, const T* rest, T* world_r, T* posed,
+                          T* transforms) {
     for (index_t j = 0; j < joints; ++j) {
         T G[9], t[3], q[3];
         copy<3>(rest + 3 * j, q);
@@ -53,9 +53,8 @@ RN_HOST_DEVICE void chain(index_t joints, const std::int32_t* parents, const T* 
 // d_local_r (J, 9) and d_rest (J, 3), overwritten, from d_transforms (J, 12) and d_posed (J, 3; null for zero).
 // world_r as written by chain(). scratch holds 12 J values.
 template <class T>
-RN_HOST_DEVICE void chain_vjp(index_t joints, const std::int32_t* parents, const T* local_r, const T* rest,
-                              const T* world_r, const T* d_transforms, const T* d_posed, T* d_local_r, T* d_rest,
-                              T* scratch) {
+RN_HOST_DEVICE void chain_vjp(index_t joints, const std::int32_t* parents, const T* local_r, const T* rest, const T* world_r,
+                              const T* d_transforms, const T* d_posed, T* d_local_r, T* d_rest, T* scratch) {
     T* dG = scratch;               // (J, 9) gradient of world_r
     T* dt = scratch + 9 * joints;  // (J, 3) gradient of posed
     for (index_t j = 0; j < joints; ++j) {
@@ -92,8 +91,7 @@ RN_HOST_DEVICE void chain_vjp(index_t joints, const std::int32_t* parents, const
         for (int i = 0; i < 3; ++i) {
             for (int c = 0; c < 3; ++c) {
                 local[3 * i + c] = P[i] * g[c] + P[3 + i] * g[3 + c] + P[6 + i] * g[6 + c];
-                turned[3 * i + c] += g[3 * i] * R[3 * c] + g[3 * i + 1] * R[3 * c + 1] + g[3 * i + 2] * R[3 * c + 2] +
-                                     d[i] * (q[c] - r[c]);
+                turned[3 * i + c] += g[3 * i] * R[3 * c] + g[3 * i + 1] * R[3 * c + 1] + g[3 * i + 2] * R[3 * c + 2] + d[i] * (q[c] - r[c]);
             }
             moved[i] += d[i];
             const T d_offset = P[i] * d[0] + P[3 + i] * d[1] + P[6 + i] * d[2];

@@ -62,10 +62,10 @@ struct FeatureDirections {
 template <class T>
 struct LbsModel {
     index_t V, K, J;
-    const std::int32_t* parents;  // (J); topological order, parents[0] not read
-    const T* joint_dirs;          // (K, 3 J): J_regressor . shapedirs, summed in double
-    const T* packed;              // lbs_packed_size elements
-    const std::int32_t* index;    // lbs_index_size elements
+    const std::int32_t* parents;       // (J); topological order, parents[0] not read
+    const T* joint_dirs;               // (K, 3 J): J_regressor . shapedirs, summed in double
+    const T* packed;                   // lbs_packed_size elements
+    const std::int32_t* index;         // lbs_index_size elements
     FeatureDirections<T> shape, pose;  // of the betas; of vec(R_j - I). Only cpu::
 };
 
@@ -121,9 +121,9 @@ struct LbsBackward {
     const T* grad_landmarks;  // any strides; null for zero, and where grad_vertices is. Only cpu::
     index_t grad_landmarks_stride[3];
     // Outputs, contiguous, overwritten. Null where not wanted.
-    T* grad_betas;           // (B, K)
-    T* grad_pose;            // (B, 3 J) or (B, 9 J)
-    T* grad_v_template;      // (B, V, 3), or (V, 3) summed over the batch where grad_v_template_shared. Only the direct part:
+    T* grad_betas;       // (B, K)
+    T* grad_pose;        // (B, 3 J) or (B, 9 J)
+    T* grad_v_template;  // (B, V, 3), or (V, 3) summed over the batch where grad_v_template_shared. Only the direct part:
     bool grad_v_template_shared;
     T* grad_joint_template;  // (B, J, 3): the caller adds J_regressor^T of it to grad_v_template
     T* workspace;            // lbs_workspace_size elements
@@ -133,10 +133,10 @@ struct LbsBackward {
 template <class T>
 struct LandmarkConstants {
     LbsConstants<T> lbs;
-    const T* v_template;                  // (V, 3)
-    index_t L, C;                         // static landmarks; contour landmarks (0 for no contour)
-    const std::int64_t* static_vertices;  // (L, 3) vertex ids
-    const T* static_bary;                 // (L, 3)
+    const T* v_template;                   // (V, 3)
+    index_t L, C;                          // static landmarks; contour landmarks (0 for no contour)
+    const std::int64_t* static_vertices;   // (L, 3) vertex ids
+    const T* static_bary;                  // (L, 3)
     const std::int64_t* contour_vertices;  // (79, C, 3)
     const T* contour_bary;                 // (79, C, 3)
 };
@@ -171,7 +171,7 @@ struct LandmarksForward {
 template <class T>
 struct LandmarksOnMesh {
     LandmarkModel<T> model;
-    const std::int64_t* static_vertices;   // as in LandmarkConstants
+    const std::int64_t* static_vertices;  // as in LandmarkConstants
     const std::int64_t* contour_vertices;
     index_t B, V;
     const T* vertices;    // (B, V, 3), and
@@ -239,9 +239,9 @@ struct JointRegression {
 template <class T>
 struct VerticesToLandmarks {
     index_t B, V, F, L;
-    const T* vertices;          // rows of 3 V
+    const T* vertices;  // rows of 3 V
     index_t vertices_stride;
-    const std::int64_t* faces;  // (F, 3)
+    const std::int64_t* faces;          // (F, 3)
     const std::int64_t* lmk_faces_idx;  // rows of L
     index_t lmk_faces_idx_stride;
     const T* lmk_bary_coords;  // rows of 3 L

@@ -1,4 +1,5 @@
-"""Draws docs/crop.jpg: the square around a face, on a rendered one. Run from the root of the checkout: python docs/crop.py"""
+"""Draws docs/crop.jpg: the square around a face, on a rendered one. Run from the root of the checkout: python
+docs/crop.py"""
 
 import cv2
 import numpy as np
@@ -29,5 +30,9 @@ for low, high, color in (
 mark_points(drawn, points, radius=2)
 cv2.drawMarker(drawn, tuple(map(int, np.round(middle))), SQUARE, cv2.MARKER_CROSS, 14, 2, cv2.LINE_AA)
 seen, kept = (cut_square(image, middle, each, SIZE).image for each in (side, loose_side))
-columns = ["image: landmarks, their box, the squares", f"training, infer: the box fills {FILL:.0%}", f"prepare's files: {prepare.FILL:.0%}"]
+columns = [
+    "image: landmarks, their box, the squares",
+    f"training, infer: the box fills {FILL:.0%}",
+    f"prepare's files: {prepare.FILL:.0%}",
+]
 write_image("docs/crop.jpg", sheet([[drawn, seen, kept]], columns=columns))

@@ -14,7 +14,6 @@ cuda_architectures: str
 openmp: bool
 
 def simd_level() -> str: ...
-
 def discard(address: int, bytes: int, /) -> None:
     """Lets the system have these pages, if it runs short of them before they are written again. Their values are lost."""
 
@@ -40,7 +39,11 @@ def batch_size(tensors: tuple[Tensor | None, ...], widths: tuple[int, ...], like
     """B where a kernel can take the tensors that are there, (B, width) each, and of the type and device of ``like``; otherwise -1."""
 
 def shaped_like(
-    tensors: tuple[Tensor | None, ...], shapes: tuple[tuple[int, ...] | None, ...], like: Tensor, /, contiguous: bool = False
+    tensors: tuple[Tensor | None, ...],
+    shapes: tuple[tuple[int, ...] | None, ...],
+    like: Tensor,
+    /,
+    contiguous: bool = False,
 ) -> bool:
     """Whether a kernel can take the tensors that are there, of these shapes, and of the type and device of ``like``."""
 
@@ -62,8 +65,16 @@ class DirectionsF64(DirectionsF32): ...
 
 class LbsModelF32:
     def __init__(
-        self, *, is_cuda: bool, V: int, parents: Tensor, joint_dirs: Tensor, packed: Tensor, index: Tensor,
-        shape: DirectionsF32 | None, pose: DirectionsF32 | None,
+        self,
+        *,
+        is_cuda: bool,
+        V: int,
+        parents: Tensor,
+        joint_dirs: Tensor,
+        packed: Tensor,
+        index: Tensor,
+        shape: DirectionsF32 | None,
+        pose: DirectionsF32 | None,
     ) -> None: ...
     @staticmethod
     def separate_directions(is_cuda: bool, /) -> bool:
@@ -78,7 +89,13 @@ class LbsModelF32:
     def workspace_size(is_cuda: bool, B: int, V: int, K: int, J: int, template_shared: bool, /) -> int: ...
     @staticmethod
     def pack(
-        *, is_cuda: bool, shapedirs: Tensor | None, posedirs: Tensor | None, lbs_weights: Tensor, packed: Tensor, index: Tensor
+        *,
+        is_cuda: bool,
+        shapedirs: Tensor | None,
+        posedirs: Tensor | None,
+        lbs_weights: Tensor,
+        packed: Tensor,
+        index: Tensor,
     ) -> None: ...
     def with_landmarks(
         self, *, L: int, C: int, neck_joint: int, vertices: Tensor, points: Tensor, bary: Tensor
@@ -86,21 +103,52 @@ class LbsModelF32:
         """The model with landmarks, which forward can give then, and backward take. Only for the CPU."""
 
     def forward(
-        self, *, betas: Tensor, pose: Tensor, axis_angle: bool, v_template: Tensor, joint_template: Tensor, keep: bool,
-        state: Tensor | None, vertices: Tensor, joints: Tensor, landmarks: Tensor | None,
+        self,
+        *,
+        betas: Tensor,
+        pose: Tensor,
+        axis_angle: bool,
+        v_template: Tensor,
+        joint_template: Tensor,
+        keep: bool,
+        state: Tensor | None,
+        vertices: Tensor,
+        joints: Tensor,
+        landmarks: Tensor | None,
     ) -> None: ...
     def backward(
-        self, *, betas: Tensor, pose: Tensor, axis_angle: bool, joint_template: Tensor, state: Tensor,
-        grad_vertices: Tensor | None, grad_joints: Tensor | None, grad_landmarks: Tensor | None, grad_betas: Tensor | None,
-        grad_pose: Tensor | None, grad_v_template: Tensor | None, grad_joint_template: Tensor | None, workspace: Tensor | None,
+        self,
+        *,
+        betas: Tensor,
+        pose: Tensor,
+        axis_angle: bool,
+        joint_template: Tensor,
+        state: Tensor,
+        grad_vertices: Tensor | None,
+        grad_joints: Tensor | None,
+        grad_landmarks: Tensor | None,
+        grad_betas: Tensor | None,
+        grad_pose: Tensor | None,
+        grad_v_template: Tensor | None,
+        grad_joint_template: Tensor | None,
+        workspace: Tensor | None,
     ) -> None: ...
 
 class LbsModelF64(LbsModelF32): ...
 
 class LandmarkModelF32:
     def __init__(
-        self, *, is_cuda: bool, L: int, C: int, neck_joint: int, parents: Tensor, joint_dirs: Tensor, joint_template: Tensor,
-        packed: Tensor, index: Tensor,
+        self,
+        *,
+        is_cuda: bool,
+        L: int,
+        C: int,
+        neck_joint: int,
+        parents: Tensor,
+        joint_dirs: Tensor,
+        joint_template: Tensor,
+        packed: Tensor,
+        index: Tensor,
     ) -> None: ...
     @staticmethod
     def packed_size(is_cuda: bool, K: int, J: int, L: int, C: int, /) -> int: ...
@@ -112,24 +160,57 @@ class LandmarkModelF32:
     def workspace_size(is_cuda: bool, B: int, K: int, J: int, L: int, C: int, /) -> int: ...
     @staticmethod
     def pack(
-        *, is_cuda: bool, shapedirs: Tensor, posedirs: Tensor, lbs_weights: Tensor, v_template: Tensor, static_vertices: Tensor,
-        static_bary: Tensor, contour_vertices: Tensor | None, contour_bary: Tensor | None, packed: Tensor, index: Tensor,
+        *,
+        is_cuda: bool,
+        shapedirs: Tensor,
+        posedirs: Tensor,
+        lbs_weights: Tensor,
+        v_template: Tensor,
+        static_vertices: Tensor,
+        static_bary: Tensor,
+        contour_vertices: Tensor | None,
+        contour_bary: Tensor | None,
+        packed: Tensor,
+        index: Tensor,
     ) -> None: ...
     def forward(
         self, *, betas: Tensor, pose: Tensor, axis_angle: bool, keep: bool, state: Tensor | None, landmarks: Tensor
     ) -> None: ...
     def on_mesh(
-        self, *, static_vertices: Tensor, contour_vertices: Tensor | None, vertices: Tensor, mesh_state: Tensor, keep: bool,
-        state: Tensor | None, landmarks: Tensor,
+        self,
+        *,
+        static_vertices: Tensor,
+        contour_vertices: Tensor | None,
+        vertices: Tensor,
+        mesh_state: Tensor,
+        keep: bool,
+        state: Tensor | None,
+        landmarks: Tensor,
     ) -> None: ...
     def backward(
-        self, *, betas: Tensor, pose: Tensor, axis_angle: bool, state: Tensor, grad_landmarks: Tensor, grad_betas: Tensor | None,
-        grad_pose: Tensor | None, workspace: Tensor | None,
+        self,
+        *,
+        betas: Tensor,
+        pose: Tensor,
+        axis_angle: bool,
+        state: Tensor,
+        grad_landmarks: Tensor,
+        grad_betas: Tensor | None,
+        grad_pose: Tensor | None,
+        workspace: Tensor | None,
     ) -> None: ...
     @staticmethod
     def jacobian_workspace_size(is_cuda: bool, B: int, K: int, J: int, L: int, C: int, /) -> int: ...
     def jacobian(
-        self, *, betas: Tensor, pose: Tensor, axis_angle: bool, landmarks: Tensor, d_betas: Tensor, d_pose: Tensor, workspace: Tensor | None
+        self,
+        *,
+        betas: Tensor,
+        pose: Tensor,
+        axis_angle: bool,
+        landmarks: Tensor,
+        d_betas: Tensor,
+        d_pose: Tensor,
+        workspace: Tensor | None,
     ) -> None: ...
 
 class LandmarkModelF64(LandmarkModelF32): ...
@@ -138,8 +219,12 @@ def regress_joints_f32(*, regressor: Tensor, values: Tensor, joints: Tensor) -> 
 def regress_joints_f64(*, regressor: Tensor, values: Tensor, joints: Tensor) -> None: ...
 def rodrigues_forward_f32(*, is_cuda: bool, rot_vecs: Tensor, matrices: Tensor) -> None: ...
 def rodrigues_forward_f64(*, is_cuda: bool, rot_vecs: Tensor, matrices: Tensor) -> None: ...
-def rodrigues_backward_f32(*, is_cuda: bool, rot_vecs: Tensor, grad_matrices: Tensor, grad_rot_vecs: Tensor) -> None: ...
-def rodrigues_backward_f64(*, is_cuda: bool, rot_vecs: Tensor, grad_matrices: Tensor, grad_rot_vecs: Tensor) -> None: ...
+def rodrigues_backward_f32(
+    *, is_cuda: bool, rot_vecs: Tensor, grad_matrices: Tensor, grad_rot_vecs: Tensor
+) -> None: ...
+def rodrigues_backward_f64(
+    *, is_cuda: bool, rot_vecs: Tensor, grad_matrices: Tensor, grad_rot_vecs: Tensor
+) -> None: ...
 def vertices2landmarks_forward_f32(
     *, is_cuda: bool, vertices: Tensor, faces: Tensor, lmk_faces_idx: Tensor, lmk_bary_coords: Tensor, landmarks: Tensor
 ) -> None: ...
@@ -147,8 +232,20 @@ def vertices2landmarks_forward_f64(
     *, is_cuda: bool, vertices: Tensor, faces: Tensor, lmk_faces_idx: Tensor, lmk_bary_coords: Tensor, landmarks: Tensor
 ) -> None: ...
 def vertices2landmarks_backward_f32(
-    *, is_cuda: bool, faces: Tensor, lmk_faces_idx: Tensor, lmk_bary_coords: Tensor, grad_landmarks: Tensor, grad_vertices: Tensor
+    *,
+    is_cuda: bool,
+    faces: Tensor,
+    lmk_faces_idx: Tensor,
+    lmk_bary_coords: Tensor,
+    grad_landmarks: Tensor,
+    grad_vertices: Tensor,
 ) -> None: ...
 def vertices2landmarks_backward_f64(
-    *, is_cuda: bool, faces: Tensor, lmk_faces_idx: Tensor, lmk_bary_coords: Tensor, grad_landmarks: Tensor, grad_vertices: Tensor
+    *,
+    is_cuda: bool,
+    faces: Tensor,
+    lmk_faces_idx: Tensor,
+    lmk_bary_coords: Tensor,
+    grad_landmarks: Tensor,
+    grad_vertices: Tensor,
 ) -> None: ...

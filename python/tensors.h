@@ -41,8 +41,8 @@ struct Exchange {
 // What every call asks PyTorch for, looked up once.
 struct Torch {
     py::object tensor, parameter, cpu;
-    py::str version{"_version"}, requires_grad{"requires_grad"}, is_neg{"is_neg"}, data_ptr{"data_ptr"}, shape{"shape"},
-        stride{"stride"}, dtype{"dtype"}, device{"device"}, element_size{"element_size"};
+    py::str version{"_version"}, requires_grad{"requires_grad"}, is_neg{"is_neg"}, data_ptr{"data_ptr"}, shape{"shape"}, stride{"stride"},
+        dtype{"dtype"}, device{"device"}, element_size{"element_size"};
     const dlpack::Exchange* exchange = nullptr;
 
     Torch() {
@@ -74,7 +74,7 @@ struct View {
     static constexpr int max_ndim = 4;
     std::uintptr_t address = 0;
     std::int64_t dtype = 0, device = 0;
-    bool host = false;  // on the CPU
+    bool host = false;        // on the CPU
     int ndim = -1, item = 0;  // bytes of an element
     std::int64_t shape[max_ndim] = {}, stride[max_ndim] = {};
 
@@ -131,8 +131,7 @@ bool read(py::handle t, View& view) {
         view.device = py::hash(device), view.host = device.equal(torch.cpu) && view.address;
         view.item = t.attr(torch.element_size)().cast<int>();
         view.ndim = static_cast<int>(shape.size());
-        for (int i = 0; i < view.ndim; ++i)
-            view.shape[i] = shape[i].cast<std::int64_t>(), view.stride[i] = stride[i].cast<std::int64_t>();
+        for (int i = 0; i < view.ndim; ++i) view.shape[i] = shape[i].cast<std::int64_t>(), view.stride[i] = stride[i].cast<std::int64_t>();
         return view.has_memory();
     } catch (const py::error_already_set&) {
         return false;

@@ -1,6 +1,6 @@
 """What was built: :func:`show`, and the check that source and build belong together."""
 
-import torch  # noqa: F401  loaded before the core, which then shares torch's OpenMP threads instead of bringing its own
+import torch
 
 
 def check_core() -> None:

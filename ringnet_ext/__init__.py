@@ -23,11 +23,19 @@ __all__ = [
 ]  # fmt: skip
 
 
-_LATER = {"Fit": "fitting", "fit": "fitting", "fit_mesh": "fitting", "HeadParams": "model", "Reconstruction": "model", "RingNet": "model"}
+_LATER = {
+    "Fit": "fitting",
+    "fit": "fitting",
+    "fit_mesh": "fitting",
+    "HeadParams": "model",
+    "Reconstruction": "model",
+    "RingNet": "model",
+}
 
 
 def __getattr__(name: str):
-    """The network and fitting when they are asked for: the operators and the decoder do without OpenCV and safetensors."""
+    """The network and fitting when they are asked for: the operators and the decoder do without OpenCV and
+    safetensors."""
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_LATER[name]}", __name__), name)

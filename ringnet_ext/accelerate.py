@@ -14,7 +14,8 @@ _joined = Cache(lambda *tensors: torch.cat(tensors, dim=-1))
 
 
 def _cat(tensors, dim=0, **options) -> Tensor:
-    """torch.cat, but directions (V, 3, n) are joined once. They are joined anew when they change, and when autograd follows them."""
+    """torch.cat, but directions (V, 3, n) are joined once. They are joined anew when they change, and when autograd
+    follows them."""
     if dim != -1 or options or tensors[0].ndim != 3 or torch.compiler.is_compiling() or not all(map(constant, tensors)):
         return torch.cat(tensors, dim=dim, **options)
     return _joined(tuple(tensors))
@@ -28,21 +29,35 @@ def _forward_by_name(cls: type) -> Callable | None:
 
 def _base(module: nn.Module) -> type | None:
     """The class whose forward poses this module, if it is one of smplx's or made like them."""
-    if not all(isinstance(getattr(module, name, None), Tensor) for name in ("posedirs", "J_regressor", "parents", "lbs_weights")):
+    if not all(
+        isinstance(getattr(module, name, None), Tensor)
+        for name in ("posedirs", "J_regressor", "parents", "lbs_weights")
+    ):
         return None
     return next((cls for cls in type(module).__mro__ if _forward_by_name(cls)), None)
 
 
 @functools.cache
 def _accelerated(cls: type, base: type) -> type:
-    """A subclass of cls in which base's forward finds our functions, and ours to join directions, under the names that it looks up."""
+    """A subclass of cls in which base's forward finds our functions, and ours to join directions, under the names that
+    it looks up."""
     forward = _forward_by_name(base)
     own_torch = types.ModuleType("torch")
     vars(own_torch).update(vars(torch), cat=_cat)
-    names = {**forward.__globals__, "torch": own_torch, "lbs": ops.flame_lbs, "vertices2landmarks": ops.vertices2landmarks}
+    names = {
+        **forward.__globals__,
+        "torch": own_torch,
+        "lbs": ops.flame_lbs,
+        "vertices2landmarks": ops.vertices2landmarks,
+    }
     ours = types.FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
     ours.__kwdefaults__, ours.__doc__ = forward.__kwdefaults__, forward.__doc__
-    described = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__, "__reduce_ex__": _reduce}
+    described = {
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        "__reduce_ex__": _reduce,
+    }
     if base is cls:
         return type(cls)(cls.__name__, (cls,), {**described, "forward": ours, "_slow_class": cls})
     # Between cls and base, for cls calls base's forward as super's.
@@ -86,11 +101,13 @@ class Acceleration:
 
 
 def accelerate(module: nn.Module) -> Acceleration:
-    """Lets smplx's body models compute with this package's operators, in place: results to rounding, gradients, names and files as before.
+    """Lets smplx's body models compute with this package's operators, in place: results to rounding, gradients, names
+    and files as before.
 
-    For smplx's SMPL, SMPLH, SMPLX, MANO and FLAME, their layers, and classes derived from them; for every one of them that the module
-    is or has. Changed buffers are noticed as the operators notice them (:mod:`ringnet_ext.ops`). Copies and pickles of an accelerated
-    module are accelerated, too. smplx itself, and other modules of its classes, stay as they are.
+    For smplx's SMPL, SMPLH, SMPLX, MANO and FLAME, their layers, and classes derived from them; for every one of them
+    that the module is or has. Changed buffers are noticed as the operators notice them (:mod:`ringnet_ext.ops`). Copies
+    and pickles of an accelerated module are accelerated, too. smplx itself, and other modules of its classes, stay as
+    they are.
 
     Args:
         module: a body model, or a module with body models in it.

@@ -1,7 +1,7 @@
 """What the commands share: options that are checked as they are read, and errors as one line and an exit code.
 
-A command exits with 0 when all is done, 1 when something failed, 2 when the command line itself is wrong, and 130 when it
-was interrupted. Whatever went wrong is one line on the standard error stream that names the file or the option.
+A command exits with 0 when all is done, 1 when something failed, 2 when the command line itself is wrong, and 130 when
+it was interrupted. Whatever went wrong is one line on the standard error stream that names the file or the option.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Parser(argparse.ArgumentParser):
 def command(main: Callable[[list[str]], int]) -> Callable[[list[str] | None], int]:
     """Makes a command's ``main(arguments)`` say its errors in one line, and return the exit code that stands for them.
 
-    Expected of ``main``: it raises :class:`OptionError` for an option, and OSError, ValueError or ImportError, whose messages
-    name the file or the argument, for everything else that a user can mend. Other exceptions are mistakes of ours and keep
-    their traceback.
+    Expected of ``main``: it raises :class:`OptionError` for an option, and OSError, ValueError or ImportError, whose
+    messages name the file or the argument, for everything else that a user can mend. Other exceptions are mistakes of
+    ours and keep their traceback.
     """
 
     @functools.wraps(main)
@@ -132,14 +132,16 @@ def _within(text, value, least, most, kind, above=None, below=None):
 
 
 def path(text: str) -> Path:
-    """The path of a file or folder. An empty one, as of a variable that is not set, would stand for the working directory."""
+    """The path of a file or folder. An empty one, as of a variable that is not set, would stand for the working
+    directory."""
     if not text.strip():
         raise argparse.ArgumentTypeError(f"expected a path, got {text!r}")
     return Path(text)
 
 
 def computing_device(name: str | None = None) -> torch.device:
-    """The device of ``--device``: ``cpu``, ``cuda`` or ``cuda:N``; None for CUDA where it can be computed on, else the CPU.
+    """The device of ``--device``: ``cpu``, ``cuda`` or ``cuda:N``; None for CUDA where it can be computed on, else the
+    CPU.
 
     Raises:
         OptionError: there is no such device, or nothing that computes on it.
@@ -173,7 +175,8 @@ def computing_device(name: str | None = None) -> torch.device:
 
 
 def output_folder(folder: Path, parts: Sequence[str] = (), option: str = "--out") -> Path:
-    """A folder to write into, made if missing, without what killed processes left half-written in it or in these parts of it.
+    """A folder to write into, made if missing, without what killed processes left half-written in it or in these parts
+    of it.
 
     Raises:
         OSError: naming the option and the folder, and saying why it cannot be written to.

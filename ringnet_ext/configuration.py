@@ -69,10 +69,14 @@ def file_arguments(path: str | Path, parser: argparse.ArgumentParser) -> list[st
         flag = "--" + str(name).replace("_", "-")
         if flag not in known or flag in ("--help", "--config"):
             close = difflib.get_close_matches(flag, known, n=1)
-            raise ValueError(f"{path}: there is no option {name!r}" + (f"; did you mean {close[0][2:]}?" if close else ""))
+            raise ValueError(
+                f"{path}: there is no option {name!r}" + (f"; did you mean {close[0][2:]}?" if close else "")
+            )
         takes_none = known[flag].nargs == 0
-        if takes_none != isinstance(value, bool) and value is not None or isinstance(value, (dict, list)):
-            raise ValueError(f"{path}: {name}: expected {'true or false' if takes_none else 'one value'}, got {value!r}")
+        if (takes_none != isinstance(value, bool) and value is not None) or isinstance(value, (dict, list)):
+            raise ValueError(
+                f"{path}: {name}: expected {'true or false' if takes_none else 'one value'}, got {value!r}"
+            )
         if takes_none:
             arguments += [flag] if value else []
         elif value is not None:
@@ -81,7 +85,8 @@ def file_arguments(path: str | Path, parser: argparse.ArgumentParser) -> list[st
 
 
 def described(options: argparse.Namespace, **more) -> dict:
-    """Everything that a run came from: its options, versions, machine and the state of the checkout it was started in."""
+    """Everything that a run came from: its options, versions, machine and the state of the checkout it was started
+    in."""
     device = torch.device(options.device)
     return {
         "options": {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()},

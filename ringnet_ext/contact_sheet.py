@@ -95,7 +95,9 @@ def main(arguments: list[str]) -> int:
         description="Draw a head model's shapes, expressions, joints and landmarks into one picture.",
     )
     parser.add_argument("model", nargs="?", type=path, help="head model file [the built-in head]")
-    parser.add_argument("--out", type=path, default=path("contact_sheet.png"), help="picture to write [contact_sheet.png]")
+    parser.add_argument(
+        "--out", type=path, default=path("contact_sheet.png"), help="picture to write [contact_sheet.png]"
+    )
     parser.add_argument("--size", type=whole(32, 2048), default=150, help="side of one picture, pixels [150]")
     options = parser.parse_args(arguments)
     output_file(options.out, PICTURES)

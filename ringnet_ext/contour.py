@@ -36,7 +36,11 @@ def _parser() -> Parser:
     add("model", "model file, or a mesh (metres, y up, face towards +z) [the built-in head]", type=path, nargs="?",
         metavar="MODEL")  # fmt: skip
     add("--landmarks", "embedding of the inner landmarks, in any format [the model's own]", nargs="+", **file)
-    add("--regions", "FLAME_masks.pkl, of a model file or a mesh in FLAME's order: shows where the ears are [the model's own]", **file)
+    add(
+        "--regions",
+        "FLAME_masks.pkl, of a model file or a mesh in FLAME's order: shows where the ears are [the model's own]",
+        **file,
+    )
     add("--ears", "add 8 points on the rim of each ear (right, then left) to the static landmarks; the ears must be "
         "among the regions", action="store_true")  # fmt: skip
     add("--out", "landmark embedding to write, .npz or .safetensors [none]", **file)
@@ -79,9 +83,7 @@ def picture(head: FlameModel, landmarks: LandmarkEmbedding, other: LandmarkEmbed
     views = []
     for yaw in _YAWS:
         row = int(contour_row(yaw))
-        image = head_picture(
-            head.v_template, head.faces, _SIZE, yaw=np.radians(yaw), extent=_EXTENT, centre=middle
-        )
+        image = head_picture(head.v_template, head.faces, _SIZE, yaw=np.radians(yaw), extent=_EXTENT, centre=middle)
         for embedding, color in ((other, _OTHER), (landmarks, _OURS)):
             if embedding is None or not embedding.num_contour:
                 continue

@@ -3,10 +3,10 @@ photometric_optimization's ``from models.FLAME import FLAME``.
 
 State dicts have the original's names, and those of the original load. What is different, and meant to be:
 
-- contour landmarks are on the visible side whatever the pitch and roll. DECA chooses the row of the contour by the second Euler
-  angle of the head, which is its yaw only while the head isn't pitched and rolled. At 10 degrees of both, 23 % of heads turned by up
-  to 30 degrees get another row, and contour points differ by 0.07 mm in the mean (0.3 mm where the row does) and by up to 2 mm.
-  ``original_contour = True`` in the configuration gives DECA's own choice
+- contour landmarks are on the visible side whatever the pitch and roll. DECA chooses the row of the contour by the
+  second Euler angle of the head, which is its yaw only while the head isn't pitched and rolled. At 10 degrees of both,
+  23 % of heads turned by up to 30 degrees get another row, and contour points differ by 0.07 mm in the mean (0.3 mm
+  where the row does) and by up to 2 mm. ``original_contour = True`` in the configuration gives DECA's own choice
 - any batch size will do; no argument has to be given, and fewer coefficients than configured stand for the first ones
 - model files are read without running what is in them
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from .flame import FLAME as _Layer
 from .flame import FlameModel, LandmarkEmbedding
 from .flame_pytorch import Decoder, OriginalContour
-from .ops import batch_rodrigues, lbs, vertices2landmarks  # noqa: F401: the names of decalib.models.lbs
+from .ops import batch_rodrigues, lbs, vertices2landmarks  # noqa: F401 (the names of decalib.models.lbs)
 
 
 class _OriginalContour(OriginalContour):
@@ -30,9 +30,9 @@ class FLAME(Decoder):
     """DECA's layer.
 
     Args:
-        config: has `flame_model_path`, `flame_lmk_embedding_path`, `n_shape` and `n_exp`, as DECA's `cfg.model` has them, or
-            `shape_params` and `expression_params` for the last two, as photometric_optimization has them. Optional:
-            `original_contour`, see above.
+        config: has `flame_model_path`, `flame_lmk_embedding_path`, `n_shape` and `n_exp`, as DECA's `cfg.model` has
+            them, or `shape_params` and `expression_params` for the last two, as photometric_optimization has them.
+            Optional: `original_contour`, see above.
     """
 
     def __init__(self, config):

@@ -156,7 +156,9 @@ class ResNet50(nn.Module):
             else:
                 state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            where = f"{name}: can't get {PRETRAINED[name]}" if name in PRETRAINED else f"{path}: not a readable state dict"
+            where = (
+                f"{name}: can't get {PRETRAINED[name]}" if name in PRETRAINED else f"{path}: not a readable state dict"
+            )
             raise ValueError(f"{where}: {error}") from error
         if not isinstance(state, dict):
             raise ValueError(f"{path}: expected a state dict, got {type(state).__name__}")
@@ -185,8 +187,8 @@ class IterativeRegressor(nn.Module):
         mean: (P,) the estimate to start from.
         scale: (P,) the size of one unit of each parameter; ones as in the paper.
         dropout: probability of dropping a hidden unit in training.
-        leak: slope of the activations below zero; 0 is ReLU, the paper's. At a high learning rate most ReLUs end up below zero
-            for every image and learn nothing any more.
+        leak: slope of the activations below zero; 0 is ReLU, the paper's. At a high learning rate most ReLUs end up
+            below zero for every image and learn nothing any more.
     """
 
     iterations = 3

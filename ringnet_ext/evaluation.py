@@ -143,7 +143,9 @@ def predict(
     device = model.flame.v_template.device
     images = np.arange(len(faces)) if images is None else images
     params, landmarks, confidences = [], [], []
-    for rows in progress(np.split(images, range(batch, len(images), batch)), desc="evaluating", unit="batch", leave=False):
+    for rows in progress(
+        np.split(images, range(batch, len(images), batch)), desc="evaluating", unit="batch", leave=False
+    ):
         pixels, target, confidence = crop(faces, rows[:, None], model.encoder.input_size)
         params.append(HeadParams(*(value.cpu() for value in model(to_input(pixels.to(device))))))
         landmarks.append(target)
@@ -173,7 +175,11 @@ def evaluate(model: RingNet, faces: FaceSet) -> Report:
     bound = fit(model.flame, seen[first], sigma=_EXACT, priors=_PRIORS)
     together = fit(model.flame, seen, person=torch.from_numpy(faces.identity), sigma=_EXACT, priors=_PRIORS)
     refined = fit(
-        model.flame, points[first].to(device), sigma=_PREDICTED, priors=_PRIORS, start=HeadParams(*(value[first] for value in on_device))
+        model.flame,
+        points[first].to(device),
+        sigma=_PREDICTED,
+        priors=_PRIORS,
+        start=HeadParams(*(value[first] for value in on_device)),
     )
     intra, inter = _shape_distances(model, params.shape, faces.identity)
     correlations = [float(np.corrcoef(shape[:, i], true_shape[:, i])[0, 1]) for i in range(min(10, shape.shape[1]))]

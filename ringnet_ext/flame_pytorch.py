@@ -14,8 +14,9 @@ What is different, and meant to be:
   ``expression_betas`` to hold their zeros, and ``shapedirs`` holds the directions that are used
 - ``eye_pose``, ``neck_pose`` and ``transl`` are (1, n), for any batch, where the original's are (batch_size, n)
 
-State dicts have the original's names, and those of the original load: directions that the configuration leaves out are dropped,
-and a default that is the same for the whole batch becomes one row. A state dict that doesn't fit is refused by PyTorch.
+State dicts have the original's names, and those of the original load: directions that the configuration leaves out are
+dropped, and a default that is the same for the whole batch becomes one row. A state dict that doesn't fit is refused by
+PyTorch.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ class OriginalContour(_Layer):
 
 
 class Decoder(nn.Module):
-    """What FLAME_PyTorch's and DECA's layers have in common: a layer of ours, and its buffers under their names, as attributes
-    and in state dicts."""
+    """What FLAME_PyTorch's and DECA's layers have in common: a layer of ours, and its buffers under their names, as
+    attributes and in state dicts."""
 
     _NAMES = {
         "faces_tensor": "faces", "dynamic_lmk_faces_idx": "contour_faces_idx",

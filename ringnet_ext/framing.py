@@ -1,4 +1,5 @@
-"""Where the face of a photograph is, by the network's own landmarks, and whether it is a face as the network knows them.
+"""Where the face of a photograph is, by the network's own landmarks, and whether it is a face as the network knows
+them.
 
 A network that has learnt on crops answers for any picture: a cat gets a head too. Two things tell. The square that the
 network's landmarks ask for must be the one that it was shown (:func:`settled`). And on a face the landmarks stay with
@@ -87,7 +88,9 @@ def settled(
         points = landmarks_of(model, squares)
         found = np.stack([square.to_original(each) for square, each in zip(squares, points, strict=True)])
         middle, side = landmark_square(found)
-        moved[active] = np.maximum(np.abs(middle - middles[active]).max(1) / sides[active], abs(np.log(side / sides[active])))
+        moved[active] = np.maximum(
+            np.abs(middle - middles[active]).max(1) / sides[active], abs(np.log(side / sides[active]))
+        )
         middles[active], sides[active] = middle, side
         inside = ((middles > 0) & (middles < extents)).all(1) & (sides >= _SMALLEST) & (sides <= 3 * extents.max(1))
     rest = np.flatnonzero(inside & (moved < _SETTLED))
@@ -97,9 +100,10 @@ def settled(
 def following(model: RingNet, images: Sequence[np.ndarray], middles: np.ndarray, sides: np.ndarray) -> np.ndarray:
     """How far the landmarks follow each square instead of what is in it, (N,): 0 not at all, 1 entirely.
 
-    The network is asked about the square moved by 5 % of its side to four sides, scaled by 12 % up and down, and turned by
-    10 degrees to both. Each time, the distance (a root mean square) by which the landmarks move on the image is taken in
-    terms of that by which they would move if they stood still in the square. The answer is the root mean square of the eight.
+    The network is asked about the square moved by 5 % of its side to four sides, scaled by 12 % up and down, and turned
+    by 10 degrees to both. Each time, the distance (a root mean square) by which the landmarks move on the image is
+    taken in terms of that by which they would move if they stood still in the square. The answer is the root mean
+    square of the eight.
 
     Args: see :func:`settled`.
     """
@@ -224,8 +228,8 @@ def _distinct(middles: np.ndarray, sides: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _starts(image: np.ndarray, box: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Middles and sides of the squares to start from, in the order to try them: around the box, or in the whole image and
-    then in smaller and smaller parts all over it."""
+    """Middles and sides of the squares to start from, in the order to try them: around the box, or in the whole image
+    and then in smaller and smaller parts all over it."""
     if box is not None:
         middle, side = landmark_square(np.array(box, np.float64).reshape(2, 2))
         yield np.stack([middle] * 3), side * np.array([0.85, 1.0, 1.2])

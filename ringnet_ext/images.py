@@ -26,7 +26,8 @@ class ImageError(ValueError):
 def read_image(path: str | os.PathLike) -> np.ndarray:
     """Read an image as (H, W, 3) uint8 RGB, turned upright by its EXIF orientation.
 
-    What is transparent is laid over white, whatever colour is stored beneath. Of an animation the first picture is read.
+    What is transparent is laid over white, whatever colour is stored beneath. Of an animation the first picture is
+    read.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -68,11 +69,14 @@ def to_input(images: torch.Tensor) -> torch.Tensor:
 
 
 def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
-    """Write an (H, W, 3) uint8 RGB image; the format follows the suffix, one of :data:`PICTURES`; the file appears whole."""
+    """Write an (H, W, 3) uint8 RGB image; the format follows the suffix, one of :data:`PICTURES`; the file appears
+    whole."""
     if Path(path).suffix.lower() not in PICTURES:
         raise ValueError(f"{os.fspath(path)}: expected a name that ends in one of {', '.join(PICTURES)}")
     ok, encoded = cv2.imencode(Path(path).suffix, np.ascontiguousarray(image[..., ::-1]))
     if not ok:
-        raise ValueError(f"{os.fspath(path)}: a picture of {image.shape[1]} x {image.shape[0]} cannot be written in this format")
+        raise ValueError(
+            f"{os.fspath(path)}: a picture of {image.shape[1]} x {image.shape[0]} cannot be written in this format"
+        )
     with written_whole(path) as file:
         file.write(encoded.tobytes())

@@ -101,7 +101,9 @@ def main(arguments: list[str]) -> int:
                 if isinstance(error, OSError) and error.errno in _NOWHERE_TO_WRITE:
                     break
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted after {len(rows)} of {len(files)} images; {options.out / INDEX} names them") from None
+        raise KeyboardInterrupt(
+            f"interrupted after {len(rows)} of {len(files)} images; {options.out / INDEX} names them"
+        ) from None
     finally:
         try:
             _write_index(options.out / INDEX, rows)
@@ -121,7 +123,8 @@ def main(arguments: list[str]) -> int:
 
 
 def image_files(paths: list[Path]) -> tuple[list[Path], list[str], Counter[str]]:
-    """The image files that the paths stand for, a complaint for each folder without one, and what else the folders hold."""
+    """The image files that the paths stand for, a complaint for each folder without one, and what else the folders
+    hold."""
     files, complaints, others = [], [], Counter()
     for each in paths:
         if not each.is_dir():
@@ -208,16 +211,22 @@ def read_boxes(file: Path) -> dict[str, tuple[float, float, float, float]]:
     boxes: dict[str, tuple[float, float, float, float]] = {}
     with open(file, newline="", encoding="utf-8-sig") as lines:
         for number, row in enumerate(csv.reader(lines), start=1):
-            if not row or (number == 1 and [value.strip().lower() for value in row[1:]] == ["left", "top", "right", "bottom"]):
+            if not row or (
+                number == 1 and [value.strip().lower() for value in row[1:]] == ["left", "top", "right", "bottom"]
+            ):
                 continue
             try:
                 image, (left, top, right, bottom) = row[0].strip(), map(float, row[1:])
             except ValueError:
-                raise ValueError(f"{file}, line {number}: expected image,left,top,right,bottom, got {','.join(row)}") from None
+                raise ValueError(
+                    f"{file}, line {number}: expected image,left,top,right,bottom, got {','.join(row)}"
+                ) from None
             if not (np.isfinite([left, top, right, bottom]).all() and left < right and top < bottom):
                 raise ValueError(f"{file}, line {number}: expected left < right and top < bottom, got {','.join(row)}")
             if image in boxes:
-                raise ValueError(f"{file}, line {number}: a second box of {image}, and one face an image is reconstructed")
+                raise ValueError(
+                    f"{file}, line {number}: a second box of {image}, and one face an image is reconstructed"
+                )
             boxes[image] = left, top, right, bottom
     return boxes
 
@@ -245,7 +254,9 @@ def write_reconstruction(folder: Path, name: str, face: Reconstruction, **more: 
     try:
         write_image(picture, sheet([panel(face)], columns=PANELS))
         for target, vertices in ((mesh, face.vertices), (neutral, face.neutral_vertices)):
-            content = trimesh.Trimesh(vertices, face.faces, process=False).export(file_type="obj", include_normals=False)
+            content = trimesh.Trimesh(vertices, face.faces, process=False).export(
+                file_type="obj", include_normals=False
+            )
             with written_whole(target) as file:
                 file.write(content.encode())
         with written_whole(arrays) as file:

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from .camera import FILL, UPRIGHT, project, to_pixels, yaw_of
 from .checkpoint import CheckpointError, read_checkpoint, write_checkpoint
-from .images import read_image, to_input
 from .encoder import ENCODERS, CompactEncoder, IterativeRegressor
 from .flame import FLAME, FlameModel, builtin_head
 from .flame.builtin import VERSION as BUILTIN_VERSION
 from .framing import find_face
+from .images import read_image, to_input
 from .squares import Square, around_landmarks
+
 
 class HeadParams(NamedTuple):
     """What RingNet says of an image, in the order of its 159-vector (camera 0:3, pose 3:9, shape 9:109, ...).
@@ -57,10 +58,10 @@ class Reconstruction:
     joint. They are what ``python -m ringnet_ext.flame`` makes of the same parameters, and the posed mesh lies where the
     neutral one does.
 
-    params: HeadParams with a batch of one. vertices (V, 3): posed. neutral_vertices (V, 3): the same person without pose
-    and expression. faces (F, 3). landmarks (68, 2): pixels of the original image. square: what the network saw, (224, 224,
-    3), and where it lies in the original image. square_landmarks (68, 2): pixels of it. image_vertices (V, 3): metres, in
-    the frame of the camera (y down). yaw: radians, positive to the subject's left.
+    params: HeadParams with a batch of one. vertices (V, 3): posed. neutral_vertices (V, 3): the same person without
+    pose and expression. faces (F, 3). landmarks (68, 2): pixels of the original image. square: what the network saw,
+    (224, 224, 3), and where it lies in the original image. square_landmarks (68, 2): pixels of it. image_vertices (V,
+    3): metres, in the frame of the camera (y down). yaw: radians, positive to the subject's left.
     """
 
     params: HeadParams
@@ -112,8 +113,8 @@ def reconstruction(
 
 
 def fingerprint(head: FlameModel) -> str:
-    """Tells apart what coefficients stand for: ``builtin-1`` for the first version of the built-in head, else a digest of
-    template, directions and triangles, which is the same for a head in any file format, in float32 or float64."""
+    """Tells apart what coefficients stand for: ``builtin-1`` for the first version of the built-in head, else a digest
+    of template, directions and triangles, which is the same for a head in any file format, in float32 or float64."""
     digest = _digest(head)
     return f"builtin-{BUILTIN_VERSION}" if digest == _builtin_digest() else digest
 
@@ -149,9 +150,10 @@ class RingNet(nn.Module):
         head: a FlameModel with landmarks, a model file, or None for the built-in head.
         encoder: ``compact`` or ``resnet50`` (the paper's).
         dropout: of the regressor.
-        leak: slope below zero of the activations of the regressor, and of the compact encoder's features; 0 is ReLU, the paper's.
-        scale: sizes of one unit of the regressor's output: camera scale (relative to the mean), translation (metres), global
-            pose, jaw, shape, expression; None for ones in the units of the parameters, as in the paper.
+        leak: slope below zero of the activations of the regressor, and of the compact encoder's features; 0 is ReLU,
+            the paper's.
+        scale: sizes of one unit of the regressor's output: camera scale (relative to the mean), translation (metres),
+            global pose, jaw, shape, expression; None for ones in the units of the parameters, as in the paper.
 
         readout: with a linear layer that reads the landmarks directly off the features, for training only.
 
@@ -229,7 +231,8 @@ class RingNet(nn.Module):
 
     @torch.no_grad()
     def answer(self, images: Tensor) -> HeadParams:
-        """What the network says of (B, 1 or 3, H, W) uint8 images, as it is used: without dropout, in no training mode."""
+        """What the network says of (B, 1 or 3, H, W) uint8 images, as it is used: without dropout, in no training
+        mode."""
         training = self.training
         self.eval()
         try:
@@ -250,10 +253,12 @@ class RingNet(nn.Module):
 
         Args:
             image: a file, or (H, W, 3) uint8 RGB: a picture of one face, which is found in it as
-                :func:`ringnet_ext.framing.find_face` does. Or a square cut from one, see :mod:`ringnet_ext.squares`: the
-                network sees it as it is, and whether it is a face isn't asked. Or a list of these, for a list of results.
-            landmarks: (68, 2) pixels of the image, NaN where one isn't known; of a list of images a list. The square is cut
-                around them, and what the network says is refined until its landmarks are these, see :func:`ringnet_ext.fit`.
+                :func:`ringnet_ext.framing.find_face` does. Or a square cut from one, see :mod:`ringnet_ext.squares`:
+                the network sees it as it is, and whether it is a face isn't asked. Or a list of these, for a list of
+                results.
+            landmarks: (68, 2) pixels of the image, NaN where one isn't known; of a list of images a list. The square is
+                cut around them, and what the network says is refined until its landmarks are these, see
+                :func:`ringnet_ext.fit`.
             same_person: of a list with landmarks: whether all images are of one person, and get one shape.
             sigma: standard deviation of the landmarks, in half sides of the square; None: estimated.
 
@@ -273,7 +278,10 @@ class RingNet(nn.Module):
         answers = [self.answer(torch.from_numpy(square.image).permute(2, 0, 1)[None]) for square in squares]
         if landmarks is not None and images:
             answers = self._refined(squares, points, answers, same_person, sigma)
-        faces = [reconstruction(self.flame, self.head.faces, square, params) for square, params in zip(squares, answers, strict=True)]
+        faces = [
+            reconstruction(self.flame, self.head.faces, square, params)
+            for square, params in zip(squares, answers, strict=True)
+        ]
         return faces if many else faces[0]
 
     def _square(self, image: Image, points: np.ndarray | None) -> Square:
@@ -290,7 +298,12 @@ class RingNet(nn.Module):
     def _refined(self, squares, points, answers, same_person: bool, sigma: float | None) -> list[HeadParams]:
         from .fitting import fit  # which stands above: it knows this class's results
 
-        seen = torch.stack([torch.from_numpy(square.normalised(np.asarray(p, np.float64))) for square, p in zip(squares, points, strict=True)])
+        seen = torch.stack(
+            [
+                torch.from_numpy(square.normalised(np.asarray(p, np.float64)))
+                for square, p in zip(squares, points, strict=True)
+            ]
+        )
         start = HeadParams(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
         person = [0] * len(squares) if same_person else None
         found = fit(self.flame, seen.to(self.flame.v_template), person=person, start=start, sigma=sigma)
@@ -319,8 +332,8 @@ class RingNet(nn.Module):
         """Rebuild a model from a checkpoint file, or from a run folder (its best checkpoint).
 
         Args:
-            head: the head model, if it is not the built-in one and its file is neither where it was in training nor, under
-                the same name, beside the checkpoint.
+            head: the head model, if it is not the built-in one and its file is neither where it was in training nor,
+                under the same name, beside the checkpoint.
 
         Raises:
             FileNotFoundError: no checkpoint, or no head model, where it should be.
@@ -349,7 +362,8 @@ class RingNet(nn.Module):
 
     @classmethod
     def _on_its_head(cls, path, head, saved, configuration, tensors) -> RingNet:
-        """A model with the head that was saved, which is looked for where it was and beside the checkpoint if not given."""
+        """A model with the head that was saved, which is looked for where it was and beside the checkpoint if not
+        given."""
         places = [head]
         if head is None and saved["path"] is not None:
             folders = (path.parent, path.parent.parent)
@@ -364,7 +378,13 @@ class RingNet(nn.Module):
             model = cls(place, **configuration)
             if _same_head(model, saved, tensors):
                 return model
-        own = "the built-in one" if place is None else "the one given" if isinstance(place, FlameModel) else os.fspath(place)
+        own = (
+            "the built-in one"
+            if place is None
+            else "the one given"
+            if isinstance(place, FlameModel)
+            else os.fspath(place)
+        )
         raise CheckpointError(
             f"{path}: trained on another head than {own}: on {_described_head(saved)}; give it with --head, in Python with "
             "head="
@@ -375,12 +395,15 @@ def _same_head(model: RingNet, saved: dict, tensors: dict[str, Tensor]) -> bool:
     own = fingerprint(model.head)
     if own == saved["fingerprint"]:
         return True
-    # Before it had versions the built-in head was computed on every machine, with a digest of that machine's last bits. That
-    # it was this one shows in the camera that the regressor starts from, as wide as the head's landmarks.
+    # Before it had versions the built-in head was computed on every machine, with a digest of that machine's last bits.
+    # That it was this one shows in the camera that the regressor starts from, as wide as the head's landmarks.
     unversioned = saved["path"] is None and not saved["fingerprint"].startswith("builtin-") and own == "builtin-1"
     mean = tensors.get("regressor.mean")
-    return unversioned and mean is not None and mean.shape == model.regressor.mean.shape and torch.allclose(
-        mean, model.regressor.mean, rtol=1e-4, atol=1e-6
+    return (
+        unversioned
+        and mean is not None
+        and mean.shape == model.regressor.mean.shape
+        and torch.allclose(mean, model.regressor.mean, rtol=1e-4, atol=1e-6)
     )
 
 

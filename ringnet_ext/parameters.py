@@ -10,8 +10,8 @@ RingNet   cam 3, pose 6 (root, jaw), shape 100, expression 50, as 159 numbers   
                                                                                 is (pi, 0, 0)    y = s (Y + ty)
 ========  ====================================================================  ===============  ======================
 
-EMOCA's and SMIRK's are as DECA's; smplx, FLAME_PyTorch, VHAP, GaussianAvatars and metrical-tracker have FLAME's with names of
-their own, which :func:`read_parameters` knows.
+EMOCA's and SMIRK's are as DECA's; smplx, FLAME_PyTorch, VHAP, GaussianAvatars and metrical-tracker have FLAME's with
+names of their own, which :func:`read_parameters` knows.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ _LEFT_OUT = frozenset(
     "cam camera cam_params opencv focal_length img_size K RT "  # cameras
     "tex texcode tex_params tex_extra light lights lightcode light_params lit sh albedo albedos detail detailcode "
     "image images mask masks name timestep_id n_processed_frames frame_id global_step "
-    "verts trans_verts landmarks landmarks2d landmarks3d kpt7 kpt68".split()  # of the posed head, which follows from the rest
+    # of the posed head, which follows from the rest
+    "verts trans_verts landmarks landmarks2d landmarks3d kpt7 kpt68".split()
 )
 
 
@@ -107,8 +108,8 @@ class FlameParams(NamedTuple):
     def resized(self, shape: int, expression: int, vertices: int | None = None) -> FlameParams:
         """With that many coefficients, and a static offset of that many vertices: padded with zeros, or cut off.
 
-        VHAP and GaussianAvatars have 5143 vertices, FLAME's 5023 and then teeth. None leaves the offset as it is, and an
-        offset that isn't there stays so.
+        VHAP and GaussianAvatars have 5143 vertices, FLAME's 5023 and then teeth. None leaves the offset as it is, and
+        an offset that isn't there stays so.
         """
         offset = self.static_offset
         if vertices is not None and offset.shape[1]:
@@ -136,8 +137,8 @@ class FlameParams(NamedTuple):
     def to_deca(self, camera: Tensor) -> dict[str, Tensor]:
         """DECA's code dictionary with `shape`, `exp`, `pose` and `cam`, from a DECA camera (B, 3).
 
-        Raises ValueError where the neck, the eyes, the translation, the eyelids or the static offset are not zero: DECA has
-        none.
+        Raises ValueError where the neck, the eyes, the translation, the eyelids or the static offset are not zero: DECA
+        has none.
         """
         self._require_zero("DECA", *_BEYOND_DECA)
         sized = self.resized(100, 50)
@@ -146,7 +147,8 @@ class FlameParams(NamedTuple):
 
     @classmethod
     def from_deca(cls, codes: Mapping[str, Tensor]) -> tuple[FlameParams, Tensor]:
-        """Parameters and camera (B, 3) of DECA's code dictionary; texture, detail, light and images in it are left alone.
+        """Parameters and camera (B, 3) of DECA's code dictionary; texture, detail, light and images in it are left
+        alone.
 
         Raises ValueError where something is missing, or where there is more.
         """
@@ -159,9 +161,7 @@ class FlameParams(NamedTuple):
         pose = codes["pose"]
         if pose.dim() != 2 or pose.shape[1] != 6:
             raise ValueError(f"pose: expected shape (B, 6), got {tuple(pose.shape)}")
-        params = cls.make(
-            shape=codes["shape"], expression=codes["exp"], global_pose=pose[:, :3], jaw_pose=pose[:, 3:]
-        )
+        params = cls.make(shape=codes["shape"], expression=codes["exp"], global_pose=pose[:, :3], jaw_pose=pose[:, 3:])
         return params, codes["cam"]
 
     def to_ringnet(self, camera: Tensor, root: Tensor) -> HeadParams:
@@ -171,8 +171,8 @@ class FlameParams(NamedTuple):
             camera: (B, 3), DECA's.
             root: (B, 3) or (1, 3), the joint about which the head turns: ``flame(shape, expression).joints[:, 0]``.
 
-        Raises ValueError where the neck, the eyes, the translation, the eyelids or the static offset are not zero: RingNet
-        has none.
+        Raises ValueError where the neck, the eyes, the translation, the eyelids or the static offset are not zero:
+        RingNet has none.
         """
         self._require_zero("RingNet", *_BEYOND_DECA)
         sized = self.resized(100, 50)
@@ -201,13 +201,14 @@ class FlameParams(NamedTuple):
 
 
 def read_parameters(path: str | os.PathLike, dtype: torch.dtype = torch.float32) -> FlameParams:
-    """Parameters in a file or in a folder of ``.npy`` files, y up: ours, or those of another project, told by their names.
+    """Parameters in a file or in a folder of ``.npy`` files, y up: ours, or those of another project, told by their
+    names.
 
     ====================  ========================================================================================
     RingNet               ``.npy`` or ``.npz`` with pose, shape, expression; its 159 numbers
     DECA, EMOCA, SMIRK    shape, exp, pose, or shape_params, expression_params, pose_params, jaw_params, eyelid_params,
-                          or shapecode, expcode, posecode: ``.npz``, ``.npy``, ``.mat``, a folder of ``.npy``. The ``.mat``
-                          of DECA's demo has vertices and no parameters
+                          or shapecode, expcode, posecode: ``.npz``, ``.npy``, ``.mat``, a folder of ``.npy``. The
+                          ``.mat`` of DECA's demo has vertices and no parameters
     VHAP, GaussianAvatars ``flame_param.npz`` with static_offset, ``tracked_flame_params.npz``
     metrical-tracker      ``.frame``: the head stands still, its camera moves
     MICA                  ``identity.npy``
@@ -216,8 +217,8 @@ def read_parameters(path: str | os.PathLike, dtype: torch.dtype = torch.float32)
     FLAME                 its 415 numbers
     ====================  ========================================================================================
 
-    Nothing in a file is run. Cameras, textures, lights, images and landmarks are left out; anything else that isn't known is
-    refused by name. Raises ValueError, naming the file, for what cannot be read.
+    Nothing in a file is run. Cameras, textures, lights, images and landmarks are left out; anything else that isn't
+    known is refused by name. Raises ValueError, naming the file, for what cannot be read.
     """
     path = os.fspath(path)
     if os.path.isdir(path):
@@ -255,7 +256,9 @@ def _recognised(content) -> FlameParams:
     content = {name: value for name, value in content.items() if name not in _LEFT_OUT}
     offsets = content.pop("dynamic_offset", None)
     if offsets is not None and np.any(numbers("dynamic_offset", offsets)):
-        raise ValueError("dynamic_offset: expected zeros, as vertices that move by themselves are not parameters of a head")
+        raise ValueError(
+            "dynamic_offset: expected zeros, as vertices that move by themselves are not parameters of a head"
+        )
     if not content.keys() & _PARAMETERS:
         raise ValueError(
             f"no parameters: expected some of {', '.join(FlameParams._fields)}, or what other projects call them, got "
@@ -307,7 +310,8 @@ def _listed(names) -> str:
 
 
 def _split_poses(name: str, pose: Tensor, expression: str | None) -> dict[str, Tensor]:
-    """The poses of the joints that are in one array; `expression` is the name under which the file has the expression."""
+    """The poses of the joints that are in one array; `expression` is the name under which the file has the
+    expression."""
     width = pose.shape[1]
     if width == 15:
         return dict(zip(_POSES, pose.split(list(_POSES.values()), dim=1)))
@@ -324,7 +328,8 @@ def _split_poses(name: str, pose: Tensor, expression: str | None) -> dict[str, T
 
 
 def _axis_angle(pose: Tensor, width: int) -> Tensor:
-    """`pose` (B, width), or from (B, 2 width): six numbers a joint, metrical-tracker's, which are rows of its matrix."""
+    """`pose` (B, width), or from (B, 2 width): six numbers a joint, metrical-tracker's, which are rows of its
+    matrix."""
     if pose.dim() != 2 or pose.shape[1] != 2 * width:
         return pose
     matrices = matrix_from_six(pose.unflatten(1, (-1, 6))).transpose(-1, -2)

@@ -43,7 +43,11 @@ def write_curves(path: str | os.PathLike, history: list[dict[str, float]]) -> No
 
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     steps = [row["step"] for row in history]
-    titles = {"loss": "loss (held out: without read-out)", "landmarks": "landmarks, L1, half images", "ring": "ring shape loss"}
+    titles = {
+        "loss": "loss (held out: without read-out)",
+        "landmarks": "landmarks, L1, half images",
+        "ring": "ring shape loss",
+    }
     for axes, (name, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
         axes.plot(steps, [row[name] for row in history], label="training")
         axes.plot(steps, [row[f"validation_{name}"] for row in history], label="held out")

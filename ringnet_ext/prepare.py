@@ -341,6 +341,7 @@ def prepare(
     remove_leftovers(*(folder for folder, _, _ in os.walk(out / IMAGES)))
     notes = _Progress(out / "progress.sqlite", settings)
     try:
+
         def work(item):
             photograph, earlier = item
             return _prepare_one(photograph, earlier, source, landmarks, out, settings, detectors)
@@ -530,7 +531,9 @@ def _parser() -> Parser:
                         "none [each person's folder]")  # fmt: skip
     parser.add_argument("--anonymous", metavar="NAME", help="the folder in SOURCE whose images have no identity: their "
                         "rings are made of crops of the one image [none]")  # fmt: skip
-    parser.add_argument("--size", type=whole(*SIZES), default=default.size, help=f"side of the crops, pixels [{default.size}]")
+    parser.add_argument(
+        "--size", type=whole(*SIZES), default=default.size, help=f"side of the crops, pixels [{default.size}]"
+    )
     parser.add_argument("--format", choices=("jpg", "png"), default=default.format,
                         help=f"of the crops [{default.format}]")  # fmt: skip
     parser.add_argument("--min-face", type=real(1), default=default.min_face, help="least size of a face: the larger "

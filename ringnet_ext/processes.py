@@ -12,7 +12,8 @@ import torch.distributed as dist
 
 from .command_line import computing_device
 
-#: How long the others wait for one that renders the faces or writes a checkpoint. One that died is torchrun's to notice.
+#: How long the others wait for one that renders the faces or writes a checkpoint. One that died is torchrun's to
+# notice.
 _PATIENCE = timedelta(hours=2)
 
 
@@ -20,7 +21,8 @@ _PATIENCE = timedelta(hours=2)
 class Processes:
     """This process among those that train together.
 
-    rank of count: its number among all. local_rank of local_count: among those on this machine. device: what it computes on.
+    rank of count: its number among all. local_rank of local_count: among those on this machine. device: what it
+    computes on.
     """
 
     device: torch.device
@@ -70,7 +72,9 @@ def joined_processes(device: str | None = None):
     )
     if kind.type == "cuda":
         if local_count > torch.cuda.device_count():
-            raise ValueError(f"device: {local_count} processes on a machine with {torch.cuda.device_count()} CUDA devices")
+            raise ValueError(
+                f"device: {local_count} processes on a machine with {torch.cuda.device_count()} CUDA devices"
+            )
         kind = torch.device("cuda", local_rank)
         torch.cuda.set_device(kind)
     backend = "nccl" if kind.type == "cuda" else "gloo"
@@ -84,9 +88,9 @@ def joined_processes(device: str | None = None):
 def _meeting_place() -> dist.Store:
     """Where the processes find each other, of their own for every restart.
 
-    torchrun keeps the store through restarts, with the addresses of processes that are gone: whoever reads one before it is
-    overwritten waits for the dead. On several machines restarts are counted by each, so that no number is common to all;
-    there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes torchrun start every time with a new store.
+    torchrun keeps the store through restarts, with the addresses of processes that are gone: whoever reads one before
+    it is overwritten waits for the dead. On several machines restarts are counted by each, so that no number is common
+    to all; there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes torchrun start every time with a new store.
     """
     store, _, _ = next(dist.rendezvous("env://", timeout=_PATIENCE))
     if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":

@@ -30,7 +30,8 @@ def progress(iterable=None, *, total=None, desc: str, unit: str, initial=0, show
     """A tqdm over `iterable`, or to be updated by hand. Work that is over within half a minute prints no line.
 
     Args:
-        total: of an iterable without a length. initial: how much of it was done before. show: False for no output at all.
+        total: of an iterable without a length. initial: how much of it was done before. show: False for no output at
+            all.
         leave: whether a terminal keeps the bar when the work is done.
     """
     common = {"total": total, "desc": desc, "unit": unit, "initial": initial, "disable": not show}

@@ -34,7 +34,8 @@ def draw_mesh(
         points: (V, 3): x and y in pixels, then the depth.
         faces: (F, 3) vertex indices.
         colors: (V, 3) in [0, 1], interpolated over each face.
-        back_faces: whether to paint faces seen from inside; without them a closed mesh is done in two thirds of the time.
+        back_faces: whether to paint faces seen from inside; without them a closed mesh is done in two thirds of the
+            time.
 
     Returns:
         (H, W) bool, the pixels that the mesh covers.
@@ -63,7 +64,8 @@ def draw_mesh(
 
 
 def clay(normals: np.ndarray, albedo: np.ndarray | tuple[float, float, float] = CLAY) -> np.ndarray:
-    """Colours (V, 3) of a matt surface under a fixed light, from unit normals in the picture's frame (y down, z away)."""
+    """Colours (V, 3) of a matt surface under a fixed light, from unit normals in the picture's frame (y down, z
+    away)."""
     key = np.array([-0.45, -0.5, -0.75])
     rim = np.array([0.9, -0.1, -0.2])
     diffuse = 0.75 * np.clip(normals @ (key / np.linalg.norm(key)), 0, None)
@@ -147,7 +149,9 @@ def mark_points(
         cv2.circle(image, centre, round(radius * 2**fraction), color, -1, cv2.LINE_AA, fraction)
 
 
-def sheet(rows: list[list[np.ndarray]], labels: list[str] | None = None, columns: list[str] | None = None) -> np.ndarray:
+def sheet(
+    rows: list[list[np.ndarray]], labels: list[str] | None = None, columns: list[str] | None = None
+) -> np.ndarray:
     """Pictures of one size in rows, with an optional caption above each row or above each column."""
     height, width = rows[0][0].shape[:2]
     across = max(len(row) for row in rows)

@@ -45,8 +45,8 @@ PRESETS = {
         "readout_weight": 60.0, "shares": 2,
         "identities": 2000, "image_size": 128,
     },
-    # Section 4 of the paper: Adam at a constant 1e-4. 10 epochs of VGGFace2's 3.1 million images, in steps of 32 rings of 6,
-    # are 160,000 steps.
+    # Section 4 of the paper: Adam at a constant 1e-4. 10 epochs of VGGFace2's 3.1 million images, in steps of 32 rings
+    # of 6, are 160,000 steps.
     "paper": {
         "encoder": "resnet50", "dropout": 0.5, "leak": 0.0, "steps": 160_000, "rings": 32, "learning_rate": 1e-4,
         "final_learning_rate": 1.0, "warmup_steps": 0, "beta2": 0.999, "weight_decay": 0.0, "gradient_clip": None,
@@ -76,7 +76,9 @@ def _parser() -> Parser:
     run.add_argument("--config", type=path, metavar="FILE", help="options from a .toml, .yaml or .json file, by their long "
                      "names; or the config.json of another run. The command line goes before it [none]")  # fmt: skip
     run.add_argument("--out", type=path, help="run folder [runs/PRESET]")
-    run.add_argument("--resume", action="store_true", help="continue the run in --out; the other flags must be as before")
+    run.add_argument(
+        "--resume", action="store_true", help="continue the run in --out; the other flags must be as before"
+    )
     run.add_argument("--overwrite", action="store_true", help="start anew although --out holds a run")
     add(run, "--seed", 0, "seed of everything random", type=whole(0))
     add(run, "--checkpoint-steps", 250, "time between checkpoints (and validations)", "steps", type=whole(1))
@@ -86,8 +88,14 @@ def _parser() -> Parser:
     speed = parser.add_argument_group("speed (none of these changes what is learnt, but for rounding)")
     speed.add_argument("--device", help="device to train on; under torchrun, cuda is one for each process [cuda if there is "
                        "one, else cpu]")  # fmt: skip
-    add(speed, "--workers", 0, "threads of a process that take its shares of a step; 0 for as many as there are shares and "
-        "cores, and for one on a GPU, which takes them one after the other", type=whole(0, 1024))
+    add(
+        speed,
+        "--workers",
+        0,
+        "threads of a process that take its shares of a step; 0 for as many as there are shares and "
+        "cores, and for one on a GPU, which takes them one after the other",
+        type=whole(0, 1024),
+    )
     add(speed, "--threads", 0, "CPU threads of each worker; 0 for as many as there are cores for", type=whole(0, 1024))
     add(speed, "--prefetch", 2, "images made ready ahead", "steps", type=whole(1, 1000))
     speed.add_argument("--compile", action="store_true", help="the encoder with torch.compile")
@@ -95,15 +103,34 @@ def _parser() -> Parser:
     photographs = parser.add_argument_group("photographs")
     photographs.add_argument("--data", type=path, metavar="DIR", help="train on this set, made by python -m "
                              "ringnet_ext.prepare, instead of on synthetic faces [none]")  # fmt: skip
-    add(photographs, "--validation-share", 0.05, "part of its people that are held out for validation", type=real(above=0, below=1))
+    add(
+        photographs,
+        "--validation-share",
+        0.05,
+        "part of its people that are held out for validation",
+        type=real(above=0, below=1),
+    )
 
     data = parser.add_argument_group("synthetic faces")
     data.add_argument("--head", type=path, help="head model file with landmarks [the built-in head]")
     add(data, "--identities", None, "people to train on", type=whole(2))
     add(data, "--images-per-identity", 6, "images of each of them", type=whole(1))
-    add(data, "--image-size", None, "side of the rendered images, which are then cropped", "pixels", type=whole(16, 4096))
+    add(
+        data,
+        "--image-size",
+        None,
+        "side of the rendered images, which are then cropped",
+        "pixels",
+        type=whole(16, 4096),
+    )
     add(data, "--yaw-limit", 39.0, "largest turn of the head, at most 60", "degrees", type=real(0, 60))
-    add(data, "--test-identities", 240, "people held out for the table at the end, 6 images each; 0 for no table", type=whole(0))
+    add(
+        data,
+        "--test-identities",
+        240,
+        "people held out for the table at the end, 6 images each; 0 for no table",
+        type=whole(0),
+    )
     data.add_argument("--cache", type=path, help="folder that rendered faces are kept in "
                       "[$RINGNET_CACHE, else ~/.cache/ringnet_ext]")  # fmt: skip
 
@@ -118,27 +145,58 @@ def _parser() -> Parser:
     training = parser.add_argument_group("training")
     add(training, "--steps", None, "optimiser steps", type=whole(1))
     add(training, "--rings", None, "rings in a step, over all processes", type=whole(1))
-    add(training, "--shares", None, "equal parts of a step, each with batch statistics of its own. Processes, and in them "
+    add(
+        training,
+        "--shares",
+        None,
+        "equal parts of a step, each with batch statistics of its own. Processes, and in them "
         "--workers, divide them among themselves; more shares than those are gradient accumulation. Where not "
         "given, as the run had that is resumed, else so many of these as divide --rings, and a multiple of the processes",
-        type=whole(1))
+        type=whole(1),
+    )
     add(training, "--ring-size", 6, "images in a ring, R: R - 1 of one person, one of another", type=whole(3))
     add(training, "--learning-rate", None, "peak learning rate of AdamW", type=real(above=0))
-    add(training, "--final-learning-rate", None, "what a cosine brings it down to, as a fraction of the peak", type=real(0, 1))
+    add(
+        training,
+        "--final-learning-rate",
+        None,
+        "what a cosine brings it down to, as a fraction of the peak",
+        type=real(0, 1),
+    )
     add(training, "--warmup-steps", None, "over which the learning rate rises to its peak", "steps", type=whole(0))
     add(training, "--beta2", None, "decay of AdamW's average of squared gradients", type=real(0, below=1))
     add(training, "--weight-decay", None, "of AdamW", type=real(0))
-    add(training, "--gradient-clip", None, "largest norm of the whole gradient; a longer one is shortened", type=real(above=0))
+    add(
+        training,
+        "--gradient-clip",
+        None,
+        "largest norm of the whole gradient; a longer one is shortened",
+        type=real(above=0),
+    )
     add(training, "--landmark-weight", 60.0, "weight of the landmarks' L1 distance, in half image sides", type=real(0))
-    add(training, "--readout-weight", None, "weight of the landmarks that a linear layer reads off the features, a help in "
-        "training that the paper does without", "in half image sides", type=real(0))
+    add(
+        training,
+        "--readout-weight",
+        None,
+        "weight of the landmarks that a linear layer reads off the features, a help in "
+        "training that the paper does without",
+        "in half image sides",
+        type=real(0),
+    )
     training.add_argument("--precision", choices=["float32", "bfloat16", "float16"], default="float32", help="of the encoder; "
                           "the decoder and the losses are in float32 always [float32]")  # fmt: skip
-    add(training, "--ema", 0.0, "decay of an average of the weights, to be validated and kept in their place; 0 for none",
-        type=real(0, below=1))
+    add(
+        training,
+        "--ema",
+        0.0,
+        "decay of an average of the weights, to be validated and kept in their place; 0 for none",
+        type=real(0, below=1),
+    )
     add(training, "--ring-weight", 1.0, "weight of the shape consistency around the ring", type=real(0))
     add(training, "--shape-weight", 1e-4, "weight of the squared norm of the shape coefficients", type=real(0))
-    add(training, "--expression-weight", 1e-4, "weight of the squared norm of the expression coefficients", type=real(0))
+    add(
+        training, "--expression-weight", 1e-4, "weight of the squared norm of the expression coefficients", type=real(0)
+    )
     add(training, "--margin", 0.5, "margin of the ring loss, in squared coefficients", type=real(0))
     return parser
 
@@ -183,7 +241,11 @@ def main(arguments: list[str]) -> int:
             return _run(options, processes)
     except KeyboardInterrupt:
         kept = checkpoints(options.out)
-        how = f"--resume --out {options.out} continues from {kept[-1].name}" if kept else "no checkpoint had been written yet"
+        how = (
+            f"--resume --out {options.out} continues from {kept[-1].name}"
+            if kept
+            else "no checkpoint had been written yet"
+        )
         raise KeyboardInterrupt(f"interrupted; {how}") from None
 
 
@@ -192,7 +254,9 @@ def _shares_before(configuration: Path) -> int:
     try:
         return whole(1)(str(json.loads(configuration.read_text())["options"]["shares"]))
     except (OSError, KeyError, TypeError, ValueError, argparse.ArgumentTypeError):
-        raise ValueError(f"{configuration}: doesn't say in how many shares the run divides its steps; give --shares") from None
+        raise ValueError(
+            f"{configuration}: doesn't say in how many shares the run divides its steps; give --shares"
+        ) from None
 
 
 def _run(options: argparse.Namespace, processes: Processes) -> int:
@@ -271,7 +335,9 @@ def _run(options: argparse.Namespace, processes: Processes) -> int:
         _tabulate(options, evaluate(best, test.load(head, options.cache)))
         people = dataclasses.replace(test, identities=EXAMPLES, images_per_identity=1, size=320, color=True)
         _show(options, best, people.load(head, options.cache), np.arange(EXAMPLES))
-    speed, waiting = (np.mean([row[name] for row in trainer.history]) for name in ("images_per_second", "waiting_for_data"))
+    speed, waiting = (
+        np.mean([row[name] for row in trainer.history]) for name in ("images_per_second", "waiting_for_data")
+    )
     print(
         f"faces {rendered - began:.0f} s, training {trained - rendered:.0f} s ({speed:.0f} images/s, {waiting:.1%} of the "
         f"time waiting for data), table and pictures {time.perf_counter() - trained:.0f} s, in all "
@@ -341,7 +407,9 @@ def _show(options: argparse.Namespace, model: RingNet, faces: FaceSet, indices: 
     (options.out / "examples").mkdir(exist_ok=True)
     for index, image in enumerate(pixels):
         write_image(options.out / "examples" / f"{index}.png", image)
-    write_image(options.out / "reconstructions.png", reconstructions([model.reconstruct(fit_square(image)) for image in pixels]))
+    write_image(
+        options.out / "reconstructions.png", reconstructions([model.reconstruct(fit_square(image)) for image in pixels])
+    )
 
 
 def _write_json(file_path: Path, value: dict) -> None:
@@ -350,7 +418,8 @@ def _write_json(file_path: Path, value: dict) -> None:
 
 
 if __name__ == "__main__":
-    # Moments of weights that get no gradient decay into numbers that many processors take a hundred times as long for. Before
+    # Moments of weights that get no gradient decay into numbers that many processors take a hundred times as long for.
+    # Before
     # anything runs in parallel: threads have what the one that starts them has.
     torch.set_flush_denormal(True)
     sys.exit(main())

@@ -41,9 +41,9 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 class TrainingSettings:
     """What decides the result of training. The weights of the losses and the margin are the paper's.
 
-    A step's rings are computed in equal ``shares``, each with batch statistics of its own. Who computes them doesn't matter:
-    processes divide them among themselves, and each takes its own at once in several threads or one after the other
-    (gradient accumulation); the gradient is that of their mean loss.
+    A step's rings are computed in equal ``shares``, each with batch statistics of its own. Who computes them doesn't
+    matter: processes divide them among themselves, and each takes its own at once in several threads or one after the
+    other (gradient accumulation); the gradient is that of their mean loss.
     """
 
     steps: int
@@ -69,7 +69,9 @@ class TrainingSettings:
 
     def __post_init__(self):
         if self.shares < 1 or self.rings_per_step % self.shares:
-            raise ValueError(f"shares: expected a divisor of the {self.rings_per_step} rings of a step, got {self.shares}")
+            raise ValueError(
+                f"shares: expected a divisor of the {self.rings_per_step} rings of a step, got {self.shares}"
+            )
         if self.precision not in _PRECISIONS:
             raise ValueError(f"precision: expected one of {', '.join(_PRECISIONS)}, got {self.precision!r}")
         if not 0 <= self.ema < 1:
@@ -89,8 +91,8 @@ class TrainingSettings:
 class Execution:
     """How a process goes about its part of the work, which changes the time it takes and nothing else.
 
-    workers     threads that take its shares of a step; 0 for as many as there are shares and cores, and for one on a GPU
-    prefetch    steps whose images are made ready ahead
+    workers     threads that take its shares of a step; 0 for as many as there are shares and cores, and for one on a
+    GPU prefetch    steps whose images are made ready ahead
     keep        checkpoints that are kept, the newest
     compile     the encoder with torch.compile
     tensorboard  write the history as TensorBoard events too
@@ -116,15 +118,16 @@ def checkpoints(folder: str | os.PathLike) -> list[Path]:
 class Trainer:
     """Trains a model in a run folder.
 
-    The folder holds ``checkpoints/``, to resume from, ``best.safetensors`` (the model with the lowest validation loss) and
-    ``history.csv``. Everything random in a step follows from (seed, step), so a resumed run takes the same steps as one
-    that was never interrupted.
+    The folder holds ``checkpoints/``, to resume from, ``best.safetensors`` (the model with the lowest validation loss)
+    and ``history.csv``. Everything random in a step follows from (seed, step), so a resumed run takes the same steps as
+    one that was never interrupted.
 
     Args:
         model: the network to train, on its device.
         faces, validation: training faces, and faces of other people.
         settings: see :class:`TrainingSettings`.
-        folder: the run folder; made if missing. Of several processes only the first writes to it; all read its checkpoints.
+        folder: the run folder; made if missing. Of several processes only the first writes to it; all read its
+            checkpoints.
         execution: see :class:`Execution`.
         processes: those that train together, see :func:`ringnet_ext.processes.joined_processes`.
     """
@@ -157,7 +160,9 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
 
         if settings.shares % self.processes.count:
-            raise ValueError(f"shares: expected a multiple of the {self.processes.count} processes, got {settings.shares}")
+            raise ValueError(
+                f"shares: expected a multiple of the {self.processes.count} processes, got {settings.shares}"
+            )
         shares = settings.shares // self.processes.count
         self._first_share = shares * self.processes.rank
         # Each share has the same parameters and head, and running statistics of its own. Those of the first are kept.
@@ -261,7 +266,8 @@ class Trainer:
     def _update(
         self, pool: ThreadPoolExecutor, batch: list[torch.Tensor], stop: bool = False
     ) -> tuple[dict[str, float], bool]:
-        """One optimiser step. Returns the mean terms of the loss over all shares, and whether any process asked to stop."""
+        """One optimiser step. Returns the mean terms of the loss over all shares, and whether any process asked to
+        stop."""
         settings = self.settings
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate_at(self.step)
@@ -387,7 +393,9 @@ class Trainer:
         changed = [name for name in settings if settings[name] != before.get(name)]
         if changed:
             names = ", ".join(f"{name} {before.get(name)} -> {settings[name]}" for name in changed)
-            raise CheckpointError(f"{path}: a run is resumed with the settings it began with, and these differ: {names}")
+            raise CheckpointError(
+                f"{path}: a run is resumed with the settings it began with, and these differ: {names}"
+            )
         if state["faces"] != self.faces.fingerprint():
             raise CheckpointError(f"{path}: a run is resumed with the faces it began with, and these are others")
         for model, prefix in ((self.model, ""), (self.average, "average.")):
@@ -450,7 +458,8 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
 
 @contextmanager
 def _stop_requests():
-    """A list that becomes true once SIGINT or SIGTERM has come. Ctrl-C under torchrun sends both, and the impatient press it
+    """A list that becomes true once SIGINT or SIGTERM has come. Ctrl-C under torchrun sends both, and the impatient
+    press it
     twice: only a third SIGINT interrupts at once, without a checkpoint."""
     requests: list[int] = []
 
@@ -458,7 +467,9 @@ def _stop_requests():
         requests.append(number)
         interrupts = requests.count(signal.SIGINT)
         if interrupts == 2:
-            tqdm.write("stopping after this step, with a checkpoint; once more, and it stops at once without one", sys.stderr)
+            tqdm.write(
+                "stopping after this step, with a checkpoint; once more, and it stops at once without one", sys.stderr
+            )
         elif interrupts > 2:
             raise KeyboardInterrupt
 

@@ -1,9 +1,12 @@
-"""The operators tried at random: python tests/fuzz_operators.py [--configurations N] [--malformed N] [--seed S] [--seconds T]
+"""The operators tried at random: python tests/fuzz_operators.py [--configurations N] [--malformed N] [--seed S]
+[--seconds T]
 
-Configurations: random sizes, dtypes, memory layouts, pose and template forms, numbers of threads and subsets of what requires grad;
-results and gradients against the reference in float64, and the second call's bits against the first's, which finds the model prepared.
-Malformed calls: one argument of a correct call made wrong; it must raise ValueError or TypeError that names an argument, and leave
-the correct call as it was. Prints each finding, with the seed that repeats it, and one line of summary; exits with 1 if there is any.
+Configurations: random sizes, dtypes, memory layouts, pose and template forms, numbers of threads and subsets of what
+requires grad; results and gradients against the reference in float64, and the second call's bits against the first's,
+which finds the model prepared.
+Malformed calls: one argument of a correct call made wrong; it must raise ValueError or TypeError that names an
+argument, and leave the correct call as it was. Prints each finding, with the seed that repeats it, and one line of
+summary; exits with 1 if there is any.
 """
 
 import argparse
@@ -37,7 +40,10 @@ ARGUMENTS = {
     "flame_head": {**_BODY, **_EMBEDDING},
     "batch_rodrigues": {"rot_vecs": ("N", 3)},
     "vertices2landmarks": {
-        "vertices": ("B", "V", 3), "faces": ("F", 3), "lmk_faces_idx": ("L",), "lmk_bary_coords": ("L", 3),
+        "vertices": ("B", "V", 3),
+        "faces": ("F", 3),
+        "lmk_faces_idx": ("L",),
+        "lmk_bary_coords": ("L", 3),
     },  # fmt: skip
 }
 _INDICES = ("parents", "faces", "lmk_faces_idx", "contour_faces_idx")
@@ -86,7 +92,13 @@ def random_call(rng: random.Random, operator: str | None = None, smallest: int =
     operator = operator or rng.choices(list(ARGUMENTS), [4, 4, 4, 1, 2])[0]
     dtype = rng.choice([torch.float32, torch.float64])
     B = max(smallest, _size(rng, 0, 70))
-    V, K, J, L, C = _size(rng, 1, 700), _size(rng, 0, 40), _size(rng, 1, 12), _size(rng, 0, 40), rng.choice([0, 0, _size(rng, 1, 12)])
+    V, K, J, L, C = (
+        _size(rng, 1, 700),
+        _size(rng, 0, 40),
+        _size(rng, 1, 12),
+        _size(rng, 0, 40),
+        rng.choice([0, 0, _size(rng, 1, 12)]),
+    )
     seed = rng.getrandbits(31)
     model = RandomModel.make(V=V, K=K, J=J, L=L, C=C, seed=seed).to(dtype=dtype)
     betas, pose = model.inputs(B, seed=seed + 1)
@@ -108,7 +120,8 @@ def random_call(rng: random.Random, operator: str | None = None, smallest: int =
 
 
 def varied(rng: random.Random, call: Call) -> Call:
-    """The call in another form: a template for each element, batches of one, expanded rows, other layouts, gradients wanted."""
+    """The call in another form: a template for each element, batches of one, expanded rows, other layouts, gradients
+    wanted."""
     arguments, note = dict(call.arguments), call.note
     batch = next(iter(arguments.values())).shape[0]
     if "betas" in arguments:
@@ -167,10 +180,14 @@ def check_configuration(seed: int) -> str | None:
     })  # fmt: skip
     want = exact.run(reference)
     generator = torch.Generator().manual_seed(seed)
-    weights = [torch.randn(w.shape, generator=generator, dtype=torch.float64) if rng.random() < 0.8 else None for w in want]
+    weights = [
+        torch.randn(w.shape, generator=generator, dtype=torch.float64) if rng.random() < 0.8 else None for w in want
+    ]
     dtype = call.tensors()[next(iter(ARGUMENTS[call.operator]))].dtype
     given = [None if w is None else _laid_out(rng, w.to(dtype)) for w in weights]
-    want_gradients = _gradients(want, [None if g is None else g.double() for g in given], [exact.arguments[name] for name in leaves])
+    want_gradients = _gradients(
+        want, [None if g is None else g.double() for g in given], [exact.arguments[name] for name in leaves]
+    )
 
     results = []
     for threads in (torch.get_num_threads(), rng.choice([1, 2, 4])):
@@ -179,12 +196,15 @@ def check_configuration(seed: int) -> str | None:
         results.append([*(o.detach() for o in outputs), *_gradients(outputs, given, list(leaves.values()))])
     names = [f"output {i}" for i in range(len(want))] + [f"gradient of {name}" for name in leaves]
     single = dtype == torch.float32
-    # A gradient may be the small rest of large terms, as where a single vertex turns about itself: centimetres times what came in.
+    # A gradient may be the small rest of large terms, as where a single vertex turns about itself: centimetres times
+    # what came in.
     lever = 0.01 * float(torch.stack([torch.zeros(()).double(), *(w.norm() for w in weights if w is not None)]).norm())
     for i, (name, first, second, exactly) in enumerate(zip(names, *results, [*want, *want_gradients], strict=True)):
         if first.shape != exactly.shape or first.dtype != dtype:
             return f"{call.note}: {name} is {first.dtype} {tuple(first.shape)}, expected {dtype} {tuple(exactly.shape)}"
-        if not torch.equal(first, second) and not set(leaves) - set(_USUAL):  # PyTorch's own sums may depend on the threads
+        if not torch.equal(first, second) and not set(leaves) - set(
+            _USUAL
+        ):  # PyTorch's own sums may depend on the threads
             return f"{call.note}: {name} differs from one call to the next"
         if exactly.numel() == 0:
             continue
@@ -202,7 +222,8 @@ def check_configuration(seed: int) -> str | None:
 
 
 def _wrong_sizes(rng, value, sizes):
-    """One more or one less of what another argument, or the operator, fixes: F and N are free, and so is a batch of nothing else."""
+    """One more or one less of what another argument, or the operator, fixes: F and N are free, and so is a batch of
+    nothing else."""
     free = {"F", "N"} | ({"B"} if sizes == ("B", "V", 3) else set())
     fixed = [i for i, size in enumerate(sizes) if size not in free and i < value.ndim]
     if not fixed:
@@ -255,7 +276,11 @@ def _wrong_index(rng, name, value, call):
     if name == "parents":
         value[place] = rng.choice([place[0], place[0] + 1, 0 if place[0] == 0 else -1, len(value), -2, 2**40])
         return value
-    end = len(call.arguments["faces"]) if name != "faces" else call.arguments[next(n for n in ("vertices", "v_template") if n in call.arguments)].shape[-2]
+    end = (
+        len(call.arguments["faces"])
+        if name != "faces"
+        else call.arguments[next(n for n in ("vertices", "v_template") if n in call.arguments)].shape[-2]
+    )
     if name == "faces" and call.operator == "vertices2landmarks":  # only what the landmarks use is read
         if call.arguments["lmk_faces_idx"].numel() == 0:
             return None
@@ -279,14 +304,24 @@ def malformed(rng: random.Random) -> Call:
             if name == "neck_joint" and call.arguments["contour_faces_idx"] is None:
                 continue
             J = len(call.arguments["parents"])
-            wrong = rng.choice([-1, J, 10**6, 2**70, "neck", None, 1.5]) if name == "neck_joint" else rng.choice(["x", None, 3, 0.5, []])
+            wrong = (
+                rng.choice([-1, J, 10**6, 2**70, "neck", None, 1.5])
+                if name == "neck_joint"
+                else rng.choice(["x", None, 3, 0.5, []])
+            )
             what = repr(wrong)
         elif value is None:  # half a contour
             bary = name == "contour_bary_coords"
-            wrong = torch.zeros(79, 3, 3, dtype=call.arguments["betas"].dtype) if bary else torch.zeros(79, 3, dtype=torch.int64)
+            wrong = (
+                torch.zeros(79, 3, 3, dtype=call.arguments["betas"].dtype)
+                if bary
+                else torch.zeros(79, 3, dtype=torch.int64)
+            )
             what = "given alone"
         else:
-            kind = rng.choice([_wrong_sizes, _wrong_sizes, _wrong_dimensions, _wrong_type, _wrong_dtype, _wrong_layout, _wrong_index])
+            kind = rng.choice(
+                [_wrong_sizes, _wrong_sizes, _wrong_dimensions, _wrong_type, _wrong_dtype, _wrong_layout, _wrong_index]
+            )
             if name == "pose" and kind is _wrong_sizes:
                 sizes, value = ("B", "P"), value.flatten(1)
             wrong = kind(rng, name, value, call) if kind is _wrong_index else kind(rng, value, sizes)

@@ -1,4 +1,5 @@
-"""smplx's body models of the sizes of the real ones, with random values: a regressor and weights as sparse as theirs."""
+"""smplx's body models of the sizes of the real ones, with random values: a regressor and weights as sparse as
+theirs."""
 
 import functools
 import pickle
@@ -13,7 +14,9 @@ POSES = {  # what a call gives: name and number of values a batch element
     "FLAME": dict(global_orient=3, neck_pose=3, jaw_pose=3, leye_pose=3, reye_pose=3),
     "SMPL": dict(global_orient=3, body_pose=69),
     "SMPLH": dict(global_orient=3, body_pose=63, left_hand_pose=6, right_hand_pose=6),
-    "SMPLX": dict(global_orient=3, body_pose=63, jaw_pose=3, leye_pose=3, reye_pose=3, left_hand_pose=6, right_hand_pose=6),
+    "SMPLX": dict(
+        global_orient=3, body_pose=63, jaw_pose=3, leye_pose=3, reye_pose=3, left_hand_pose=6, right_hand_pose=6
+    ),
     "MANO": dict(global_orient=3, hand_pose=6),
 }
 

@@ -1,4 +1,5 @@
-"""smplx's body models on the operators: by `accelerate`, and by replacing `lbs`, which joins some directions anew for every call."""
+"""smplx's body models on the operators: by `accelerate`, and by replacing `lbs`, which joins some directions anew for
+every call."""
 
 import copy
 import io
@@ -51,9 +52,13 @@ def test_same_results_and_gradients(name, monkeypatch):
     for later in (*again, *faster):
         assert torch.equal(later[0], first[0]) and torch.equal(later[1][:, :5], first[1][:, :5])
         for key, gradient in later[2].items():
-            torch.testing.assert_close(gradient, first[2][key], rtol=1e-6, atol=1e-9)  # beyond the operator, of extra joints
+            torch.testing.assert_close(
+                gradient, first[2][key], rtol=1e-6, atol=1e-9
+            )  # beyond the operator, of extra joints
     assert isinstance(module, kind) and repr(module) == words
-    assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items()) and len(state) == len(module.state_dict())
+    assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items()) and len(state) == len(
+        module.state_dict()
+    )
     acceleration.undo()
     assert type(module) is kind
     assert_close(run(module, given), exact)
@@ -105,7 +110,9 @@ def test_changed_buffers_are_noticed():
             lambda: module.expr_dirs.mul_(2),
             lambda: module.shapedirs.data.mul_(2),
             lambda: setattr(module, "expr_dirs", module.expr_dirs.flip(0)),
-            lambda: module.load_state_dict({k: 0.5 * v if v.is_floating_point() else v for k, v in module.state_dict().items()}),
+            lambda: module.load_state_dict(
+                {k: 0.5 * v if v.is_floating_point() else v for k, v in module.state_dict().items()}
+            ),
             lambda: module.double(),
             lambda: module.float(),
         ):

@@ -1,4 +1,5 @@
-"""What the CUDA kernels are built for: CMake's rule by itself, and a whole configuration on a machine whose GPU can't be used."""
+"""What the CUDA kernels are built for: CMake's rule by itself, and a whole configuration on a machine whose GPU can't
+be used."""
 
 import shutil
 import subprocess

@@ -1,5 +1,5 @@
-"""What users get wrong: every command says it in one line that names the file or the option, exits with 2 for the command line
-itself and with 1 for what it refers to, and leaves nothing behind."""
+"""What users get wrong: every command says it in one line that names the file or the option, exits with 2 for the
+command line itself and with 1 for what it refers to, and leaves nothing behind."""
 
 import errno
 import importlib
@@ -16,14 +16,13 @@ import torch
 
 from ringnet_ext.checkpoint import read_checkpoint, write_checkpoint
 from ringnet_ext.data.photographs import record, write_manifest
-from ringnet_ext.flame import builtin_head
-from ringnet_ext.flame import files
+from ringnet_ext.flame import builtin_head, files
 from ringnet_ext.images import write_image
 from ringnet_ext.model import RingNet
 
 NO_CUDA = not torch.cuda.is_available()
-#: command: lines of arguments, the exit code, and what the message says. {name} is a file or folder of the fixture; {out} isn't
-#: there yet.
+#: command: lines of arguments, the exit code, and what the message says. {name} is a file or folder of the fixture;
+# {out} isn't : there yet.
 BAD = {
     "train": [
         *[(f"--out {{out}} {text}", 2, text.split()[0]) for text in """
@@ -170,7 +169,10 @@ def places(tmp_path_factory):
         "image photos embedding no_rows nans huge columns"
     ).split()
     place = {name: root / name for name in names}
-    place |= {name: root / f"{name}.npz" for name in ("bare", "seventy", "mediapipe", "other", "one_joint", "embedding", "no_rows", "nans", "huge")}
+    place |= {
+        name: root / f"{name}.npz"
+        for name in ("bare", "seventy", "mediapipe", "other", "one_joint", "embedding", "no_rows", "nans", "huge")
+    }
     place["image"] = root / "image.png"
     for name in ("folder", "photos", "two_people", "damaged_set", "empty_set"):
         place[name].mkdir()
@@ -217,9 +219,15 @@ def places(tmp_path_factory):
         write_image(place[name] / "images" / "a.png", np.zeros((64, 64, 3), np.uint8))
     (place["damaged_set"] / "manifest.npy").write_bytes(b"\x93NUMPY damaged")
 
-    for name, shape in (("no_rows", np.zeros((0, 100))), ("nans", np.full((1, 100), np.nan)), ("huge", np.full((1, 100), 1e30))):
+    for name, shape in (
+        ("no_rows", np.zeros((0, 100))),
+        ("nans", np.full((1, 100), np.nan)),
+        ("huge", np.full((1, 100), 1e30)),
+    ):
         rows = len(shape)
-        np.savez(place[name], shape=shape, expression=np.zeros((rows, 50)), pose=np.zeros((rows, 6)), cam=np.ones((rows, 3)))
+        np.savez(
+            place[name], shape=shape, expression=np.zeros((rows, 50)), pose=np.zeros((rows, 6)), cam=np.ones((rows, 3))
+        )
     return {name: str(path) for name, path in place.items()}
 
 
@@ -230,18 +238,26 @@ def everything(folder):
 def run(command, arguments):
     """The exit code of a command in this process."""
     try:
-        return importlib.import_module("ringnet_ext.flame.__main__" if command == "flame" else f"ringnet_ext.{command}").main(arguments)
+        return importlib.import_module(
+            "ringnet_ext.flame.__main__" if command == "flame" else f"ringnet_ext.{command}"
+        ).main(arguments)
     except SystemExit as stop:
         return stop.code
 
 
 @pytest.mark.parametrize("command, line, code, message", CASES, ids=[f"{case[0]} {case[1]}" for case in CASES])
-def test_one_line_the_right_exit_code_and_nothing_left(places, tmp_path, monkeypatch, capsys, command, line, code, message):
+def test_one_line_the_right_exit_code_and_nothing_left(
+    places, tmp_path, monkeypatch, capsys, command, line, code, message
+):
     if "--device cuda" in line and not NO_CUDA and "99" not in line:
         pytest.skip("there is CUDA")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RINGNET_CACHE", str(tmp_path / "cache"))
-    before = {name: everything(tmp_path.parent.joinpath(path)) for name, path in places.items() if name in ("folder", "photos", "run")}
+    before = {
+        name: everything(tmp_path.parent.joinpath(path))
+        for name, path in places.items()
+        if name in ("folder", "photos", "run")
+    }
     names = places | {"out": str(tmp_path / "out")}
     assert run(command, shlex.split(line.format(**names))) == code
     captured = capsys.readouterr()
@@ -274,7 +290,10 @@ def test_infer_reports_the_bad_and_does_the_good(places, tmp_path, capsys):
     cv2.imwrite(str(photos / "dot.png"), good[:1, :1])
     (photos / "folder.png").mkdir()
     (tmp_path / "bare").mkdir()
-    assert infer(places, photos, tmp_path / "gone.png", tmp_path / "bare", "/proc/self/mem", "--out", tmp_path / "out") == 1
+    assert (
+        infer(places, photos, tmp_path / "gone.png", tmp_path / "bare", "/proc/self/mem", "--out", tmp_path / "out")
+        == 1
+    )
     captured = capsys.readouterr()
     errors = captured.err.splitlines()
     wrong = ("empty.jpg", "noise.png", "cut.png", "dot.png", "gone.png", "bare", "/proc/self/mem")
@@ -342,7 +361,13 @@ def test_an_interrupted_batch_keeps_what_is_done(places, tmp_path, monkeypatch, 
     out = tmp_path / "out"
     assert infer(places, *photos, "--out", out) == 130
     assert capsys.readouterr().err == f"error: interrupted after 1 of 3 images; {out / 'index.csv'} names them\n"
-    assert sorted(path.name for path in out.rglob("*") if path.is_file()) == ["0.npz", "0.obj", "0.obj", "0.png", "index.csv"]
+    assert sorted(path.name for path in out.rglob("*") if path.is_file()) == [
+        "0.npz",
+        "0.obj",
+        "0.obj",
+        "0.png",
+        "index.csv",
+    ]
 
 
 def test_more_faces_than_the_disk_holds(places, tmp_path, capsys):
@@ -369,7 +394,10 @@ def test_prepare_that_keeps_nothing_fails_and_gives_no_advice(places, tmp_path, 
     assert run("prepare", [places["photos"], "--out", str(tmp_path / "set")]) == 1
     captured = capsys.readouterr()
     assert "1 no landmarks" in captured.out and "train with" not in captured.out
-    assert captured.err == f"error: {places['photos']}: no image could be used; {tmp_path / 'set' / 'dropped.csv'} says why\n"
+    assert (
+        captured.err
+        == f"error: {places['photos']}: no image could be used; {tmp_path / 'set' / 'dropped.csv'} says why\n"
+    )
 
 
 @pytest.mark.parametrize("command", ["train", "infer", "prepare", "convert", "contour", "contact_sheet", "flame"])
@@ -378,7 +406,9 @@ def test_help(command, capsys):
     assert "--out" in capsys.readouterr().out or command == "convert"
 
 
-@pytest.mark.parametrize("command, arguments", [("train", "--steps 0"), ("infer", "a.png --checkpoint b --out c"), ("flame", "--out a.xyz")])
+@pytest.mark.parametrize(
+    "command, arguments", [("train", "--steps 0"), ("infer", "a.png --checkpoint b --out c"), ("flame", "--out a.xyz")]
+)
 def test_as_a_command(tmp_path, command, arguments):
     process = subprocess.run([sys.executable, "-W", "ignore", "-m", f"ringnet_ext.{command}", *arguments.split()], cwd=tmp_path,
                              capture_output=True, text=True)  # fmt: skip

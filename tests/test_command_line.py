@@ -13,7 +13,16 @@ import torch
 
 from ringnet_ext import progress as progress_module
 from ringnet_ext.command_line import (
-    OptionError, Parser, command, computing_device, explained, output_file, output_folder, path, real, whole,
+    OptionError,
+    Parser,
+    command,
+    computing_device,
+    explained,
+    output_file,
+    output_folder,
+    path,
+    real,
+    whole,
 )  # fmt: skip
 from ringnet_ext.flame.files import folder_written_whole, remove_leftovers, written_whole
 from ringnet_ext.progress import progress
@@ -24,7 +33,11 @@ from ringnet_ext.progress import progress
     [
         (OptionError("--size: expected more"), 2, "error: --size: expected more"),
         (ValueError("a.npz: no\n  head"), 1, "error: a.npz: no head"),
-        (FileNotFoundError(errno.ENOENT, "No such file or directory", "a.npz"), 1, "error: a.npz: No such file or directory"),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "a.npz"),
+            1,
+            "error: a.npz: No such file or directory",
+        ),
         (OSError(errno.ENOSPC, "No space left on device", "b.obj"), 1, "error: b.obj: No space left on device"),
         (MemoryError(), 1, "error: out of memory"),
         (torch.OutOfMemoryError("CUDA out of memory"), 1, "error: out of memory: CUDA out of memory"),

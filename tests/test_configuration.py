@@ -68,7 +68,9 @@ def test_yaml_cannot_run_code(tmp_path, capsys):
 
 
 def test_the_configuration_of_a_run_starts_another(tmp_path):
-    options = train._parser().parse_args(["--steps", "7", "--ema", "0.9", "--overwrite", "--device", "cpu", "--out", "a"])
+    options = train._parser().parse_args(
+        ["--steps", "7", "--ema", "0.9", "--overwrite", "--device", "cpu", "--out", "a"]
+    )
     path = tmp_path / "config.json"
     path.write_text(json.dumps(described(options, processes=1)))
     again = parsed(path, "--out", "b")

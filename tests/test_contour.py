@@ -130,11 +130,18 @@ class TestCommandOnMeshes:
         model.landmarks.save(tmp_path / "landmarks.npz")
         side = np.abs(model.v_template[:, 0]) > 0.08
         masks = {
-            name: np.flatnonzero(side & (sign * model.v_template[:, 0] > 0)) for name, sign in (("right_ear", -1), ("left_ear", 1))
+            name: np.flatnonzero(side & (sign * model.v_template[:, 0] > 0))
+            for name, sign in (("right_ear", -1), ("left_ear", 1))
         }
         (tmp_path / "masks.pkl").write_bytes(pickle.dumps(masks))
         (tmp_path / "other.pkl").write_bytes(pickle.dumps({"left_ear": np.array([len(side)])}))
-        return [str(tmp_path / "ball.ply"), "--landmarks", str(tmp_path / "landmarks.npz"), "--out", str(tmp_path / "c.npz")]
+        return [
+            str(tmp_path / "ball.ply"),
+            "--landmarks",
+            str(tmp_path / "landmarks.npz"),
+            "--out",
+            str(tmp_path / "c.npz"),
+        ]
 
     def test_regions_are_read_and_ears_found(self, given, tmp_path):
         assert main([*given, "--regions", str(tmp_path / "masks.pkl"), "--ears"]) == 0

@@ -1,5 +1,6 @@
-"""The CUDA kernels without a GPU: csrc/cuda compiled unchanged with a host compiler against tests/cuda_emulation, every operator
-compared with the reference in float64. The package's operators run on it as on any core: what is theirs is tested too.
+"""The CUDA kernels without a GPU: csrc/cuda compiled unchanged with a host compiler against tests/cuda_emulation, every
+operator compared with the reference in float64. The package's operators run on it as on any core: what is theirs is
+tested too.
 
 A fault must show: that it does is tested at the end, with barriers taken out one at a time.
 """
@@ -27,8 +28,8 @@ from ringnet_ext.ops import _operator, _points, _prepared, _rodrigues, reference
 ROOT = Path(__file__).resolve().parents[1]
 COMPILER = shlex.split(os.environ.get("CXX", "g++"))
 
-# -march=native: a * b + c is rounded once, as on a GPU. No fortified long jumps: they go from stack to stack. Shared memory, thread-local
-# here, needs no constructors.
+# -march=native: a * b + c is rounded once, as on a GPU. No fortified long jumps: they go from stack to stack. Shared
+# memory, thread-local here, needs no constructors.
 FLAGS = "-std=c++17 -O2 -fPIC -march=native -ffp-contract=fast -U_FORTIFY_SOURCE -fno-extern-tls-init -Wall -Wextra -Wno-unknown-pragmas".split()
 
 
@@ -41,7 +42,10 @@ def is_gnu(compiler: list[str]) -> bool:
 
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the emulation of CUDA needs Linux"),
-    pytest.mark.skipif(not is_gnu(COMPILER), reason=f"the emulation of CUDA needs GNU's C++ compiler: {COMPILER[0]} is missing or another"),
+    pytest.mark.skipif(
+        not is_gnu(COMPILER),
+        reason=f"the emulation of CUDA needs GNU's C++ compiler: {COMPILER[0]} is missing or another",
+    ),
 ]
 
 
@@ -98,7 +102,11 @@ def built(tmp_path_factory) -> Emulation:
         assert result.returncode == 0, result.stderr
 
     def compile_source(source: Path) -> Path:
-        module = ['-DRN_VERSION=""', '-DRN_CUDA_ARCHITECTURES=""', "-DRN_WITH_CUDA", "-O0"] if source.name == "module.cpp" else []
+        module = (
+            ['-DRN_VERSION=""', '-DRN_CUDA_ARCHITECTURES=""', "-DRN_WITH_CUDA", "-O0"]
+            if source.name == "module.cpp"
+            else []
+        )
         run(*include, *module, "-x", "c++", "-c", source, "-o", folder / f"{source.stem}.o")
         return folder / f"{source.stem}.o"
 
@@ -119,7 +127,10 @@ def emulation(built, monkeypatch):
     for dtype, bits in ((torch.float32, 32), (torch.float64, 64)):
         for models, name in ((_prepared._LBS, "LbsModel"), (_prepared._LANDMARKS, "LandmarkModel")):
             monkeypatch.setitem(models, dtype, getattr(built.core, f"{name}F{bits}"))
-        for kernels, name in ((_points._FORWARD, "vertices2landmarks_forward"), (_points._BACKWARD, "vertices2landmarks_backward")):
+        for kernels, name in (
+            (_points._FORWARD, "vertices2landmarks_forward"),
+            (_points._BACKWARD, "vertices2landmarks_backward"),
+        ):
             monkeypatch.setitem(kernels, dtype, getattr(built.core, f"{name}_f{bits}"))
         rodrigues = [getattr(built.core, f"rodrigues_{way}_f{bits}") for way in ("forward", "backward")]
         monkeypatch.setitem(_rodrigues._KERNELS, dtype, rodrigues)
@@ -149,7 +160,8 @@ def operators(library, model, B: int, dtype: torch.dtype):
     betas, pose = model.inputs(B)
     J, neck = len(model.parents), min(1, len(model.parents) - 1)
     matrices = reference.batch_rodrigues(pose.double().reshape(-1, 3)).to(dtype).view(B, J, 3, 3)
-    # Every stride that operators accept: all elements share one row, rows with gaps, a gradient expanded over the vertices.
+    # Every stride that operators accept: all elements share one row, rows with gaps, a gradient expanded over the
+    # vertices.
     shared_betas, spread_pose = betas[:1].expand(B, -1), torch.cat([pose, pose], 1)[:, : pose.shape[1]]
     per_element = model.v_template + 0.01 * torch.randn(B, 1, 3, generator=torch.Generator().manual_seed(3)).to(dtype)
 
@@ -172,14 +184,25 @@ def operators(library, model, B: int, dtype: torch.dtype):
 
 def error(got: list[torch.Tensor], want: list[torch.Tensor]) -> float:
     """The largest, over the results, of the norm of an error relative to the result's; NaN where there is any."""
-    relative = [(x.double() - y).norm() / y.norm().clamp_min(1e-30) for x, y in zip(got, want, strict=True) if y.numel()]
+    relative = [
+        (x.double() - y).norm() / y.norm().clamp_min(1e-30) for x, y in zip(got, want, strict=True) if y.numel()
+    ]
     return torch.stack(relative).max().item()  # torch's maximum, not Python's, which drops NaN
 
 
-# B, V, K, J, L: batches on both sides of every change of tiling (csrc/cuda/layout.h); tiles of vertices that are full, partial and many;
-# features and joints from none to more than one block takes; landmarks that share vertices, and more of them than fit at once.
+# B, V, K, J, L: batches on both sides of every change of tiling (csrc/cuda/layout.h); tiles of vertices that are full,
+# partial and many; features and joints from none to more than one block takes; landmarks that share vertices, and more
+# of them than fit at once.
 SIZES = [(B, 70, 11, 5, 12) for B in (1, 9, 17, 33, 65)] + [(3, 70, 11, 5, 400), (2, 1030, 3, 2, 1), (1, 32, 20, 5, 10)]
-SIZES += [(8, 64, 0, 1, 0), (12, 33, 0, 2, 3), (20, 31, 3, 9, 4), (40, 97, 0, 1, 12), (5, 40, 2, 66, 12), (34, 40, 2, 24, 12), (66, 1, 40, 3, 12)]
+SIZES += [
+    (8, 64, 0, 1, 0),
+    (12, 33, 0, 2, 3),
+    (20, 31, 3, 9, 4),
+    (40, 97, 0, 1, 12),
+    (5, 40, 2, 66, 12),
+    (34, 40, 2, 24, 12),
+    (66, 1, 40, 3, 12),
+]
 
 
 def sizes_id(sizes: tuple) -> str:
@@ -219,19 +242,25 @@ def test_every_operator_in_any_order_of_threads(emulation, random_model, sizes, 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("axis_angle", [True, False])
-@pytest.mark.parametrize("sizes", [(2, 101, 7, 5, 10, 4), (2, 50, 0, 3, 7, 0), (1, 60, 33, 1, 5, 2), (3, 90, 20, 24, 21, 3)])
+@pytest.mark.parametrize(
+    "sizes", [(2, 101, 7, 5, 10, 4), (2, 50, 0, 3, 7, 0), (1, 60, 33, 1, 5, 2), (3, 90, 20, 24, 21, 3)]
+)
 def test_landmarks_with_their_derivatives(emulation, random_model, sizes, axis_angle, dtype, tolerance):
     B, V, K, J, L, C = sizes
     model = random_model(V=V, K=K, J=J, L=L, C=C)
     betas, pose = model.inputs(B)
     if not axis_angle:
         pose = reference.batch_rodrigues(pose.view(-1, 3)).view(B, J, 3, 3)
-    want = reference.flame_landmarks_jacobian(betas, pose, *model.constants, *model.embedding, min(1, J - 1), axis_angle)
+    want = reference.flame_landmarks_jacobian(
+        betas, pose, *model.constants, *model.embedding, min(1, J - 1), axis_angle
+    )
     own = model.to(dtype=dtype)
     first = None
     for order in (0, 1, 2):
         emulation.order(order)
-        got = ops.flame_landmarks_jacobian(betas.to(dtype), pose.to(dtype), *own.constants, *own.embedding, min(1, J - 1), axis_angle)
+        got = ops.flame_landmarks_jacobian(
+            betas.to(dtype), pose.to(dtype), *own.constants, *own.embedding, min(1, J - 1), axis_angle
+        )
         assert error(got, want) < tolerance
         first = first or got
         assert all(torch.equal(x, y) for x, y in zip(got, first)), f"order {order} changes the result"
@@ -247,12 +276,15 @@ def test_large_batches_without_tensor_cores(emulation, random_model, sizes, capa
 @pytest.mark.parametrize("F", [186, 436])
 @pytest.mark.parametrize("decay", [0, 1])
 def test_tensor_cores_round_no_worse_than_float32(emulation, F, decay):
-    """Three products of shortened numbers and a sum in shares, on a pessimist's tensor core (tensor_cores.cpp), beside the kernels that
-    multiply in float32 and torch's products in float32. One joint, at rest: the vertices and the gradient of the betas are the products."""
+    """Three products of shortened numbers and a sum in shares, on a pessimist's tensor core (tensor_cores.cpp), beside
+    the kernels that multiply in float32 and torch's products in float32. One joint, at rest: the vertices and the
+    gradient of the betas are the products."""
     g = torch.Generator().manual_seed(F)
     B, V = 64, 128
     betas, seeds = torch.randn(B, F, generator=g), torch.randn(B, V, 3, generator=g)
-    directions = 0.003 * torch.randn(V, 3, F, generator=g) * (10 / (1 + torch.arange(F))) ** decay  # centimetres in all, as FLAME's
+    directions = (
+        0.003 * torch.randn(V, 3, F, generator=g) * (10 / (1 + torch.arange(F))) ** decay
+    )  # centimetres in all, as FLAME's
     rest = torch.zeros(B, 3), torch.zeros(V, 3)
     fixed = directions, torch.zeros(0, 3 * V), torch.zeros(1, V), torch.tensor([-1]), torch.ones(V, 1)
 
@@ -266,7 +298,9 @@ def test_tensor_cores_round_no_worse_than_float32(emulation, F, decay):
         vertices = ops.flame_lbs(inputs, *rest, *fixed)[0]
         return vertices.detach(), torch.autograd.grad(vertices, inputs, seeds)[0]
 
-    for what, exact, *others in zip(("vertices", "gradient"), products(torch.float64), on(80), on(86), products(torch.float32)):
+    for what, exact, *others in zip(
+        ("vertices", "gradient"), products(torch.float64), on(80), on(86), products(torch.float32)
+    ):
         assert not torch.equal(others[0], others[1])  # two kernels
         difference = [x.double() - exact for x in others]
         tensor_cores, float32, torchs = (torch.stack([d.abs().max(), d.pow(2).mean().sqrt()]) for d in difference)
@@ -297,7 +331,9 @@ def test_landmarks_read_off_the_mesh(emulation, random_model, monkeypatch, sizes
         model = random_model(V=V, K=K, J=J, L=L, C=C or 11, seed=B).to(dtype=dtype)
 
         def head(library, model, wanted, b, p):
-            points = library.flame_head(b, p, *model.constants, *model.embedding[: 5 if C else 3], neck_joint=min(1, J - 1))
+            points = library.flame_head(
+                b, p, *model.constants, *model.embedding[: 5 if C else 3], neck_joint=min(1, J - 1)
+            )
             return tuple(points[i] for i in wanted)
 
         inputs, exact = model.inputs(B), model.to(dtype=torch.float64)
@@ -345,8 +381,9 @@ def blocks_at_once(plan: Plan, registers: int) -> int:
     ],
 )
 def test_blocks_fill_whole_waves(built, kernel, backward, small, batches, most, mean):
-    """An H100 runs so many blocks of a kernel at once, as its registers and shared memory have it. Time: waves of blocks, times the tiles of a
-    block. Ideal: all blocks' tiles spread evenly, but at least a wave of one tile. FLAME's sizes."""
+    """An H100 runs so many blocks of a kernel at once, as its registers and shared memory have it. Time: waves of
+    blocks, times the tiles of a block. Ideal: all blocks' tiles spread evenly, but at least a wave of one tile. FLAME's
+    sizes."""
     excess = []
     for B in batches:
         plan = built.plan(backward, B, 5023, 150, 5)
@@ -354,7 +391,9 @@ def test_blocks_fill_whole_waves(built, kernel, backward, small, batches, most, 
         at_once = blocks_at_once(plan, registers(kernel))
         time = -(-plan.blocks // at_once) * plan.tiles_per_block
         excess.append(time / max(1, plan.tiles / at_once))
-    print(f"{kernel}: {sum(excess) / len(excess):.3f} times the ideal in the mean of B = {batches[0]} to {batches[-1]}, {max(excess):.3f} at most")
+    print(
+        f"{kernel}: {sum(excess) / len(excess):.3f} times the ideal in the mean of B = {batches[0]} to {batches[-1]}, {max(excess):.3f} at most"
+    )
     assert max(excess) <= most
     assert sum(excess) / len(excess) <= mean
 
@@ -372,7 +411,8 @@ def derivatives_error(random_model, B: int, V: int, K: int, J: int, L: int, C: i
 
 
 def test_a_fault_shows(emulation, random_model):
-    """With all barriers and waits results are right; without any one of them they are wrong in some order of threads, or the emulation objects."""
+    """With all barriers and waits results are right; without any one of them they are wrong in some order of threads,
+    or the emulation objects."""
     sizes = [(3, 70, 11, 5, 400), (20, 70, 20, 5, 12), (40, 70, 40, 5, 12), (2, 1030, 3, 2, 1), (34, 40, 2, 12, 12)]
     names = ["lbs", "lbs, a template per element", "landmarks", "rodrigues", "points"]
     tried = [(n % 3, case) for size in sizes for n, case in enumerate(cases(random_model, *size, torch.float32, names))]

@@ -148,7 +148,8 @@ class TestSynthetic:
         assert all((image != images[0]).any() for image in images[1:]) and len(os.listdir(tmp_path)) == len(heads)
 
     def test_the_face_is_where_the_landmarks_are(self, cache):
-        """Pixels inside the landmarks' hull are skin, as those of one picture rendered twice with other backgrounds are."""
+        """Pixels inside the landmarks' hull are skin, as those of one picture rendered twice with other backgrounds
+        are."""
         plain = dataclasses.replace(SMALL, identities=2, images_per_identity=2, occlusion=0.0, color=True)
         faces = plain.load(cache=cache)
         assert faces.images.shape == (4, 64, 64, 3)
@@ -175,7 +176,6 @@ class TestSynthetic:
             SyntheticFaces(split="training")
         with pytest.raises(ValueError, match="yaw_limit"):
             SyntheticFaces(yaw_limit=90)
-
 
     def test_colours_of_people_lie_along_the_palette(self):
         palette = np.array([[0.0, 0.1, 0.5], [0.2, 0.1, 0.9], [1.0, 0.7, 0.4]])
@@ -248,7 +248,9 @@ class TestImages:
         picture[..., :3], picture[:, 20:, 3] = (200, 30, 60), 255
         if suffix not in (".gif", ".avif"):  # no or hardly any half transparent pixels
             picture[:16, :20, 3] = 128
-        Image.fromarray(picture).save(tmp_path / f"a{suffix}", **({} if suffix == ".gif" else {"lossless": True, "quality": 100}))
+        Image.fromarray(picture).save(
+            tmp_path / f"a{suffix}", **({} if suffix == ".gif" else {"lossless": True, "quality": 100})
+        )
         image = read_image(tmp_path / f"a{suffix}").astype(int)
         assert np.abs(image[:, 21:] - (200, 30, 60)).max() < 8 and (image[17:, :19] > 250).all()
         if suffix not in (".gif", ".avif"):
@@ -285,7 +287,10 @@ def test_crops_vary_as_much_as_they_are_told():
         low, high = found.amin(1), found.amax(1)
         return ((high - low).amax(1) / (2 * FILL)).log(), (low + high) / 2
 
-    for faces, lone in ((faces, 1.0), (dataclasses.replace(faces, identity=np.full(count, -1)), faces.augmentation.lone)):
+    for faces, lone in (
+        (faces, 1.0),
+        (dataclasses.replace(faces, identity=np.full(count, -1)), faces.augmentation.lone),
+    ):
         size, middle = cut(faces)
         assert 0.95 * 0.2 * lone < size.max() <= 0.2001 * lone and -0.2001 * lone <= size.min() < -0.95 * 0.2 * lone
         shift = middle / 2  # of the crop's side

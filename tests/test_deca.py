@@ -84,7 +84,9 @@ def test_our_contour_is_deca_s_but_for_pitched_and_rolled_heads(model, config):
     other = 0.3 * torch.randn(60, 6)
     ours, theirs = visible(pose_params=other), original(pose_params=other)
     assert torch.equal(ours[0], theirs[0]) and torch.equal(ours[2], theirs[2])
-    assert (ours[1][:, :17] != theirs[1][:, :17]).any() and torch.allclose(ours[1][:, 17:], theirs[1][:, 17:], atol=1e-6)
+    assert (ours[1][:, :17] != theirs[1][:, :17]).any() and torch.allclose(
+        ours[1][:, 17:], theirs[1][:, 17:], atol=1e-6
+    )
 
 
 def test_photometric_optimization_s_names(config):

@@ -10,9 +10,9 @@ import pytest
 
 from ringnet_ext.data.augment import FLIP
 from ringnet_ext.data.detectors import MESH_POINTS, Detectors, FaceLandmarker, of_mesh
-from ringnet_ext.flame import FLAME
 from ringnet_ext.data.landmark_files import LandmarkError, NoFaceError
 from ringnet_ext.data.synthetic import SyntheticFaces
+from ringnet_ext.flame import FLAME
 
 MODEL = os.environ.get("RINGNET_FACE_LANDMARKER")  # a file face_landmarker.task
 

@@ -36,7 +36,8 @@ class Answering(RingNet):
 
 @pytest.fixture(scope="module")
 def truth(faces):
-    """The true parameters, as the network sees them in its crops: the landmarks of both are the same but for the camera."""
+    """The true parameters, as the network sees them in its crops: the landmarks of both are the same but for the
+    camera."""
     model = Answering()
     pose, jaw, shape, expression = (
         torch.from_numpy(faces.truth[name]) for name in ("global_pose", "jaw_pose", "shape", "expression")
@@ -74,10 +75,16 @@ def test_a_network_that_knows_everything(truth, report, faces):
     assert (table.identities, table.images) == (8, 24)
     assert table.nme < 3e-3 and table.yaw_correlation == pytest.approx(1)  # eyes turn, and RingNet's don't
     assert max(dataclasses.astuple(table.network)) < 1e-3
-    assert table.map_fit_together.face < table.map_fit.face < 0.6 * table.mean_shape.face and table.refined.face < table.mean_shape.face
-    assert table.intra_mm < 1e-3 < table.inter_mm and table.intra_inter == pytest.approx(table.intra_mm / table.inter_mm)
+    assert (
+        table.map_fit_together.face < table.map_fit.face < 0.6 * table.mean_shape.face
+        and table.refined.face < table.mean_shape.face
+    )
+    assert table.intra_mm < 1e-3 < table.inter_mm and table.intra_inter == pytest.approx(
+        table.intra_mm / table.inter_mm
+    )
     assert table.coefficient_correlation == pytest.approx([1.0] * 10)
-    # What doesn't depend on the answers: the mean shape and the first two directions, of the first image of each person.
+    # What doesn't depend on the answers: the mean shape and the first two directions, of the first image of each
+    # person.
     first = [int(np.flatnonzero(faces.identity == person)[0]) for person in np.unique(faces.identity)]
     true = params.shape[first]
     two = torch.where(torch.arange(100) < 2, true, 0.0)

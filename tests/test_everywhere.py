@@ -9,8 +9,8 @@ import pytest
 from ringnet_ext.model import RingNet
 
 _CPU = str(min(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ""
-#: What used to change the head's last bits: numbers of threads and cores, and which instructions NumPy's linear algebra, its
-#: functions, and our core choose by the processor.
+#: What used to change the head's last bits: numbers of threads and cores, and which instructions NumPy's linear
+# algebra, its : functions, and our core choose by the processor.
 MACHINES = {
     "an old processor, one core": {
         "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OPENBLAS_CORETYPE": "Nehalem", "RINGNET_SIMD": "baseline",

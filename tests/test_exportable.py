@@ -14,7 +14,9 @@ WIDTHS = {"shape": 8, "expression": 4, "global_pose": 3, "neck_pose": 3, "jaw_po
 def inputs(B, names=tuple(WIDTHS), dtype=torch.float32):
     g = torch.Generator().manual_seed(B)
     # Heads turned by up to a radian: many rows of the contour table.
-    return {name: torch.randn(B, WIDTHS[name], generator=g, dtype=dtype) * (0.4 if "pose" in name else 1) for name in names}
+    return {
+        name: torch.randn(B, WIDTHS[name], generator=g, dtype=dtype) * (0.4 if "pose" in name else 1) for name in names
+    }
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +54,13 @@ def test_it_takes_what_the_layer_takes(layer, many_joints):
     narrow = {**given, "shape": given["shape"][:, :5]}
     torch.testing.assert_close(layer.exportable()(**narrow), tuple(layer(**narrow)))
     fixed = layer.fixed(shape=given["shape"][:1])
-    torch.testing.assert_close(fixed.exportable()(expression=given["expression"]), tuple(fixed(expression=given["expression"])))
+    torch.testing.assert_close(
+        fixed.exportable()(expression=given["expression"]), tuple(fixed(expression=given["expression"]))
+    )
     turned = many_joints(given["shape"], global_pose=given["global_pose"])
-    torch.testing.assert_close(many_joints.exportable()(given["shape"], global_pose=given["global_pose"]), tuple(turned)[:2])
+    torch.testing.assert_close(
+        many_joints.exportable()(given["shape"], global_pose=given["global_pose"]), tuple(turned)[:2]
+    )
     pose = torch.linspace(-1, 1, 42).view(2, 21)
     matrices = torch.linalg.matrix_exp(torch.randn(2, 7, 3, 3) - torch.randn(2, 7, 3, 3))
     for value in (pose, matrices):
@@ -93,7 +99,9 @@ def runtime(path):
 
 def check(session, module, given):
     outputs = session.run(None, {name: value.numpy() for name, value in given.items()})
-    for got, want in zip(outputs, module(**given), strict=False):  # the layer's third is None for a model without landmarks
+    for got, want in zip(
+        outputs, module(**given), strict=False
+    ):  # the layer's third is None for a model without landmarks
         torch.testing.assert_close(torch.from_numpy(got), want, rtol=0, atol=1e-5)
     return len(outputs)
 
@@ -107,9 +115,14 @@ def test_onnx_runtime_agrees_with_the_operators(dynamo, layer, tmp_path):
     if dynamo:
         arguments = {"args": (), "kwargs": example, "dynamic_shapes": {name: {0: batch} for name in example}}
     else:
-        arguments = {"args": tuple(example.values()), "dynamic_axes": {name: {0: "batch"} for name in [*example, *names]}}
+        arguments = {
+            "args": tuple(example.values()),
+            "dynamic_axes": {name: {0: "batch"} for name in [*example, *names]},
+        }
     path = str(tmp_path / "flame.onnx")
-    torch.onnx.export(layer.exportable(), f=path, dynamo=dynamo, input_names=[*example], output_names=names, **arguments)
+    torch.onnx.export(
+        layer.exportable(), f=path, dynamo=dynamo, input_names=[*example], output_names=names, **arguments
+    )
     session = runtime(path)
     for B in (1, 7, 33):
         assert check(session, layer, inputs(B)) == 3
@@ -138,7 +151,13 @@ def test_onnx_of_a_model_without_landmarks_posed_by_matrices(many_joints, tmp_pa
 
     axes = {name: {0: "batch"} for name in (*example, "vertices", "joints")}
     torch.onnx.export(
-        Posed(), tuple(example.values()), path, dynamo=False, input_names=[*example], output_names=["vertices", "joints"], dynamic_axes=axes
+        Posed(),
+        tuple(example.values()),
+        path,
+        dynamo=False,
+        input_names=[*example],
+        output_names=["vertices", "joints"],
+        dynamic_axes=axes,
     )
     session = runtime(path)
     for B in (1, 7):
@@ -148,10 +167,14 @@ def test_onnx_of_a_model_without_landmarks_posed_by_matrices(many_joints, tmp_pa
 def test_torch_export_with_a_dynamic_batch(layer):
     example = inputs(2)
     batch = torch.export.Dim("batch")
-    program = torch.export.export(layer.exportable(), (), example, dynamic_shapes={name: {0: batch} for name in example})
+    program = torch.export.export(
+        layer.exportable(), (), example, dynamic_shapes={name: {0: batch} for name in example}
+    )
     for B in (1, 5):
         given = {name: value.requires_grad_() for name, value in inputs(B).items()}
         outputs = program.module()(**given)
         torch.testing.assert_close(tuple(outputs), tuple(layer(**given)), rtol=0, atol=1e-5)
-        got, want = (torch.autograd.grad(o[0].sin().sum() + o[2].sum(), list(given.values())) for o in (outputs, layer(**given)))
+        got, want = (
+            torch.autograd.grad(o[0].sin().sum() + o[2].sum(), list(given.values())) for o in (outputs, layer(**given))
+        )
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)

@@ -1,4 +1,5 @@
-"""Faults that were planted and that no test noticed: each would leave a run that looks well and learns something else."""
+"""Faults that were planted and that no test noticed: each would leave a run that looks well and learns something
+else."""
 
 import dataclasses
 
@@ -18,7 +19,9 @@ from ringnet_ext.render import overlay
 from ringnet_ext.squares import fit_square
 from ringnet_ext.trainer import Trainer, TrainingSettings
 
-SETTINGS = TrainingSettings(steps=3, rings_per_step=2, ring_size=3, checkpoint_steps=1, warmup_steps=0, learning_rate=1e-3)
+SETTINGS = TrainingSettings(
+    steps=3, rings_per_step=2, ring_size=3, checkpoint_steps=1, warmup_steps=0, learning_rate=1e-3
+)
 
 
 def marked_faces(count=6, size=32):
@@ -51,7 +54,10 @@ def test_the_regressor_corrects_its_estimate_three_times():
     estimate = torch.zeros(4, 7)
     with torch.no_grad():
         for _ in range(3):
-            x = torch.cat([features, estimate], 1) @ torch.cat([regressor.from_features.weight, regressor.from_estimate.weight], 1).T
+            x = (
+                torch.cat([features, estimate], 1)
+                @ torch.cat([regressor.from_features.weight, regressor.from_estimate.weight], 1).T
+            )
             x = nn.functional.leaky_relu(x + regressor.from_features.bias, 0.1)
             x = nn.functional.leaky_relu(x @ hidden.weight.T + hidden.bias, 0.1)
             estimate = estimate + x @ last.weight.T + last.bias
@@ -66,7 +72,8 @@ def test_a_ring_is_mirrored_as_a_whole():
     dark_left = (images[:, 0, :, :4].float().mean((1, 2)) < 100).view(40, 3)
     assert torch.equal(dark_left.all(1), dark_left.any(1))
     assert 8 < dark_left[:, 0].sum() < 32  # and both kinds occur
-    # The landmarks are mirrored with the pixels, and numbered anew: point 0 of the contour, on the dark side, becomes point 16.
+    # The landmarks are mirrored with the pixels, and numbered anew: point 0 of the contour, on the dark side, becomes
+    # point 16.
     x = landmarks[..., 0].view(40, 3, 68)
     assert (torch.where(dark_left, x[..., 0], -x[..., 16]) < -0.4).all()
 
@@ -81,12 +88,15 @@ def test_a_network_knows_what_it_was_trained_on(trainer, tmp_path):
 
 @pytest.mark.parametrize("limit", [1e-3, None])
 def test_the_whole_gradient_is_clipped(trainer, limit):
-    """Without it a bad batch late in a long run throws the weights off. What is clipped is the length, not the direction."""
+    """Without it a bad batch late in a long run throws the weights off. What is clipped is the length, not the
+    direction."""
     run, plain = (trainer(dataclasses.replace(SETTINGS, gradient_clip=clip)) for clip in (limit, None))
     plain.model.load_state_dict(run.model.state_dict())
     seen = []
     for each in (run, plain):
-        each.optimizer.step = lambda each=each: seen.append(torch.cat([p.grad.flatten() for p in each.parameters.values()]))
+        each.optimizer.step = lambda each=each: seen.append(
+            torch.cat([p.grad.flatten() for p in each.parameters.values()])
+        )
         each._update(None, each._batch(0))
     clipped, whole = seen
     assert whole.norm() > 0.01
@@ -95,8 +105,11 @@ def test_the_whole_gradient_is_clipped(trainer, limit):
 
 
 def test_each_prior_is_of_its_own_coefficients(trainer):
-    """The pull towards the mean expression: computed from the shape it lets expressions grow without bound, and no loss shows it."""
-    run = trainer(dataclasses.replace(SETTINGS, ring_weight=0.0, landmark_weight=0.0, shape_weight=2.0, expression_weight=30.0))
+    """The pull towards the mean expression: computed from the shape it lets expressions grow without bound, and no loss
+    shows it."""
+    run = trainer(
+        dataclasses.replace(SETTINGS, ring_weight=0.0, landmark_weight=0.0, shape_weight=2.0, expression_weight=30.0)
+    )
     shape, expression = torch.full((6, 100), 0.1), torch.full((6, 50), 0.3)
     mean = run.model.regressor.mean
     params = HeadParams(mean[:3].expand(6, 3), mean[3:6].expand(6, 3), torch.zeros(6, 3), shape, expression)
@@ -125,7 +138,8 @@ def test_a_neutral_mesh_has_no_expression_and_no_pose():
 
 
 def test_grey_is_what_grey_pictures_are():
-    """Training faces are rendered grey with the eye's weights (BT.601, as OpenCV); other weights show the network other skin."""
+    """Training faces are rendered grey with the eye's weights (BT.601, as OpenCV); other weights show the network other
+    skin."""
     encoder = CompactEncoder().eval()
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     image[..., 0] //= 3  # of unequal channels, so that the order counts
@@ -139,8 +153,8 @@ def test_grey_is_what_grey_pictures_are():
 
 
 def test_resnet_sees_what_its_pretrained_weights_saw():
-    """torchvision normalises red, green and blue each by its own mean and deviation. In another order nothing fails: features are
-    a little worse."""
+    """torchvision normalises red, green and blue each by its own mean and deviation. In another order nothing fails:
+    features are a little worse."""
     encoder = ResNet50().eval()
     seen = []
     encoder.conv1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -157,8 +171,14 @@ def test_training_drops_hidden_units_and_nothing_else_does(trainer):
     dropped = []
     layers = [layer for layer in run.model.regressor.modules() if isinstance(layer, nn.Dropout)]
     for layer in layers:
-        layer.register_forward_hook(lambda _, inputs, output: dropped.append(
-            (float((output == 0).float().mean() - (inputs[0] == 0).float().mean()), float((inputs[0] != 0).float().mean()))))
+        layer.register_forward_hook(
+            lambda _, inputs, output: dropped.append(
+                (
+                    float((output == 0).float().mean() - (inputs[0] == 0).float().mean()),
+                    float((inputs[0] != 0).float().mean()),
+                )
+            )
+        )
     run._update(None, run._batch(0))
     assert len(layers) == 2 and len(dropped) == 3 * 2  # both hidden layers, in every round
     for zeros, active in dropped:
@@ -180,7 +200,8 @@ def test_threads_share_no_dropout(trainer):
 
 
 def test_distances_within_and_between_people():
-    """Their ratio is what the ring loss is for. Over everybody the pairs of one person would make it look worse than it is."""
+    """Their ratio is what the ring loss is for. Over everybody the pairs of one person would make it look worse than it
+    is."""
     model = RingNet()
     identity = np.array([0, 0, 0, 1, 1, 2])
     shape = torch.randn(3, 100)[identity] + 0.2 * torch.randn(6, 100)
@@ -195,7 +216,8 @@ def test_distances_within_and_between_people():
 
 
 def test_an_overlay_lies_where_the_camera_puts_the_head():
-    """The picture people judge a fit by. The projection of the losses has its own tests; the overlay computes it anew."""
+    """The picture people judge a fit by. The projection of the losses has its own tests; the overlay computes it
+    anew."""
     corners = np.array([[-0.02, -0.03, 0], [0.02, -0.03, 0], [0.02, 0.03, 0], [-0.02, 0.03, 0]], np.float32)
     camera = np.array([8.0, 0.03, -0.05], np.float32)
     picture = overlay(np.zeros((100, 100, 3), np.uint8), corners, np.array([[0, 2, 1], [0, 3, 2]]), camera, opacity=1.0)

@@ -29,7 +29,9 @@ def head(flame, seed, yaw, jaw=0.0):
     out = flame(shape, None, torch.tensor([[math.pi, yaw, 0.0]]), jaw_pose=torch.tensor([[jaw, 0.0, 0.0]]))
     camera = torch.tensor([[5.0, 0.0, 0.05]])
     camera[:, 2] = -out.landmarks[0, :, 1].mean()
-    picture = overlay(np.full((SIZE, SIZE, 3), 120, np.uint8), out.vertices[0].numpy(), builtin_head().faces, camera[0].numpy())
+    picture = overlay(
+        np.full((SIZE, SIZE, 3), 120, np.uint8), out.vertices[0].numpy(), builtin_head().faces, camera[0].numpy()
+    )
     return picture, (project(out.landmarks, camera)[0].numpy() + 1) * SIZE / 2, shape
 
 
@@ -52,30 +54,67 @@ def rows(file):
 
 
 def test_photographs(photos, flame, tmp_path, capsys):
-    assert main([str(photos / "p0"), str(photos / "p1"), "--landmarks", str(photos), "--by-folder", "--out", str(tmp_path / "o")]) == 0
+    assert (
+        main(
+            [
+                str(photos / "p0"),
+                str(photos / "p1"),
+                "--landmarks",
+                str(photos),
+                "--by-folder",
+                "--out",
+                str(tmp_path / "o"),
+            ]
+        )
+        == 0
+    )
     assert "4 of 4 images fitted" in capsys.readouterr().out
     report = rows(tmp_path / "o" / "report.csv")
     assert [row["person"] for row in report] == ["0", "0", "1", "1"]
     assert all(float(row["landmark_error"]) < 0.02 for row in report)
     arrays = [np.load(tmp_path / "o" / "params" / f"{row['name']}.npz") for row in report]
-    assert np.array_equal(arrays[0]["shape"], arrays[1]["shape"]) and not np.array_equal(arrays[0]["shape"], arrays[2]["shape"])
+    assert np.array_equal(arrays[0]["shape"], arrays[1]["shape"]) and not np.array_equal(
+        arrays[0]["shape"], arrays[2]["shape"]
+    )
     assert arrays[0]["shape_std"].shape == (100,) and (arrays[0]["shape_std"] <= 1.001).all()
     _, points, truth = head(flame, 0, -0.3)
     assert np.linalg.norm(arrays[0]["landmarks"] - points, axis=1).mean() < 1
     found = torch.from_numpy(arrays[0]["shape"])[None]
-    error, mean = ((flame(shape).vertices - flame(truth).vertices).norm(dim=-1).mean() for shape in (found, torch.zeros(1, 100)))
+    error, mean = (
+        (flame(shape).vertices - flame(truth).vertices).norm(dim=-1).mean() for shape in (found, torch.zeros(1, 100))
+    )
     assert error < 0.6 * mean
     for kind, suffix in (("images", "png"), ("mesh", "obj"), ("neutral_mesh", "obj"), ("uncertainty", "png")):
-        assert sorted(file.name for file in (tmp_path / "o" / kind).iterdir()) == sorted(f"{row['name']}.{suffix}" for row in report)
+        assert sorted(file.name for file in (tmp_path / "o" / kind).iterdir()) == sorted(
+            f"{row['name']}.{suffix}" for row in report
+        )
     facts = json.loads((tmp_path / "o" / "report.json").read_text())
     assert [person["images"] for person in facts["people"]] == [["00", "01"], ["10", "11"]]
     residuals = rows(tmp_path / "o" / "residuals.csv")
-    assert len(residuals) == 4 and np.mean([float(residuals[0][str(i)]) for i in range(68)]) == pytest.approx(float(report[0]["pixels"]), abs=0.002)
+    assert len(residuals) == 4 and np.mean([float(residuals[0][str(i)]) for i in range(68)]) == pytest.approx(
+        float(report[0]["pixels"]), abs=0.002
+    )
 
 
 def test_a_pinhole_camera(photos, tmp_path):
     out = tmp_path / "o"
-    assert main([str(photos / "p0"), "--landmarks", str(photos), "--same-person", "--camera", "perspective", "--focal", "900", "--out", str(out)]) == 0
+    assert (
+        main(
+            [
+                str(photos / "p0"),
+                "--landmarks",
+                str(photos),
+                "--same-person",
+                "--camera",
+                "perspective",
+                "--focal",
+                "900",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     arrays = np.load(out / "params" / "00.npz")
     assert arrays["focal"] == pytest.approx(900, rel=1e-4) and 0.5 < arrays["translation"][2] < 10
 
@@ -85,7 +124,10 @@ def test_the_rest_is_done(photos, tmp_path, capsys):
     stray = tmp_path / "stray.png"
     stray.write_bytes((photos / "p0" / "00.png").read_bytes())
     out = tmp_path / "o"
-    assert main([str(missing), str(stray), str(photos / "p0" / "00.png"), "--landmarks", str(photos), "--out", str(out)]) == 1
+    assert (
+        main([str(missing), str(stray), str(photos / "p0" / "00.png"), "--landmarks", str(photos), "--out", str(out)])
+        == 1
+    )
     said = capsys.readouterr()
     assert "1 of 3 images fitted" in said.out
     assert str(missing) in said.err and f"{stray}: no landmarks" in said.err and "Traceback" not in said.err
@@ -97,7 +139,11 @@ def test_the_rest_is_done(photos, tmp_path, capsys):
         ([], 2, "one of the arguments --landmarks --detector is required"),
         (["--landmarks", "nowhere"], 2, "--landmarks: nowhere: no such folder"),
         (["--landmarks", ".", "--focal", "900"], 2, "--focal: expected --camera perspective with it"),
-        (["--landmarks", ".", "--camera", "perspective", "--focal", "-1"], 2, "--focal: expected a number above 0, got '-1'"),
+        (
+            ["--landmarks", ".", "--camera", "perspective", "--focal", "-1"],
+            2,
+            "--focal: expected a number above 0, got '-1'",
+        ),
         (["--landmarks", ".", "--sigma", "0"], 2, "--sigma: expected a number above 0, got '0'"),
         (["--landmarks", ".", "--same-person", "--by-folder"], 2, "not allowed with argument"),
         (["--landmarks", ".", "--head", "nothing.npz"], 1, "nothing.npz"),
@@ -150,7 +196,11 @@ def test_frames_of_their_own(video, tmp_path):
     file, points = video
     smooth, own = tmp_path / "smooth", tmp_path / "own"
     arguments = [str(file), "--landmarks", str(file.with_suffix(".npy")), "--sigma", "0.02"]
-    assert main([*arguments, "--out", str(smooth), "--smoothness", "10"]) == main([*arguments, "--out", str(own), "--smoothness", "0"]) == 0
+    assert (
+        main([*arguments, "--out", str(smooth), "--smoothness", "10"])
+        == main([*arguments, "--out", str(own), "--smoothness", "0"])
+        == 0
+    )
     jaw = [np.load(folder / "params.npz")["pose"][:10, 3] for folder in (smooth, own)]
     assert np.abs(np.diff(jaw[0])).sum() < np.abs(np.diff(jaw[1])).sum()
 

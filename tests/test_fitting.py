@@ -1,4 +1,5 @@
-"""Fitting: the optimum, against SciPy on the reference's formula; what is shared, tied, robust; how sure it says it is."""
+"""Fitting: the optimum, against SciPy on the reference's formula; what is shared, tied, robust; how sure it says it
+is."""
 
 import math
 
@@ -43,7 +44,9 @@ class Heads:
         self.global_pose = like.new_tensor(UPRIGHT) + turn * normal(n, 3) * like.new_tensor([0.3, 1.0, 0.3])
         self.jaw_pose = 0.1 * normal(n, 3) * like.new_tensor([1.0, 0.2, 0.2])
         self.camera = torch.stack([SCALE * (0.1 * normal(n)).exp(), 0.01 * normal(n), 0.03 + 0.01 * normal(n)], dim=1)
-        self.points = flame.landmarks(self.shape[self.person], self.expression, self.global_pose, jaw_pose=self.jaw_pose)
+        self.points = flame.landmarks(
+            self.shape[self.person], self.expression, self.global_pose, jaw_pose=self.jaw_pose
+        )
         seen = project(self.points, self.camera)
         self.landmarks = seen + noise * normal(*seen.shape)
 
@@ -63,12 +66,17 @@ def test_a_chain_of_blocks_is_solved_and_inverted(n):
     P = 5
     blocks = torch.randn(n, P, P, generator=g, dtype=torch.float64)
     blocks = blocks @ blocks.transpose(1, 2) + 6 * torch.eye(P, dtype=torch.float64)
-    tie, right = torch.rand(n - 1, P, generator=g, dtype=torch.float64), torch.randn(n, P, 3, generator=g, dtype=torch.float64)
+    tie, right = (
+        torch.rand(n - 1, P, generator=g, dtype=torch.float64),
+        torch.randn(n, P, 3, generator=g, dtype=torch.float64),
+    )
     dense = torch.block_diag(*blocks)
     for i in range(n - 1):
         here, there = slice(i * P, (i + 1) * P), slice((i + 1) * P, (i + 2) * P)
         dense[here, there] = dense[there, here] = -torch.diag(tie[i])
-    assert torch.allclose(solve_chain(blocks, tie, right).flatten(0, 1), torch.linalg.solve(dense, right.flatten(0, 1)), atol=1e-12)
+    assert torch.allclose(
+        solve_chain(blocks, tie, right).flatten(0, 1), torch.linalg.solve(dense, right.flatten(0, 1)), atol=1e-12
+    )
     diagonal, beside = chain_inverse(blocks, tie)
     inverse = torch.linalg.inv(dense).view(n, P, n, P)
     for i in range(n):
@@ -78,11 +86,14 @@ def test_a_chain_of_blocks_is_solved_and_inverted(n):
 
 
 def objective(flame, heads, frames, x, sigma, priors):
-    """The residuals of one person by the formula, in numbers that SciPy can turn: a frame's parameters after another's, then the shape."""
+    """The residuals of one person by the formula, in numbers that SciPy can turn: a frame's parameters after another's,
+    then the shape."""
     E, S = flame.expression_params, flame.shape_params
     local, shape = torch.from_numpy(x[:-S]).view(len(frames), 9 + E), torch.from_numpy(x[-S:])
     camera = torch.cat([local[:, :1].exp(), local[:, 1:3]], dim=1)
-    pose = torch.cat([local[:, 3:6], torch.zeros(len(frames), 3), local[:, 6:9], torch.zeros(len(frames), 6)], dim=1).double()
+    pose = torch.cat(
+        [local[:, 3:6], torch.zeros(len(frames), 3), local[:, 6:9], torch.zeros(len(frames), 6)], dim=1
+    ).double()
     betas = torch.cat([shape.expand(len(frames), -1), local[:, 9:]], dim=1)
     points = reference.flame_landmarks(betas, pose, *flame._body(), *flame._embedding())
     residuals = (project(points, camera) - heads.landmarks[frames]) / sigma
@@ -100,21 +111,29 @@ def test_the_optimum_is_scipys(small, images):
     for g in range(4):
         frames = (heads.person == g).nonzero()[:, 0]
         p = found.params
-        rows = torch.cat([p.camera[:, :1].log(), p.camera[:, 1:], p.global_pose, p.jaw_pose, p.expression], dim=1)[frames]
+        rows = torch.cat([p.camera[:, :1].log(), p.camera[:, 1:], p.global_pose, p.jaw_pose, p.expression], dim=1)[
+            frames
+        ]
         x = torch.cat([rows.flatten(), p.shape[frames[0]]]).numpy()
         ours = 0.5 * (objective(small, heads, frames, x, sigma, priors) ** 2).sum()
         assert float(found.objective[g]) == pytest.approx(ours, rel=1e-9)
-        theirs = least_squares(lambda y: objective(small, heads, frames, y, sigma, priors), x + 0.02, x_scale="jac", method="trf")
+        theirs = least_squares(
+            lambda y: objective(small, heads, frames, y, sigma, priors), x + 0.02, x_scale="jac", method="trf"
+        )
         assert ours <= theirs.cost * (1 + 1e-6)
 
 
 def test_another_start_ends_there_too(flame):
     heads = Heads(flame, 24, noise=0.003)
-    near = HeadParams(heads.camera, heads.global_pose, heads.jaw_pose, 0.5 * torch.randn(24, 100), 0.25 * torch.randn(24, 50))
+    near = HeadParams(
+        heads.camera, heads.global_pose, heads.jaw_pose, 0.5 * torch.randn(24, 100), 0.25 * torch.randn(24, 50)
+    )
     one, two = (fit(flame, heads.landmarks, sigma=0.003, start=start, iterations=60) for start in (None, near))
     # The contour jumps from one row of its table to the next: some heads have two minima.
     same = (one.objective - two.objective).abs() < 1e-3 * one.objective
-    assert same.float().mean() > 0.85 and (one.objective.mean() - two.objective.mean()).abs() < 0.02 * one.objective.mean()
+    assert (
+        same.float().mean() > 0.85 and (one.objective.mean() - two.objective.mean()).abs() < 0.02 * one.objective.mean()
+    )
 
 
 def test_a_person_does_not_depend_on_the_others_or_on_the_order(small):
@@ -143,7 +162,10 @@ def test_any_pose_is_found(flame):
     heads = Heads(flame, n)
     roll, yaw = torch.linspace(-3, 3, n), torch.linspace(-1.2, 1.2, n)
     zero = torch.zeros(n)
-    turns = [torch.stack(axis, dim=1) for axis in ((zero, zero, roll), (torch.full((n,), math.pi), zero, zero), (zero, yaw, zero))]
+    turns = [
+        torch.stack(axis, dim=1)
+        for axis in ((zero, zero, roll), (torch.full((n,), math.pi), zero, zero), (zero, yaw, zero))
+    ]
     a, b, c = (reference.batch_rodrigues(turn) for turn in turns)
     from ringnet_ext.rotations import axis_angle_from_matrix, matrix_from_axis_angle
 
@@ -169,7 +191,11 @@ def test_the_truth_is_as_far_off_as_is_said(flame):
     # Of the vertices: nothing known gives the prior's spread, what is seen less.
     spread = flame.shapedirs[..., :100].square().sum((1, 2)).sqrt()
     some = found.vertex_std()[:3]
-    assert some.shape == (3, 5023) and (some <= spread * (1 + 1e-3)).all() and float(some.mean()) < 0.8 * float(spread.mean())
+    assert (
+        some.shape == (3, 5023)
+        and (some <= spread * (1 + 1e-3)).all()
+        and float(some.mean()) < 0.8 * float(spread.mean())
+    )
 
 
 def test_sigma_is_estimated(flame):
@@ -200,11 +226,15 @@ def test_landmarks_thrown_anywhere(flame):
 
 @pytest.fixture(scope="module")
 def close_up(flame):
-    """Faces at 0.4 to 1.5 m before a pinhole camera, that look as large from everywhere: landmarks, focal length, heads."""
+    """Faces at 0.4 to 1.5 m before a pinhole camera, that look as large from everywhere: landmarks, focal length,
+    heads."""
     heads = Heads(flame, 12, 6)
     distance = torch.linspace(0.4, 1.5, 12)[heads.person]
     focal = SCALE * distance
-    moved = heads.points + torch.stack([0.01 * torch.ones_like(distance), torch.full_like(distance, 0.03), distance], dim=1)[:, None]
+    moved = (
+        heads.points
+        + torch.stack([0.01 * torch.ones_like(distance), torch.full_like(distance, 0.03), distance], dim=1)[:, None]
+    )
     return focal[:, None, None] * moved[..., :2] / moved[..., 2:], focal, heads
 
 
@@ -213,7 +243,9 @@ def test_a_pinhole_camera_that_is_known(flame, close_up):
     found = fit(flame, landmarks, person=heads.person, sigma=0.003, camera="perspective", focal=focal)
     weak = fit(flame, project(heads.points, heads.camera), person=heads.person, sigma=0.003)
     assert shape_error(flame, found.shape, heads) < 1.05 * shape_error(flame, weak.shape, heads)
-    assert shape_error(flame, fit(flame, landmarks, person=heads.person, sigma=0.003).shape, heads) > 2 * shape_error(flame, found.shape, heads)
+    assert shape_error(flame, fit(flame, landmarks, person=heads.person, sigma=0.003).shape, heads) > 2 * shape_error(
+        flame, found.shape, heads
+    )
     assert torch.allclose(found.translation[:, 2], focal / SCALE, rtol=0.05)
 
 
@@ -271,10 +303,20 @@ def test_a_mesh_gives_its_parameters(flame):
     def normal(width, scale):
         return scale * torch.randn(n, width, generator=g)
 
-    given = normal(100, 1), normal(50, 0.7), normal(3, 0.8), normal(3, 0.2), normal(3, 0.2), normal(6, 0.2), normal(3, 0.1)
+    given = (
+        normal(100, 1),
+        normal(50, 0.7),
+        normal(3, 0.8),
+        normal(3, 0.2),
+        normal(3, 0.2),
+        normal(6, 0.2),
+        normal(3, 0.1),
+    )
     vertices = flame(*given).vertices
     found = fit_mesh(flame, vertices)
-    assert float((flame(*(value.float() for value in found.flame_params)).vertices - vertices).norm(dim=-1).max()) < 1e-5
+    assert (
+        float((flame(*(value.float() for value in found.flame_params)).vertices - vertices).norm(dim=-1).max()) < 1e-5
+    )
     assert int(found.iterations.max()) <= 10
 
 
@@ -357,8 +399,14 @@ def test_what_cannot_be_fitted_is_named_and_spoils_nobody(small):
         ({"roles": {"jaw": "fixed"}}, "roles: expected some of .*, got 'jaw'"),
         ({"roles": {"jaw_pose": "none"}}, "roles: expected image, person or fixed for jaw_pose, got 'none'"),
         ({"priors": Priors(shape=-1.0)}, "priors.shape: expected a positive number or None, got -1.0"),
-        ({"views": torch.zeros(2, 3, 3), "landmarks": torch.zeros(2, 2, 68, 2)}, r"views: expected shape \(views, 3, 4\), got \(2, 3, 3\)"),
-        ({"points": (torch.zeros(5, dtype=torch.int64), torch.zeros(4, 3))}, "points: expected barycentric coordinates"),
+        (
+            {"views": torch.zeros(2, 3, 3), "landmarks": torch.zeros(2, 2, 68, 2)},
+            r"views: expected shape \(views, 3, 4\), got \(2, 3, 3\)",
+        ),
+        (
+            {"points": (torch.zeros(5, dtype=torch.int64), torch.zeros(4, 3))},
+            "points: expected barycentric coordinates",
+        ),
     ],
 )
 def test_bad_input_is_named(small, change, message):

@@ -152,7 +152,9 @@ def test_missing_arguments_are_zeros_and_short_ones_are_padded(layer):
     assert torch.equal(layer(shape=given["shape"][:, :2]).vertices, layer(shape=padded).vertices)
 
 
-@pytest.mark.parametrize("missing", [[], ["neck_pose", "eye_pose"], ["shape", "translation"], ["jaw_pose", "eye_pose", "expression"]])
+@pytest.mark.parametrize(
+    "missing", [[], ["neck_pose", "eye_pose"], ["shape", "translation"], ["jaw_pose", "eye_pose", "expression"]]
+)
 def test_usual_arguments_need_no_second_look(layer, missing, monkeypatch):
     given = {name: value.requires_grad_() for name, value in random_arguments(3).items() if name not in missing}
 
@@ -258,7 +260,9 @@ def test_an_identity_is_fixed_in_steps_or_at_once(layer):
     at_once = layer.fixed(shape, expression)
     for fixed in (layer.fixed(shape).fixed(expression=expression), layer.fixed(expression=expression).fixed(shape)):
         assert (fixed.shape_params, fixed.expression_params) == (0, 0)
-        assert torch.allclose(fixed(jaw_pose=jaw_pose).vertices, at_once(jaw_pose=jaw_pose).vertices, rtol=0, atol=1e-14)
+        assert torch.allclose(
+            fixed(jaw_pose=jaw_pose).vertices, at_once(jaw_pose=jaw_pose).vertices, rtol=0, atol=1e-14
+        )
     assert (layer.fixed(shape).expression_params, layer.fixed(expression=expression).shape_params) == (4, 7)
     assert at_once().vertices.shape == (1, 60, 3) and at_once(jaw_pose=jaw_pose.expand(6, -1)).joints.shape == (6, 5, 3)
 
@@ -320,7 +324,9 @@ def test_wrong_identities_are_named(model):
             layer.fixed(**arguments)
     fixed = layer.fixed(shape)
     for call in (fixed, fixed.landmarks, fixed.fixed):
-        with pytest.raises(ValueError, match="shape: expected none, as this layer's is fixed; use the layer that fixed"):
+        with pytest.raises(
+            ValueError, match="shape: expected none, as this layer's is fixed; use the layer that fixed"
+        ):
             call(shape)
     fixed(expression=expression)
     with pytest.raises(RuntimeError, match="size mismatch for shapedirs"):
@@ -459,7 +465,9 @@ def test_a_static_offset_is_another_template(model, layer):
 def test_static_offsets_broadcast(layer):
     given, offset = random_arguments(3), offsets(3)
     one = {name: value[:1] for name, value in given.items()}
-    assert same_output(layer(**given, static_offset=offset[:1]), layer(**given, static_offset=offset[:1].expand(3, -1, -1)))
+    assert same_output(
+        layer(**given, static_offset=offset[:1]), layer(**given, static_offset=offset[:1].expand(3, -1, -1))
+    )
     many = layer(**one, static_offset=offset)
     assert same_output(many, layer(**{k: v.expand(3, -1) for k, v in one.items()}, static_offset=offset))
     assert layer(static_offset=offset).vertices.shape == (3, 60, 3)
@@ -518,7 +526,9 @@ def test_eyelids_come_on_top_of_any_number_of_expressions(model, expression_para
 
 
 def test_eyelids_without_their_directions(model, layer):
-    with pytest.raises(ValueError, match=r"eyelids: this model has no directions of the eyelids; FlameModel.load\(..., eyelids="):
+    with pytest.raises(
+        ValueError, match=r"eyelids: this model has no directions of the eyelids; FlameModel.load\(..., eyelids="
+    ):
         layer(eyelids=torch.ones(1, 2, dtype=torch.float64))
     assert layer(eyelids=torch.ones(1, 0, dtype=torch.float64)).vertices.shape == (1, 60, 3)
     with pytest.raises(ValueError, match=r"eyeliddirs: expected shape \(60, 3, 2\), got \(60, 3, 3\)"):

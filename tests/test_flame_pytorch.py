@@ -178,11 +178,15 @@ def test_state_dicts_are_the_original_s(paths, model, contour, sizes):
         if name in ("eye_pose", "neck_pose", "transl"):
             assert value.shape[0] == 1 and torch.equal(value.expand_as(state[name]), state[name])
         elif name == "shapedirs":
-            assert torch.equal(value, torch.cat([state[name][..., : sizes[0]], state[name][..., 300 : 300 + sizes[1]]], -1))
+            assert torch.equal(
+                value, torch.cat([state[name][..., : sizes[0]], state[name][..., 300 : 300 + sizes[1]]], -1)
+            )
         else:
             assert torch.equal(value, state[name]), name
     shape, expression, pose, _, eyes = arguments(3)
-    expected, _ = original(other, shape.double(), expression.double(), pose.double(), torch.full((3, 3), 0.1).double(), eyes.double())
+    expected, _ = original(
+        other, shape.double(), expression.double(), pose.double(), torch.full((3, 3), 0.1).double(), eyes.double()
+    )
     assert torch.allclose(layer(shape, expression, pose, None, eyes)[0].double(), expected, atol=2e-6)
     again = FLAME(get_config([*paths, *flags]))
     again.load_state_dict(layer.state_dict())

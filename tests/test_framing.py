@@ -1,4 +1,5 @@
-"""Finding a face by the network's own landmarks, with networks whose answers are known; and with a trained one, if given."""
+"""Finding a face by the network's own landmarks, with networks whose answers are known; and with a trained one, if
+given."""
 
 import os
 from types import SimpleNamespace
@@ -24,12 +25,15 @@ def picture(x=None, y=0.0, radius=0.0, size=(120, 160)):
     """A dark picture with a bright disc, for which the networks below stand as a face."""
     image = np.full((*size, 3), 30, np.uint8)
     if x is not None:
-        cv2.circle(image, (round(x * 16 - 8), round(y * 16 - 8)), round(radius * 16), (250, 250, 250), -1, cv2.LINE_AA, 4)
+        cv2.circle(
+            image, (round(x * 16 - 8), round(y * 16 - 8)), round(radius * 16), (250, 250, 250), -1, cv2.LINE_AA, 4
+        )
     return image
 
 
 class Seer:
-    """Sees a disc, where there is all of one and it is not much smaller than in training; else answers as for the mean face.
+    """Sees a disc, where there is all of one and it is not much smaller than in training; else answers as for the mean
+    face.
 
     attention: how much of the way from the mean face to the disc it goes.
     """
@@ -110,14 +114,20 @@ def test_landmarks_follow_the_square_where_there_is_no_face_and_stay_where_there
     steady, wavering = (following(Seer(attention), [image], *at)[0] for attention in (1, 0.5))
     # A disc shows no turn, by which the answers of two of the eight are wrong whoever looks.
     turned = np.sqrt(2 / 8)
-    assert steady == pytest.approx(turned, abs=0.05) and wavering == pytest.approx(np.sqrt((2 + 6 * 0.25) / 8), abs=0.05)
+    assert steady == pytest.approx(turned, abs=0.05) and wavering == pytest.approx(
+        np.sqrt((2 + 6 * 0.25) / 8), abs=0.05
+    )
 
 
 def test_squares_come_to_rest_or_are_left_out():
     image = picture(80, 60, 30)
     starts = np.array([[80.0, 60], [90, 66], [10, 10], [159, 5]]), np.array([75.0, 100, 20, 30])
     which, middles, sides = settled(Seer(), [image] * 4, *starts)
-    assert list(which[:2]) == [0, 1] and np.allclose(middles[:2], [80, 60], atol=1) and np.allclose(sides[:2], 75, rtol=0.05)
+    assert (
+        list(which[:2]) == [0, 1]
+        and np.allclose(middles[:2], [80, 60], atol=1)
+        and np.allclose(sides[:2], 75, rtol=0.05)
+    )
     assert starts[1].tolist() == [75, 100, 20, 30]  # what was given is not changed
     assert 2 not in which  # it stands still on nothing, but is smaller than any face that is looked for
 

@@ -22,7 +22,9 @@ def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
     model = RingNet()
     model.limit = 0.9
-    model.regressor.mean[3:9] += 0.2 * np.pi * model.regressor.mean.new_tensor([-0.1, 0.3, 0.2, 0.3, 0, 0])  # turned, mouth open
+    model.regressor.mean[3:9] += (
+        0.2 * np.pi * model.regressor.mean.new_tensor([-0.1, 0.3, 0.2, 0.3, 0, 0])
+    )  # turned, mouth open
     model.regressor.mean[9:12] += model.regressor.mean.new_tensor([2.0, -1.5, 1.0])
     model.regressor.mean[109] += 1.0
     model.save(path)
@@ -31,7 +33,9 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
-    return SyntheticFaces(identities=3, images_per_identity=1, size=96, color=True).load(cache=tmp_path_factory.mktemp("faces"))
+    return SyntheticFaces(identities=3, images_per_identity=1, size=96, color=True).load(
+        cache=tmp_path_factory.mktemp("faces")
+    )
 
 
 @pytest.fixture
@@ -65,9 +69,13 @@ class TestWhereTheFaceIs:
             assert np.abs(found - [*(middle - side / 2), side]).max() < 0.06
             panels = cv2.imread(str(out / "images" / f"{name}.png"), cv2.IMREAD_COLOR_RGB)
             seen = around_landmarks(faces.images[int(name)], points).image
-            assert np.abs(panels[-224:, :224].astype(int) - seen).max() <= 4  # a 32nd of a pixel is the sampling's finest step
+            assert (
+                np.abs(panels[-224:, :224].astype(int) - seen).max() <= 4
+            )  # a 32nd of a pixel is the sampling's finest step
             params = np.load(out / "params" / f"{name}.npz")
-            error = np.linalg.norm(params["landmarks"] - points, axis=1).mean() / np.linalg.norm(points[36] - points[45])
+            error = np.linalg.norm(params["landmarks"] - points, axis=1).mean() / np.linalg.norm(
+                points[36] - points[45]
+            )
             assert float(rows[name]["landmark_error"]) == pytest.approx(error, abs=1e-3)
 
     def test_landmark_files(self, checkpoint, photos, faces, tmp_path, capsys):
@@ -75,7 +83,9 @@ class TestWhereTheFaceIs:
         captured = capsys.readouterr()
         assert "2.png: no landmarks: no file" in captured.err and "2 of 3 images" in captured.out
         self.check(tmp_path / "out", faces, "01")
-        assert [row["result"].split(":")[0] for row in index(tmp_path / "out")] == ["reconstructed"] * 2 + ["no landmarks"]
+        assert [row["result"].split(":")[0] for row in index(tmp_path / "out")] == ["reconstructed"] * 2 + [
+            "no landmarks"
+        ]
 
     def test_a_detector(self, checkpoint, photos, faces, tmp_path, monkeypatch, capsys):
         class Landmarker:
@@ -97,7 +107,9 @@ class TestWhereTheFaceIs:
         """By name or by path; the network looks from there."""
         asked = []
         monkeypatch.setattr(infer, "find_face", lambda model, image, box: asked.append(box) or infer.fit_square(image))
-        (tmp_path / "boxes.csv").write_text(f"image,left,top,right,bottom\n0.png, 1,2, 30.5,40\n\n{photos / '1.png'},5,6,7,8\n")
+        (tmp_path / "boxes.csv").write_text(
+            f"image,left,top,right,bottom\n0.png, 1,2, 30.5,40\n\n{photos / '1.png'},5,6,7,8\n"
+        )
         assert run(checkpoint, tmp_path / "out", photos, "--boxes", tmp_path / "boxes.csv") == 1
         assert asked == [(1, 2, 30.5, 40), (5, 6, 7, 8)]
         assert "2.png: no box: " in capsys.readouterr().err
@@ -192,7 +204,8 @@ def test_all_outputs_of_a_face_are_in_one_frame(checkpoint, photos, tmp_path):
     out = tmp_path / "out"
     assert run(checkpoint, out, photos / "0.png", "--cropped") == 0
     posed, neutral = (
-        trimesh.load(out / kind / "0.obj", process=False, maintain_order=True).vertices for kind in ("mesh", "neutral_mesh")
+        trimesh.load(out / kind / "0.obj", process=False, maintain_order=True).vertices
+        for kind in ("mesh", "neutral_mesh")
     )
     assert flame(["--parameters", str(out / "params" / "0.npz"), "--out", str(tmp_path / "posed.npz")]) == 0
     assert np.abs(np.load(tmp_path / "posed.npz")["vertices"][0] - posed).max() < 1e-5

@@ -15,8 +15,8 @@ from ringnet_ext.rotations import axis_angle_from_matrix, matrix_from_axis_angle
 
 
 def heads(count, seed=0, yaw=90.0, noise=0.015):
-    """Landmarks (N, 68, 2) of people with expressions, seen from anywhere in front and at any angle in the image, in pixels of
-    faces of about 150. The noise is in parts of 10 cm."""
+    """Landmarks (N, 68, 2) of people with expressions, seen from anywhere in front and at any angle in the image, in
+    pixels of faces of about 150. The noise is in parts of 10 cm."""
     random = np.random.default_rng(seed)
     layer = FLAME(dtype=torch.float64)
 
@@ -54,7 +54,9 @@ def write(tmp_path):
 
 def other_scheme(count):
     """Points on a face, more or less: what detectors with another scheme give."""
-    return np.concatenate([FACE, np.random.default_rng(count).uniform(FACE.min(0), FACE.max(0), (max(0, count - 68), 2))])[:count]
+    return np.concatenate(
+        [FACE, np.random.default_rng(count).uniform(FACE.min(0), FACE.max(0), (max(0, count - 68), 2))]
+    )[:count]
 
 
 @pytest.mark.parametrize(
@@ -69,9 +71,13 @@ def test_another_number_of_points_is_refused(count, whose, suffix, write):
         ".npy": rows,
         ".csv": "\n".join(f"{x},{y}" for x, y in rows),
         ".pts": "version: 1\nn_points: %d\n{\n%s\n}" % (count, "\n".join(f"{x} {y}" for x, y in rows)),
-        ".json": json.dumps({"people": [{"face_keypoints_2d": np.column_stack([rows, np.ones(count)]).ravel().tolist()}]}),
+        ".json": json.dumps(
+            {"people": [{"face_keypoints_2d": np.column_stack([rows, np.ones(count)]).ravel().tolist()}]}
+        ),
     }[suffix]
-    with pytest.raises(LandmarkError, match=rf"expected \(68, 2\) or \(68, 3\) numbers, got \({count}, [23]\).*{whose}"):
+    with pytest.raises(
+        LandmarkError, match=rf"expected \(68, 2\) or \(68, 3\) numbers, got \({count}, [23]\).*{whose}"
+    ):
         read_landmarks(write(f"a{suffix}", content))
 
 
@@ -105,7 +111,9 @@ def test_no_file_runs_anything(write, tmp_path):
 
 
 def csv(header, *columns, delimiter=","):
-    return "\n".join([header, *(delimiter.join(f"{value:.6f}".rstrip("0").rstrip(".") for value in row) for row in zip(*columns))])
+    return "\n".join(
+        [header, *(delimiter.join(f"{value:.6f}".rstrip("0").rstrip(".") for value in row) for row in zip(*columns))]
+    )
 
 
 X, Y = FACE.T

@@ -60,7 +60,12 @@ def test_texture_coordinates_are_kept_to_the_end(seamed, tmp_path):
     head.save(tmp_path / "head.npz")
     again = FlameModel.load(tmp_path / "head.npz")
     assert np.array_equal(again.uv, seamed.uv) and np.array_equal(again.uv_faces, seamed.uv_faces)
-    assert flame_command(["--model", str(tmp_path / "head.npz"), "--translation", "0", "0", "0", "--out", str(tmp_path / "out.obj")]) == 0
+    assert (
+        flame_command(
+            ["--model", str(tmp_path / "head.npz"), "--translation", "0", "0", "0", "--out", str(tmp_path / "out.obj")]
+        )
+        == 0
+    )
     assert same(read_mesh(tmp_path / "out.obj"), seamed, 1e-8)
 
 
@@ -79,7 +84,12 @@ def test_every_format_keeps_its_order(seamed, suffix, tmp_path):
 @pytest.mark.parametrize("places", ["corners", "vertices"])
 def test_a_ply_with_texture_keeps_its_order(seamed, places, encoding, tmp_path):
     corners = places == "corners"
-    header = ["ply", f"format {encoding} 1.0", f"element vertex {len(seamed.vertices)}", *(f"property double {c}" for c in "xyz")]
+    header = [
+        "ply",
+        f"format {encoding} 1.0",
+        f"element vertex {len(seamed.vertices)}",
+        *(f"property double {c}" for c in "xyz"),
+    ]
     header += [] if corners else ["property double s", "property double t"]
     header += [f"element face {len(seamed.faces)}", "property list uchar int vertex_indices"]
     header += ["property list uchar double texcoord"] if corners else []
@@ -96,13 +106,18 @@ def test_a_ply_with_texture_keeps_its_order(seamed, places, encoding, tmp_path):
                 row = ["3", *map(str, face), *(["6", *map(repr, texture.tolist())] if corners else [])]
                 file.write((" ".join(row) + "\n").encode())
             else:
-                file.write(b"\x03" + face.astype("<i4").tobytes() + (b"\x06" + texture.astype("<f8").tobytes() if corners else b""))
+                file.write(
+                    b"\x03"
+                    + face.astype("<i4").tobytes()
+                    + (b"\x06" + texture.astype("<f8").tobytes() if corners else b"")
+                )
     expected = seamed if corners else seamed._replace(uv_faces=seamed.faces)
     assert same(read_mesh(tmp_path / "head.ply"), expected, 1e-7)
 
 
 def test_what_obj_allows(tmp_path):
-    """Polygons, indices from the end, continued lines, colours after the coordinates, CRLF, faces partly without texture."""
+    """Polygons, indices from the end, continued lines, colours after the coordinates, CRLF, faces partly without
+    texture."""
     (tmp_path / "a.obj").write_bytes(
         b"v 0 0 0 0.5 0.5 0.5\r\nv 1 0 0\r\nv 1 1 0 1.0\r\nv 0 1 0\r\nv 0 2 0\r\n"
         b"f 1 2 3 \\\r\n 4 5\r\nl 1 2\r\nf -1//1 -2//1 -5//1 # end\r\n"

@@ -52,7 +52,10 @@ def test_grey_and_equal_rgb_are_the_same_image():
 def test_resnet50_has_the_published_size_and_takes_torchvision_keys(tmp_path):
     encoder = ResNet50()
     assert sum(p.numel() for p in encoder.parameters()) == 25_557_032 - 2048 * 1000 - 1000  # without the classifier
-    state = {name: torch.randn_like(value) if value.is_floating_point() else value for name, value in encoder.state_dict().items()}
+    state = {
+        name: torch.randn_like(value) if value.is_floating_point() else value
+        for name, value in encoder.state_dict().items()
+    }
     assert {"conv1.weight", "bn1.running_mean", "layer1.0.downsample.0.weight", "layer4.2.conv3.weight"} <= set(state)
     state |= {"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}
     torch.save(state, tmp_path / "r.pth")
@@ -221,7 +224,8 @@ class TestCheckpoints:
             RingNet.load(tmp_path / "m.safetensors", head=other)
 
     def test_a_head_is_the_same_in_every_file(self, tmp_path, model):
-        """In float32 or float64, in any format, and whatever else is stored with it; its last bits are others in a digest."""
+        """In float32 or float64, in any format, and whatever else is stored with it; its last bits are others in a
+        digest."""
         head = replace(model.head, v_template=model.head.v_template * 1.01)
         small = ("v_template", "shapedirs", "expressiondirs", "posedirs", "J_regressor", "lbs_weights")
         half = replace(head, **{name: getattr(head, name).astype(np.float32) for name in small})
@@ -266,7 +270,9 @@ class TestCheckpoints:
         with pytest.raises(CheckpointError, match="another head than .*runs/a/head.npz: on one of fingerprint"):
             RingNet.load(folder / "runs" / "a")
         (folder / "runs" / "a" / "head.npz").unlink()
-        with pytest.raises(FileNotFoundError, match="its head model, .*project/head.npz, is not there any more.*--head"):
+        with pytest.raises(
+            FileNotFoundError, match="its head model, .*project/head.npz, is not there any more.*--head"
+        ):
             RingNet.load(folder / "runs" / "a")
         assert fingerprint(RingNet.load(folder / "runs" / "a", folder / "renamed.npz").head) == fingerprint(head)
 

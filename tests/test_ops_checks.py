@@ -1,6 +1,5 @@
 """Every wrong argument is refused by name, on either path and on the formula's, and what the field passes is taken."""
 
-
 import pytest
 import torch
 
@@ -89,12 +88,19 @@ KINDS = {
 @pytest.mark.filterwarnings("ignore")
 def test_tensors_of_every_kind_are_refused(kind, arguments, random_model):
     model = random_model()
-    points = dict(zip(("vertices", "faces", "lmk_faces_idx", "lmk_bary_coords"), (model.v_template[None], *model.embedding)))
-    given = {op: arguments(op) for op in OPERATORS} | {"vertices2landmarks": points, "batch_rodrigues": {"rot_vecs": torch.randn(4, 3)}}
+    points = dict(
+        zip(("vertices", "faces", "lmk_faces_idx", "lmk_bary_coords"), (model.v_template[None], *model.embedding))
+    )
+    given = {op: arguments(op) for op in OPERATORS} | {
+        "vertices2landmarks": points,
+        "batch_rodrigues": {"rot_vecs": torch.randn(4, 3)},
+    }
     tried = 0
     for op, arguments_of in given.items():
         for name, value in arguments_of.items():
-            if kind == "mkldnn" and not value.is_floating_point() or value.ndim == 1 and kind in ("sparse rows", "nested", "jagged"):
+            if (kind == "mkldnn" and not value.is_floating_point()) or (
+                value.ndim == 1 and kind in ("sparse rows", "nested", "jagged")
+            ):
                 continue
             refused(name, lambda: getattr(ops, op)(**{**arguments_of, name: KINDS[kind](value)}))
             tried += 1
@@ -104,7 +110,12 @@ def test_tensors_of_every_kind_are_refused(kind, arguments, random_model):
 def test_raw_operators_refuse_by_name(random_model):
     model = random_model()
     betas, pose = model.inputs(2)
-    refused("parents", lambda: torch.ops.ringnet_ext.lbs_forward(betas, pose, *model.constants[:4], model.parents + 1, model.lbs_weights, True, False))
+    refused(
+        "parents",
+        lambda: torch.ops.ringnet_ext.lbs_forward(
+            betas, pose, *model.constants[:4], model.parents + 1, model.lbs_weights, True, False
+        ),
+    )
     model.shapedirs.requires_grad_()  # by the formula
     refused("pose", lambda: torch.ops.ringnet_ext.lbs_forward(betas, pose[:1], *model.constants, True, False))
 
@@ -146,7 +157,9 @@ def test_half_precision_is_raised_to_the_constants_type(half, autocast, random_m
         assert {r.dtype for r in results} == {dtype} and matrices.dtype == torch.float32
         exact = [t.detach().to(dtype) for t in (betas, pose, template)]
         torch.testing.assert_close(results[0], ops.flame_lbs(*exact, *model.fixed)[0])
-        assert {g.dtype for g in torch.autograd.grad(results[0].sum() + results[-1].sum(), (betas, pose, template))} == {half}
+        assert {
+            g.dtype for g in torch.autograd.grad(results[0].sum() + results[-1].sum(), (betas, pose, template))
+        } == {half}
     with pytest.raises(TypeError, match="shapedirs: expected float32 or float64, got "):
         ops.flame_lbs(*model.inputs(3), model.v_template, model.shapedirs.to(half), *model.fixed[1:])
 
@@ -159,7 +172,9 @@ def test_names_and_arguments_of_other_projects(module, random_model):
     vertices, joints = module.lbs(betas, pose, *model.constants, dtype=torch.float32)
     want = reference.flame_lbs(betas, pose, *model.constants)
     torch.testing.assert_close((vertices, joints), want)
-    torch.testing.assert_close(module.batch_rodrigues(pose.view(-1, 3), dtype=torch.float32), reference.batch_rodrigues(pose.view(-1, 3)))
+    torch.testing.assert_close(
+        module.batch_rodrigues(pose.view(-1, 3), dtype=torch.float32), reference.batch_rodrigues(pose.view(-1, 3))
+    )
     index, bary = model.lmk_faces_idx.expand(3, -1), model.lmk_bary_coords.expand(3, -1, -1)
     assert module.vertices2landmarks(vertices, model.faces, index, bary).shape == (3, 10, 3)
     with pytest.raises(TypeError, match="dtype: expected a torch.dtype"):

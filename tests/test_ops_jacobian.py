@@ -6,14 +6,23 @@ import torch
 from ringnet_ext import ops
 from ringnet_ext.ops import reference
 
-SIZES = [(101, 7, 5, 10, 4), (50, 0, 3, 7, 0), (60, 33, 1, 5, 2), (200, 150, 5, 51, 17), (90, 20, 24, 9, 3), (30, 5, 2, 0, 3)]
+SIZES = [
+    (101, 7, 5, 10, 4),
+    (50, 0, 3, 7, 0),
+    (60, 33, 1, 5, 2),
+    (200, 150, 5, 51, 17),
+    (90, 20, 24, 9, 3),
+    (30, 5, 2, 0, 3),
+]
 
 
 def case(random_model, V, K, J, L, C, axis_angle, B=3):
     model = random_model(V=V, K=K, J=J, L=L, C=C)
     betas, pose = model.inputs(B)
     if not axis_angle:  # near rotations: derivatives are by every element
-        pose = reference.batch_rodrigues(pose.view(-1, 3)).view(B, J, 3, 3) + 0.1 * torch.randn(B, J, 3, 3, dtype=torch.float64)
+        pose = reference.batch_rodrigues(pose.view(-1, 3)).view(B, J, 3, 3) + 0.1 * torch.randn(
+            B, J, 3, 3, dtype=torch.float64
+        )
     return model, betas, pose, min(1, J - 1)
 
 
@@ -26,12 +35,18 @@ def error(got, want):
 @pytest.mark.parametrize("sizes", SIZES)
 def test_values(random_model, device, sizes, axis_angle, dtype, tolerance):
     model, betas, pose, neck = case(random_model, *sizes, axis_angle)
-    want = reference.flame_landmarks_jacobian(betas, pose, *model.constants, *model.embedding, neck, pose2rot=axis_angle)
+    want = reference.flame_landmarks_jacobian(
+        betas, pose, *model.constants, *model.embedding, neck, pose2rot=axis_angle
+    )
     own = model.to(device, dtype)
-    got = ops.flame_landmarks_jacobian(betas.to(own.shapedirs), pose.to(own.shapedirs), *own.constants, *own.embedding, neck, axis_angle)
+    got = ops.flame_landmarks_jacobian(
+        betas.to(own.shapedirs), pose.to(own.shapedirs), *own.constants, *own.embedding, neck, axis_angle
+    )
     assert [g.shape for g in got] == [w.shape for w in want]
     assert max(error(g.cpu(), w) for g, w in zip(got, want)) < tolerance
-    again = ops.flame_landmarks(betas.to(own.shapedirs), pose.to(own.shapedirs), *own.constants, *own.embedding, neck, axis_angle)
+    again = ops.flame_landmarks(
+        betas.to(own.shapedirs), pose.to(own.shapedirs), *own.constants, *own.embedding, neck, axis_angle
+    )
     assert torch.allclose(got[0], again, atol=1e-6 if dtype == torch.float32 else 1e-14)
 
 
@@ -56,7 +71,10 @@ def test_points_of_ones_own_and_at_rest(random_model):
     """Any points by triangle and barycentric coordinates; at rest, where the rotation vectors are zero."""
     model, betas, _, _ = case(random_model, 101, 7, 5, 10, 4, True)
     g = torch.Generator().manual_seed(1)
-    triangles, bary = torch.randint(len(model.faces), (105,), generator=g), torch.rand(105, 3, generator=g, dtype=torch.float64)
+    triangles, bary = (
+        torch.randint(len(model.faces), (105,), generator=g),
+        torch.rand(105, 3, generator=g, dtype=torch.float64),
+    )
     arguments = betas, torch.zeros(3, 15, dtype=torch.float64), *model.constants, model.faces, triangles, bary
     want = reference.flame_landmarks_jacobian(*arguments, pose2rot=True)
     for got, expected in zip(ops.flame_landmarks_jacobian(*arguments), want):
@@ -76,7 +94,9 @@ def test_threads_give_the_same_bits(random_model, level):
     try:
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
-            results.append(ops.flame_landmarks_jacobian(betas.float(), pose.float(), *own.constants, *own.embedding, neck))
+            results.append(
+                ops.flame_landmarks_jacobian(betas.float(), pose.float(), *own.constants, *own.embedding, neck)
+            )
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other))
@@ -99,8 +119,12 @@ def test_what_it_cannot_is_said(random_model):
     with pytest.raises(ValueError, match="betas: expected shape"):
         ops.flame_landmarks_jacobian(betas[:, :6], pose, *model.constants, *model.embedding, neck)
     with pytest.raises(ValueError, match="v_template: expected shape"):
-        ops.flame_landmarks_jacobian(betas, pose, model.v_template.expand(3, -1, -1), *model.fixed, *model.embedding, neck)
-    points, d_betas, _ = ops.flame_landmarks_jacobian(betas.requires_grad_(), pose, *model.constants, *model.embedding, neck)
+        ops.flame_landmarks_jacobian(
+            betas, pose, model.v_template.expand(3, -1, -1), *model.fixed, *model.embedding, neck
+        )
+    points, d_betas, _ = ops.flame_landmarks_jacobian(
+        betas.requires_grad_(), pose, *model.constants, *model.embedding, neck
+    )
     with pytest.raises(NotImplementedError, match="flame_landmarks_jacobian has no derivatives of its own"):
         d_betas.sum().backward()
 

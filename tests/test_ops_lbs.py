@@ -1,4 +1,5 @@
-"""flame_lbs, flame_landmarks and flame_head: values and gradients against the float64 formula, and the operator contract."""
+"""flame_lbs, flame_landmarks and flame_head: values and gradients against the float64 formula, and the operator
+contract."""
 
 import gc
 import os
@@ -22,7 +23,9 @@ GRADIENTS = {torch.float32: 1e-5, torch.float64: 1e-13}
 
 
 def relative(a, b):
-    return float((a.double().cpu() - b.double().cpu()).norm() / b.double().norm().clamp_min(0.03))  # some are exactly zero
+    return float(
+        (a.double().cpu() - b.double().cpu()).norm() / b.double().norm().clamp_min(0.03)
+    )  # some are exactly zero
 
 
 def leaves(*tensors):
@@ -69,7 +72,8 @@ def test_lbs_matches_reference(device, dtype, size, template, pose2rot, random_m
 
 @pytest.mark.parametrize("B", [1, 2, 5, 70])
 def test_local_directions(device, dtype, B, random_model):
-    """Directions that are zero over many neighbouring vertices, as the kernels leave out: each kind of zero, and none at all."""
+    """Directions that are zero over many neighbouring vertices, as the kernels leave out: each kind of zero, and none
+    at all."""
     exact = random_model(V=700, K=20, J=4)
     shapedirs, posedirs = exact.shapedirs.clone(), exact.posedirs.view(27, 700, 3).clone()
     shapedirs[:160, :, 3:] = 0
@@ -110,7 +114,9 @@ def test_landmarks_match_reference(device, dtype, size, contour, pose2rot, rando
     exact = model.to("cpu", torch.float64)
     n, neck = (5 if contour else 3), min(1, len(exact.parents) - 1)
     got = ops.flame_landmarks(*args, *model.constants, *model.embedding[:n], neck_joint=neck, pose2rot=pose2rot)
-    want = reference.flame_landmarks(*args64, *exact.constants, *exact.embedding[:n], neck_joint=neck, pose2rot=pose2rot)
+    want = reference.flame_landmarks(
+        *args64, *exact.constants, *exact.embedding[:n], neck_joint=neck, pose2rot=pose2rot
+    )
     assert got.shape == (size["B"], 16 if contour else 11, 3) and got.dtype == dtype
     assert float((got.double().cpu() - want).detach().abs().max()) <= VALUES[dtype]
     # As large as for one point: a gradient that is exactly zero is a sum of many that cancel.
@@ -163,7 +169,9 @@ def test_smplx_agrees(random_model):
 
 def test_zero_pose_gives_the_template(device, random_model):
     model = random_model().to(device)
-    vertices, joints = ops.flame_lbs(torch.zeros_like(model.inputs(1)[0]), torch.zeros_like(model.inputs(1)[1]), *model.constants)
+    vertices, joints = ops.flame_lbs(
+        torch.zeros_like(model.inputs(1)[0]), torch.zeros_like(model.inputs(1)[1]), *model.constants
+    )
     torch.testing.assert_close(vertices[0], model.v_template)
     torch.testing.assert_close(joints[0], model.J_regressor @ model.v_template)
 
@@ -200,7 +208,9 @@ def test_head_is_mesh_and_landmarks(device, dtype, contour, pose2rot, random_mod
     """The mesh's same bits, landmarks on it, and the gradients of whichever results are used."""
     model = random_model(V=401, K=7, J=4 if contour else 5, L=134).to(device, dtype)
     model.faces[:134] = torch.arange(402, device=device).clamp_max(400).view(134, 3)
-    model.lmk_faces_idx = torch.arange(134, device=device)  # every vertex, those at the borders of a kernel's blocks too
+    model.lmk_faces_idx = torch.arange(
+        134, device=device
+    )  # every vertex, those at the borders of a kernel's blocks too
     args = leaves(*model.inputs(9))
     if not pose2rot:
         args = leaves(args[0], ops.batch_rodrigues(args[1].detach().view(-1, 3)).view(9, -1, 3, 3))
@@ -281,7 +291,9 @@ def test_gradcheck(device, random_model):
         lambda *a: ops.flame_landmarks(*a, *model.fixed, *model.embedding), (betas, pose, batch_template)
     )
     matrices = ops.batch_rodrigues(pose.detach().view(-1, 3)).view(2, 3, 3, 3).requires_grad_()
-    assert torch.autograd.gradcheck(lambda b, p: ops.flame_lbs(b, p, *model.constants, pose2rot=False), (betas, matrices))
+    assert torch.autograd.gradcheck(
+        lambda b, p: ops.flame_lbs(b, p, *model.constants, pose2rot=False), (betas, matrices)
+    )
 
 
 def test_gradcheck_without_betas(device, random_model):
@@ -301,7 +313,9 @@ def test_constants_that_require_grad_are_differentiated(constant, random_model):
     betas, pose = model.inputs(2)
     setattr(model, constant, leaves(getattr(model, constant))[0])
     got = torch.autograd.grad(ops.flame_lbs(betas, pose, *model.constants)[0].pow(2).sum(), getattr(model, constant))
-    want = torch.autograd.grad(reference.flame_lbs(betas, pose, *model.constants)[0].pow(2).sum(), getattr(model, constant))
+    want = torch.autograd.grad(
+        reference.flame_lbs(betas, pose, *model.constants)[0].pow(2).sum(), getattr(model, constant)
+    )
     torch.testing.assert_close(got, want)
     head = (betas, pose, *model.constants, *model.embedding)
     got = torch.autograd.grad(torch.cat(ops.flame_head(*head), 1).pow(2).sum(), getattr(model, constant))
@@ -359,7 +373,8 @@ def test_second_derivative_raises(call, random_model):
     assert all(g.requires_grad for g in grads)
     with pytest.raises(NotImplementedError, match="second derivative"):
         (args[0].sum() + grads[1].sum()).backward()
-    # Linear in the output: the first backward doesn't depend on a differentiable gradient, the term is there all the same.
+    # Linear in the output: the first backward doesn't depend on a differentiable gradient, the term is there all the
+    # same.
     grads = torch.autograd.grad(call(model, *args).sum(), args, create_graph=True)
     with pytest.raises(NotImplementedError, match="second derivative"):
         (args[0].sum() + grads[0].sum()).backward()
@@ -374,7 +389,9 @@ def test_forward_mode(call, random_model):
     with torch.autograd.forward_ad.dual_level():
         out = call(model, betas, torch.autograd.forward_ad.make_dual(pose, step))
         tangent = torch.autograd.forward_ad.unpack_dual(out).tangent
-    torch.testing.assert_close(tangent, (call(model, betas, pose + step) - call(model, betas, pose - step)) / 2, rtol=1e-4, atol=1e-12)
+    torch.testing.assert_close(
+        tangent, (call(model, betas, pose + step) - call(model, betas, pose - step)) / 2, rtol=1e-4, atol=1e-12
+    )
 
 
 @each
@@ -487,8 +504,14 @@ def test_bad_arguments(op, prepared, change, error, random_model):
         (lambda a: a.update(faces=a["faces"] + 60), r"faces: expected vertices in \[0, 101\), got "),
         (lambda a: a.update(faces=a["faces"] - 1), r"faces: expected vertices in \[0, 101\), got -1"),
         (lambda a: a.update(lmk_faces_idx=a["lmk_faces_idx"] + 202), r"lmk_faces_idx: expected faces in \[0, 202\)"),
-        (lambda a: a.update(contour_faces_idx=a["contour_faces_idx"] - 202), r"contour_faces_idx: expected faces in \[0, 202\)"),
-        (lambda a: a.update(contour_faces_idx=a["contour_faces_idx"][1:]), r"contour_faces_idx: expected shape \(79, any\)"),
+        (
+            lambda a: a.update(contour_faces_idx=a["contour_faces_idx"] - 202),
+            r"contour_faces_idx: expected faces in \[0, 202\)",
+        ),
+        (
+            lambda a: a.update(contour_faces_idx=a["contour_faces_idx"][1:]),
+            r"contour_faces_idx: expected shape \(79, any\)",
+        ),
         (lambda a: a.update(contour_bary_coords=None), "contour_bary_coords: expected a tensor"),
         (lambda a: a.update(contour_faces_idx=None), "contour_bary_coords: expected None"),
         (lambda a: a.update(lmk_bary_coords=a["lmk_bary_coords"][1:]), r"lmk_bary_coords: expected shape \(10, 3\)"),
@@ -720,9 +743,7 @@ def test_opcheck(device, random_model):
     )
     torch.library.opcheck(op.head_forward.default, (*arguments, True), test_utils=checks)
     *results, small, big = op.head_forward(*arguments, True)
-    torch.library.opcheck(
-        op.head_backward.default, (*results, *arguments, small, big, [True, True]), test_utils=checks
-    )
+    torch.library.opcheck(op.head_backward.default, (*results, *arguments, small, big, [True, True]), test_utils=checks)
 
 
 def test_compile_fullgraph(device, random_model):

@@ -102,7 +102,8 @@ def test_big_results_and_states_use_the_same_memory_again(random_model):
 
 
 def test_big_results_are_ordinary_tensors(random_model):
-    """As small ones: written in place with a gradient, resized, shared, given to NumPy, and nobody else's for as long as anything has them."""
+    """As small ones: written in place with a gradient, resized, shared, given to NumPy, and nobody else's for as long
+    as anything has them."""
     model = random_model(V=1003, K=3).to(dtype=torch.float64)
 
     def forward(gradient=False):

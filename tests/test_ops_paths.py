@@ -1,4 +1,5 @@
-"""The fast path to the kernels: taken by the usual call, by no other, and never to be told from the dispatcher path by its results."""
+"""The fast path to the kernels: taken by the usual call, by no other, and never to be told from the dispatcher path by
+its results."""
 
 import os
 import subprocess
@@ -26,7 +27,11 @@ def head(model, betas, pose):
 
 def expected(call, model, betas, pose):
     vertices, joints, points = reference.flame_head(betas, pose, *model.constants, *model.embedding)
-    return {lbs: torch.cat((vertices, joints), dim=1), landmarks: points, head: torch.cat((vertices, joints, points), dim=1)}[call]
+    return {
+        lbs: torch.cat((vertices, joints), dim=1),
+        landmarks: points,
+        head: torch.cat((vertices, joints, points), dim=1),
+    }[call]
 
 
 each = pytest.mark.parametrize("call", [lbs, landmarks, head])
@@ -225,13 +230,17 @@ def rodrigues(model, betas, pose):
 
 
 def points(model, betas, pose):
-    return ops.vertices2landmarks(pose.unflatten(1, (5, 3)), model.faces % 5, model.lmk_faces_idx, model.lmk_bary_coords)
+    return ops.vertices2landmarks(
+        pose.unflatten(1, (5, 3)), model.faces % 5, model.lmk_faces_idx, model.lmk_bary_coords
+    )
 
 
 def formula(call, model, betas, pose):
     """The call's results by the reference."""
     if call is points:
-        return reference.vertices2landmarks(pose.unflatten(1, (5, 3)), model.faces % 5, model.lmk_faces_idx, model.lmk_bary_coords)
+        return reference.vertices2landmarks(
+            pose.unflatten(1, (5, 3)), model.faces % 5, model.lmk_faces_idx, model.lmk_bary_coords
+        )
     if call is rodrigues:
         return reference.batch_rodrigues(pose.reshape(-1, 3)).flatten(0, 1)[None].expand(betas.shape[0], -1, -1)
     return expected(call, model, betas, pose)
@@ -311,7 +320,9 @@ def assert_gradients_or_grad(out, args, weight, want, reentrant):
         return assert_gradients(out, args, weight, want)
     out.backward(weight)  # reentrant checkpointing knows no other
     for a, b in zip(args, want, strict=True):
-        torch.testing.assert_close(a.grad if b is not None else torch.zeros(()), b if b is not None else torch.zeros(()))
+        torch.testing.assert_close(
+            a.grad if b is not None else torch.zeros(()), b if b is not None else torch.zeros(())
+        )
 
 
 @every
@@ -376,7 +387,9 @@ for got in (step(ops), step(ops), step(ops, compiled=True)):
 @pytest.mark.parametrize("names", [[], ["_current_level"]], ids=["all", "the level of forward mode"])
 def test_private_names_of_pytorch_have_a_fall_back(names):
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    run = subprocess.run([sys.executable, "-c", WITHOUT_PRIVATE_NAMES, *names], cwd=root, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PRIVATE_NAMES, *names], cwd=root, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
 
 
@@ -415,7 +428,9 @@ def test_rotations_of_every_kind():
     want = torch.autograd.grad(reference.batch_rodrigues(leaf), leaf, weight)[0]
     spread, flipped = torch.stack([weight, weight], -1)[..., 1], torch._neg_view(-weight)
     for given in (weight, spread, flipped, torch.ones((), dtype=torch.float64).expand(7, 3, 3)):
-        reached = want if given.stride() != (0, 0, 0) else torch.autograd.grad(reference.batch_rodrigues(leaf).sum(), leaf)[0]
+        reached = (
+            want if given.stride() != (0, 0, 0) else torch.autograd.grad(reference.batch_rodrigues(leaf).sum(), leaf)[0]
+        )
         torch.testing.assert_close(rotations(leaf, given)[1], reached)
     matrices = ops.batch_rodrigues(leaf)
     with Log() as log:  # of the backward pass alone
@@ -423,7 +438,12 @@ def test_rotations_of_every_kind():
     torch.testing.assert_close(later, want)
     assert "ringnet_ext.rodrigues_backward.default" in log.seen
     matrices = ops.batch_rodrigues(r)
-    for given in (torch._neg_view(-r), torch.stack([r, r], -1)[..., 1], r.T.contiguous().T, torch.cat([r, r], 1)[:, :3]):
+    for given in (
+        torch._neg_view(-r),
+        torch.stack([r, r], -1)[..., 1],
+        r.T.contiguous().T,
+        torch.cat([r, r], 1)[:, :3],
+    ):
         assert torch.equal(ops.batch_rodrigues(given), matrices)
     for wrong, error in ((None, TypeError), (r.numpy(), TypeError), (r.long(), TypeError), (r[0], ValueError)):
         with pytest.raises(error, match="rot_vecs: expected"):

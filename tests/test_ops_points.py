@@ -11,7 +11,23 @@ from hypothesis import strategies as st
 from ringnet_ext import ops
 from ringnet_ext.ops import reference
 
-ANGLES = [0.0, 1e-30, 1e-12, 1e-8, 1e-4, 1e-2, 0.999, 1.0, 1.001, 2.0, math.pi - 1e-4, math.pi, 2 * math.pi, 10.0, 100.0]
+ANGLES = [
+    0.0,
+    1e-30,
+    1e-12,
+    1e-8,
+    1e-4,
+    1e-2,
+    0.999,
+    1.0,
+    1.001,
+    2.0,
+    math.pi - 1e-4,
+    math.pi,
+    2 * math.pi,
+    10.0,
+    100.0,
+]
 
 
 def leaf(t):
@@ -26,7 +42,9 @@ def exact_rotation(rot_vecs):
 
 
 def vectors(dtype=torch.float64):
-    axes = torch.nn.functional.normalize(torch.randn(len(ANGLES), 3, generator=torch.Generator().manual_seed(0)), dim=-1)
+    axes = torch.nn.functional.normalize(
+        torch.randn(len(ANGLES), 3, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
     return (axes.double() * torch.tensor(ANGLES, dtype=torch.float64)[:, None]).to(dtype)
 
 
@@ -74,7 +92,10 @@ def test_rodrigues_inputs(device):
     r = torch.randn(4, 6, device=device, dtype=torch.float64)
     torch.testing.assert_close(ops.batch_rodrigues(r[:, ::2]), ops.batch_rodrigues(r[:, ::2].clone()), rtol=0, atol=0)
     assert ops.batch_rodrigues(r[:0, :3]).shape == (0, 3, 3)
-    for bad, error in ((r, r"rot_vecs: expected shape \(any, 3\)"), (r[:, :3].long(), "rot_vecs: expected float32 or float64")):
+    for bad, error in (
+        (r, r"rot_vecs: expected shape \(any, 3\)"),
+        (r[:, :3].long(), "rot_vecs: expected float32 or float64"),
+    ):
         with pytest.raises((ValueError, TypeError), match=error):
             ops.batch_rodrigues(bad)
 
@@ -93,8 +114,16 @@ def points(device):
 
 def test_vertices2landmarks(points):
     vertices, faces, index, bary = points
-    for i, b in ((index, bary), (index[0], bary[0]), (index, bary[0]), (index.int(), bary), (index, bary.transpose(1, 2).transpose(1, 2))):
-        torch.testing.assert_close(ops.vertices2landmarks(vertices, faces, i, b), reference.vertices2landmarks(vertices, faces, i, b))
+    for i, b in (
+        (index, bary),
+        (index[0], bary[0]),
+        (index, bary[0]),
+        (index.int(), bary),
+        (index, bary.transpose(1, 2).transpose(1, 2)),
+    ):
+        torch.testing.assert_close(
+            ops.vertices2landmarks(vertices, faces, i, b), reference.vertices2landmarks(vertices, faces, i, b)
+        )
     wide = torch.stack([vertices, vertices], 2)[:, :, 1]
     torch.testing.assert_close(ops.vertices2landmarks(wide, faces.int(), index, bary), ops.vertices2landmarks(*points))
     one = torch.eye(3, dtype=torch.float64, device=vertices.device)

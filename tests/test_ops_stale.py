@@ -1,4 +1,5 @@
-"""Results are always those of the constants' values now there, however they were written, and what is written as it was costs nothing.
+"""Results are always those of the constants' values now there, however they were written, and what is written as it was
+costs nothing.
 
 Most of these writes leave a tensor's version counter as it is.
 """
@@ -97,7 +98,8 @@ def test_a_constant_without_memory_is_refused(random_model, name):
 
 @pytest.mark.parametrize("name", FLOATS)
 def test_one_value_is_seen_after_a_round(random_model, name):
-    """One value of many, written where nothing shows it: as many calls later as the constants have pieces, at the latest."""
+    """One value of many, written where nothing shows it: as many calls later as the constants have pieces, at the
+    latest."""
     model = used(random_model, V=2000, K=8)
     tensor = getattr(model, name)
     pieces = sum(-(-t.nbytes // 4096) for t in (*model.constants, *model.embedding))
@@ -204,7 +206,10 @@ def collectives(rank: int, port: int, folder: str) -> None:
             assert_fresh(model, "DistributedDataParallel")
             return self.weight * results(model)[0].sum()
 
-    for alone in (False, True):  # several buffers are broadcast by way of another tensor, which is counted; one as it is
+    for alone in (
+        False,
+        True,
+    ):  # several buffers are broadcast by way of another tensor, which is counted; one as it is
         module = Module(vars(RandomModel.make(V=41, K=3)))
         if alone:
             others = [name for name, _ in module.named_buffers() if name != "v_template"]
@@ -217,7 +222,10 @@ def collectives(rank: int, port: int, folder: str) -> None:
             values = [torch.zeros((), dtype=torch.float64) for _ in range(2)]
             dist.all_gather(values, torch.tensor(value, dtype=torch.float64))
             assert values[0] == values[1], (alone, step)
+    dist.barrier()
     dist.destroy_process_group()
+    # gloo's threads may still ask for the interpreter while it ends, which aborts the process: end without that.
+    os._exit(0)
 
 
 def test_collectives_and_distributed_data_parallel(tmp_path):

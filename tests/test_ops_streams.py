@@ -1,4 +1,5 @@
-"""Models on CUDA streams and in CUDA graphs: prepared before they are read, there for as long as they are read, or an error that says why.
+"""Models on CUDA streams and in CUDA graphs: prepared before they are read, there for as long as they are read, or an
+error that says why.
 
 The rules are tested anywhere, with streams that only note what happens to them; that they are enough, on a GPU.
 """
@@ -40,7 +41,11 @@ class Device:
                 device.log.append(("keep", self.address, stream.cuda_stream))
 
         tensors_of = _prepared._tensors_of
-        monkeypatch.setattr(_prepared, "_tensors_of", lambda model: [Tensor(t) if isinstance(t, torch.Tensor) else t for t in tensors_of(model)])
+        monkeypatch.setattr(
+            _prepared,
+            "_tensors_of",
+            lambda model: [Tensor(t) if isinstance(t, torch.Tensor) else t for t in tensors_of(model)],
+        )
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda _=None: Stream(self.stream))
         monkeypatch.setattr(_checks, "capturing", lambda _: self.is_captured)

@@ -1,4 +1,5 @@
-"""Subnormal numbers, of which many processors take a hundred times as long: the CPU kernels count them as zero, and nobody else notices."""
+"""Subnormal numbers, of which many processors take a hundred times as long: the CPU kernels count them as zero, and
+nobody else notices."""
 
 import platform
 
@@ -10,7 +11,8 @@ from ringnet_ext import ops
 SUBNORMAL = 1e-40
 
 pytestmark = pytest.mark.skipif(
-    platform.machine().lower() not in ("x86_64", "amd64"), reason="the kernels leave subnormal numbers as they are on this processor"
+    platform.machine().lower() not in ("x86_64", "amd64"),
+    reason="the kernels leave subnormal numbers as they are on this processor",
 )
 
 

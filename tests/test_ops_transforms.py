@@ -1,4 +1,5 @@
-"""Whatever transforms, traces or compiles a call: its derivatives are the reference's, or an error, never silently none."""
+"""Whatever transforms, traces or compiles a call: its derivatives are the reference's, or an error, never silently
+none."""
 
 import warnings
 
@@ -82,14 +83,18 @@ TRANSFORMS = {
 TEMPLATES = {
     "vmap": lambda f, t, b, p: vmap(f.one_with_template)(t, b, p),
     "vmap of grad": lambda f, t, b, p: vmap(grad(loss(f.one_with_template), (0, 1, 2)))(t, b, p),
-    "vmap of grad, a shared one": lambda f, t, b, p: vmap(grad(loss(f.with_template), (0, 1, 2)), (None, 0, 0))(t[0], *in_twos(b, p)),
+    "vmap of grad, a shared one": lambda f, t, b, p: vmap(grad(loss(f.with_template), (0, 1, 2)), (None, 0, 0))(
+        t[0], *in_twos(b, p)
+    ),
     "jacrev": lambda f, t, b, p: jacrev(f.with_template)(t[0], b[:2], p[:2]),
     "jvp": lambda f, t, b, p: jvp(lambda t: f.with_template(t, b, p), (t,), (t + 1,)),
 }
 
 
 def assert_same(transform, model, *inputs):
-    torch.testing.assert_close(transform(Functions(ops, model), *inputs), transform(Functions(reference, model), *inputs))
+    torch.testing.assert_close(
+        transform(Functions(ops, model), *inputs), transform(Functions(reference, model), *inputs)
+    )
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
@@ -128,7 +133,9 @@ def test_vmap_over_a_constant_is_refused_by_name(random_model):
     model = random_model()
     betas, pose = model.inputs(2)
     with pytest.raises(NotImplementedError, match="shapedirs: flame_lbs can't be vectorised over it"):
-        vmap(lambda s: ops.flame_lbs(betas, pose, model.v_template, s, *model.fixed[1:]))(torch.stack([model.shapedirs] * 2))
+        vmap(lambda s: ops.flame_lbs(betas, pose, model.v_template, s, *model.fixed[1:]))(
+            torch.stack([model.shapedirs] * 2)
+        )
 
 
 @pytest.mark.parametrize("constant", [None, "v_template", "shapedirs", "posedirs", "J_regressor", "lbs_weights"])
@@ -176,7 +183,9 @@ def codes(B, requires_grad=True):
 def assert_same_step(module, layer, given):
     want, got = Outputs(layer)(*given), tuple(module(*given))
     weights = [torch.randn_like(w) for w in want]
-    for a, b in zip(got + torch.autograd.grad(got, given, weights), want + torch.autograd.grad(want, given, weights), strict=True):
+    for a, b in zip(
+        got + torch.autograd.grad(got, given, weights), want + torch.autograd.grad(want, given, weights), strict=True
+    ):
         torch.testing.assert_close(a, b)
 
 
@@ -202,7 +211,9 @@ def test_one_graph_for_any_batch(layer, dynamic, most):
 
 def test_exported_with_a_dynamic_batch(layer, tmp_path):
     batch = torch.export.Dim("batch", min=2)
-    program = torch.export.export(Outputs(layer), tuple(codes(4, False)), dynamic_shapes={"arguments": ({0: batch},) * 3})
+    program = torch.export.export(
+        Outputs(layer), tuple(codes(4, False)), dynamic_shapes={"arguments": ({0: batch},) * 3}
+    )
     torch.export.save(program, tmp_path / "layer.pt2")
     for module in (program.module(), torch.export.load(tmp_path / "layer.pt2").module()):
         for B in (2, 9):
@@ -216,7 +227,9 @@ def test_traced(layer):
         assert_same_step(traced, layer, codes(3))
 
 
-@pytest.mark.parametrize("moves", ["template of each", "v_template", "shapedirs", "posedirs", "J_regressor", "lbs_weights"])
+@pytest.mark.parametrize(
+    "moves", ["template of each", "v_template", "shapedirs", "posedirs", "J_regressor", "lbs_weights"]
+)
 def test_compiled_where_the_formula_is_used(moves, random_model):
     model = random_model(V=50)
     torch._dynamo.reset()
@@ -232,7 +245,9 @@ def test_compiled_where_the_formula_is_used(moves, random_model):
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     given = [t.requires_grad_() for t in model.inputs(3)]
-    results = [(out := f(*given), *torch.autograd.grad(out.sin().sum(), (*given, constant))) for f in (compiled, function)]
+    results = [
+        (out := f(*given), *torch.autograd.grad(out.sin().sum(), (*given, constant))) for f in (compiled, function)
+    ]
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b)
 
@@ -250,4 +265,6 @@ def test_buffers_may_be_swapped(layer):
         layer.double()
     finally:
         torch.__future__.set_swap_module_params_on_conversion(False)
-    torch.testing.assert_close(layer(*(t.double() for t in given)).vertices, other.double()(*(t.double() for t in given)).vertices)
+    torch.testing.assert_close(
+        layer(*(t.double() for t in given)).vertices, other.double()(*(t.double() for t in given)).vertices
+    )

@@ -1,4 +1,5 @@
-"""What is built and shipped: the compiled module, the wheel, the source archive, and the check that they belong together."""
+"""What is built and shipped: the compiled module, the wheel, the source archive, and the check that they belong
+together."""
 
 import importlib.metadata
 import os
@@ -30,7 +31,9 @@ def test_core_links_neither_torch_nor_the_cuda_runtime():
 def test_one_openmp_for_torch_and_the_core():
     maps = "import ringnet_ext; print(open('/proc/self/maps').read())"
     out = subprocess.run([sys.executable, "-c", maps], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    libraries = {line.split()[-1] for line in out.splitlines() if "libgomp" in line or "libomp" in line or "libiomp" in line}
+    libraries = {
+        line.split()[-1] for line in out.splitlines() if "libgomp" in line or "libomp" in line or "libiomp" in line
+    }
     assert len(libraries) == 1, libraries
 
 
@@ -92,7 +95,9 @@ def test_operators_and_decoder_do_without_the_networks_packages():
     assert run.stdout.split() == ["RingNet"]
 
 
-@pytest.mark.parametrize("core, error", [("raise ImportError('no such library')", "no such library"), ("__version__ = '0.0.1'", "0.0.1")])
+@pytest.mark.parametrize(
+    "core, error", [("raise ImportError('no such library')", "no such library"), ("__version__ = '0.0.1'", "0.0.1")]
+)
 def test_a_missing_or_foreign_core_says_what_to_do(tmp_path, core, error):
     (tmp_path / "_ringnet_core.py").write_text(core)
     run = subprocess.run(

@@ -1,10 +1,11 @@
 """Files as the projects of the field write them, and the heads that these projects make of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.io
 import torch
-from dataclasses import replace
 from heads import random_model
 from smplx.lbs import lbs
 
@@ -19,8 +20,8 @@ T = 3  # heads in files of several
 @pytest.fixture(scope="module")
 def model():
     model = random_model(V=50, S=300, E=100)
-    # Lids that move with the head alone and that no joint depends on: there it doesn't matter whether they are added before the
-    # skinning, as ours are, or after it.
+    # Lids that move with the head alone and that no joint depends on: there it doesn't matter whether they are added
+    # before the skinning, as ours are, or after it.
     lids = np.zeros((50, 3, 2))
     lids[:6] = np.random.default_rng(5).normal(0, 0.01, (6, 3, 2))
     weights = model.lbs_weights.copy()
@@ -39,8 +40,8 @@ def numbers(seed=0):
 
 def theirs(model, *, shape=None, expression=None, root=None, neck=None, jaw=None, eyes=None, translation=None, eyelids=None,
            offset=0.0):  # fmt: skip
-    """What every one of these projects computes, by smplx: coefficients on the template and the person's offset, then skinning,
-    then the eyelids, as SMIRK and metrical-tracker have them."""
+    """What every one of these projects computes, by smplx: coefficients on the template and the person's offset, then
+    skinning, then the eyelids, as SMIRK and metrical-tracker have them."""
     given = [value for value in (shape, expression, root, neck, jaw, eyes, translation, eyelids) if value is not None]
     batch = max(len(value) for value in given)
 
@@ -143,7 +144,8 @@ def emoca_values(folder, n):
 
 
 def smirk(folder, n):
-    """What its encoder returns. Its FLAME adds the eyelids without turning them with the head, so the head is upright here."""
+    """What its encoder returns. Its FLAME adds the eyelids without turning them with the head, so the head is upright
+    here."""
     np.savez(
         folder / "smirk.npz", shape_params=n["shape"], expression_params=n["expression"][:, :50], jaw_params=n["jaw"],
         pose_params=np.zeros((T, 3)), eyelid_params=n["eyelids"], cam=np.ones((T, 3)),
@@ -281,7 +283,9 @@ def test_arrays_without_names(tmp_path):
         read_parameters(tmp_path / "exp.npy")
     np.save(tmp_path / "vector.npy", np.concatenate([[5, 0, 0], [np.pi, 0, 0], [0.1, 0, 0], np.ones(100), np.ones(50)]))
     params = read_parameters(tmp_path / "vector.npy", torch.float64)  # RingNet's 159 numbers of an upright head
-    assert params.global_pose.abs().max() < 1e-12 and params.jaw_pose[0, 0] == 0.1 and params.expression.shape == (1, 50)
+    assert (
+        params.global_pose.abs().max() < 1e-12 and params.jaw_pose[0, 0] == 0.1 and params.expression.shape == (1, 50)
+    )
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="empty: a folder without .npy files"):
         read_parameters(tmp_path / "empty")
@@ -308,7 +312,9 @@ def test_frames_are_read_without_running_them(tmp_path):
 
 def test_deca_codes_with_more_than_deca_has():
     codes = dict(shape=torch.ones(1, 100), exp=torch.ones(1, 50), pose=torch.zeros(1, 6), cam=torch.ones(1, 3))
-    known = dict(tex=torch.ones(1, 50), light=torch.ones(1, 9, 3), images=torch.ones(1, 3, 8, 8), detail=torch.ones(1, 128))
+    known = dict(
+        tex=torch.ones(1, 50), light=torch.ones(1, 9, 3), images=torch.ones(1, 3, 8, 8), detail=torch.ones(1, 128)
+    )
     assert FlameParams.from_deca(codes | known)[0].shape.shape == (1, 100)
     with pytest.raises(ValueError, match="expected shape, exp, pose and cam, got neck_pose too"):
         FlameParams.from_deca(codes | {"neck_pose": torch.ones(1, 3)})
@@ -338,7 +344,9 @@ def test_the_command_takes_a_tracked_head(model, tmp_path, capsys):
         assert np.allclose(arrays["vertices"], theirs(model, **content).numpy(), atol=1e-6)
     replace(model, eyeliddirs=None).save(tmp_path / "model.npz")
     assert flame_command([*arguments, "--parameters", str(path)]) == 1
-    assert "eyelids: the model has no directions of them; give their files with --eyelid-files" in capsys.readouterr().err
+    assert (
+        "eyelids: the model has no directions of them; give their files with --eyelid-files" in capsys.readouterr().err
+    )
     for i, name in enumerate(("l", "r")):
         np.save(tmp_path / f"{name}_eyelid.npy", model.eyeliddirs[..., i])
     lids = ["--eyelid-files", str(tmp_path / "l_eyelid.npy"), str(tmp_path / "r_eyelid.npy")]

@@ -474,7 +474,20 @@ class TestTraining:
         config = json.loads((run / "config.json").read_text())
         assert config["faces"]["rotation"] > 0 and config["faces"]["held_out"] > 0
         photographs = [str(vggface2 / "n000004" / name) for name in ("0009_01.jpg", "phone.jpg", "cmyk.jpg")]
-        assert infer.main([*photographs, "--landmarks", str(vggface2 / "n000004"), "--checkpoint", str(run), "--out", str(tmp_path / "heads")]) == 0
+        assert (
+            infer.main(
+                [
+                    *photographs,
+                    "--landmarks",
+                    str(vggface2 / "n000004"),
+                    "--checkpoint",
+                    str(run),
+                    "--out",
+                    str(tmp_path / "heads"),
+                ]
+            )
+            == 0
+        )
         assert len(list((tmp_path / "heads" / "mesh").glob("*.obj"))) == 3
         assert RingNet.load(run).trained_on == "photographs" and 0 < RingNet.load(run).limit <= 0.9
         (tmp_path / "nothing").mkdir()

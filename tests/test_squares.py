@@ -23,7 +23,9 @@ def test_pixels_are_where_the_square_says(side, size, middle):
     rows, columns = np.mgrid[:size, :size] + 0.5
     inner = (slice(size // 5, -size // 5),) * 2
     where = square.to_original(np.stack([columns, rows], axis=2))[inner]
-    assert np.abs(square.image[inner][..., :2] / 2 - where).max() < 0.6  # half a pixel of the ramp, and rounding to uint8
+    assert (
+        np.abs(square.image[inner][..., :2] / 2 - where).max() < 0.6
+    )  # half a pixel of the ramp, and rounding to uint8
     assert np.abs((square.image[inner][..., :2] / 2 - where).mean((0, 1))).max() < 0.3
     assert np.allclose(square.to_original(np.array([size / 2, size / 2])), middle)
     assert np.allclose(square.to_original(np.array([[0, 0], [size, size]])), np.add(middle, [[-side / 2], [side / 2]]))
@@ -42,7 +44,9 @@ def test_beyond_the_image_its_edge_goes_on():
     assert np.array_equal(square[:, 15:], image[:, :15]) and (square[:, :15] == image[:, :1]).all()
 
 
-@pytest.mark.parametrize("middle, side", [((-50, 10), 20), ((10, 95), 20), ((10, 10), 0.5), ((np.nan, 3), 5), ((1e9, 0), 9)])
+@pytest.mark.parametrize(
+    "middle, side", [((-50, 10), 20), ((10, 95), 20), ((10, 10), 0.5), ((np.nan, 3), 5), ((1e9, 0), 9)]
+)
 def test_a_square_without_the_image_is_refused(middle, side):
     with pytest.raises(ValueError, match="square: expected one that has part of the image of 40 x 60 pixels"):
         cut_square(np.zeros((60, 40, 3), np.uint8), middle, side)
@@ -54,7 +58,9 @@ def test_the_box_of_the_known_landmarks_fills_four_fifths_of_the_square():
     points[5], confidence[5] = (500, 500), 0
     known = np.delete(points, 5, axis=0)
     middle, side = landmark_square(points, confidence)
-    assert np.allclose(middle, (known.min(0) + known.max(0)) / 2) and side == pytest.approx(np.ptp(known, axis=0).max() / 0.8)
+    assert np.allclose(middle, (known.min(0) + known.max(0)) / 2) and side == pytest.approx(
+        np.ptp(known, axis=0).max() / 0.8
+    )
     both = landmark_square(np.stack([points, points + 3]), np.stack([confidence] * 2))
     assert np.allclose(both[0], [middle, middle + 3]) and np.allclose(both[1], side)
 
@@ -66,7 +72,7 @@ def test_training_prepare_and_infer_cut_the_same_square(tmp_path):
     for i in range(6):
         pixels = (faces.landmarks[i] + 1) * 48
         square = around_landmarks(faces.images[i], pixels, faces.confidence[i], 64)
-        assert np.abs((pixels - square.to_original((landmarks[i].numpy() + 1) * 32))).max() < 1e-3
+        assert np.abs(pixels - square.to_original((landmarks[i].numpy() + 1) * 32)).max() < 1e-3
         picture = pictures[i].permute(1, 2, 0).numpy().astype(int)
         difference, shifted = (np.abs(np.roll(square.image, by, axis=1) - picture).mean() for by in (0, 1))
         assert difference < shifted / 2  # training samples bilinearly

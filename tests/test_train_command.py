@@ -43,8 +43,8 @@ def options(folder, cache, *more):
 
 
 def test_the_configuration_of_a_run_repeats_it(cache, tmp_path):
-    """With --config RUN/config.json, whatever of it was the preset's. Three rings don't divide by the preset's two shares: who
-    didn't ask for shares isn't told of them."""
+    """With --config RUN/config.json, whatever of it was the preset's. Three rings don't divide by the preset's two
+    shares: who didn't ask for shares isn't told of them."""
     assert train.main(options(tmp_path / "one", cache, "--weight-decay", "0.02")) == 0
     assert train.main(["--config", str(tmp_path / "one" / "config.json"), "--out", str(tmp_path / "two")]) == 0
     one, two = (json.loads((tmp_path / name / "config.json").read_text())["options"] for name in ("one", "two"))
@@ -90,7 +90,9 @@ def test_an_interrupt_before_the_first_step_is_one_line(cache, tmp_path, monkeyp
 def test_a_loss_that_is_no_number_comes_with_advice_that_can_be_followed(faces, tmp_path):
     torch.manual_seed(0)
     settings = TrainingSettings(steps=8, rings_per_step=2, ring_size=4, learning_rate=1e30, warmup_steps=0)
-    with pytest.raises(FloatingPointError, match="the loss is (nan|inf); start anew with a learning rate lower than 1e[+]30"):
+    with pytest.raises(
+        FloatingPointError, match="the loss is (nan|inf); start anew with a learning rate lower than 1e[+]30"
+    ):
         Trainer(RingNet(), faces, faces, settings, tmp_path).train()
 
 
@@ -147,6 +149,8 @@ class TestPhotographs:
         params = HeadParams(*(torch.zeros(32, n) for n in (3, 3, 3, 100, 50)))
         self.told(monkeypatch, one, params, torch.zeros(32, 68, 2), torch.zeros(32, 68))
         report = evaluate_photographs(model, one)
-        assert report.nme is report.yaw_correlation is report.yaw_degrees is report.intra_mm is report.intra_inter is None
+        assert (
+            report.nme is report.yaw_correlation is report.yaw_degrees is report.intra_mm is report.intra_inter is None
+        )
         assert "\n".join(report.lines()).count("not known") == 5
         json.dumps(dataclasses.asdict(report), allow_nan=False)

@@ -113,7 +113,10 @@ def test_each_share_has_its_own_statistics_and_a_step_uses_the_mean_of_their_gra
     first, second = run.replicas
     assert first is run.model
     assert all(a is b for a, b in zip(first.parameters(), second.parameters(), strict=True))
-    assert first.flame is second.flame and first.encoder.stages[1].running_mean is not second.encoder.stages[1].running_mean
+    assert (
+        first.flame is second.flame
+        and first.encoder.stages[1].running_mean is not second.encoder.stages[1].running_mean
+    )
     batch = run._batch(0)
     parts = [run._gradients(model, index, *(tensor.chunk(2)[index] for tensor in batch))[1]
              for index, model in enumerate(run.replicas)]  # fmt: skip
@@ -163,7 +166,9 @@ def test_low_precision_has_nearly_the_same_gradients(faces, tmp_path, precision)
     if precision == "float16":
         scale = 256.0  # a new scaler starts at 65536, which overflows, and halves it until nothing does
         low.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-    (terms, gradients), (low_terms, low_gradients) = (run._gradients(run.model, 0, *run._batch(0)) for run in (full, low))
+    (terms, gradients), (low_terms, low_gradients) = (
+        run._gradients(run.model, 0, *run._batch(0)) for run in (full, low)
+    )
     assert terms["loss"] != low_terms["loss"]
     assert low_terms["loss"].item() == pytest.approx(terms["loss"].item(), rel=0.01)
     assert all(gradient.dtype == torch.float32 for gradient in low_gradients)
@@ -371,7 +376,16 @@ def test_infer_command(run_folder, tmp_path, capsys):
     (folder / "notes.txt").write_text("not an image, and not named like one")
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
     out = tmp_path / "out"
-    arguments = [str(folder), str(images[0]), str(tmp_path / "missing.png"), "--cropped", "--checkpoint", str(run_folder), "--out", str(out)]
+    arguments = [
+        str(folder),
+        str(images[0]),
+        str(tmp_path / "missing.png"),
+        "--cropped",
+        "--checkpoint",
+        str(run_folder),
+        "--out",
+        str(out),
+    ]
     assert infer.main(arguments) == 1
     captured = capsys.readouterr()
     assert "broken.jpg" in captured.err and "missing.png" in captured.err and "notes.txt" not in captured.err

@@ -44,9 +44,13 @@ const Kernels& kernels() {
 template <class T>
 const KernelsOf<T>& of();
 template <>
-const KernelsOf<float>& of<float>() { return kernels().f32; }
+const KernelsOf<float>& of<float>() {
+    return kernels().f32;
+}
 template <>
-const KernelsOf<double>& of<double>() { return kernels().f64; }
+const KernelsOf<double>& of<double>() {
+    return kernels().f64;
+}
 
 // A big output is fresh memory more often than not, and the kernel hands it out a page at a time: in 4 kB pages that takes
 // longer than filling it. Hence huge pages, where there are any, and otherwise all of them at once, by all threads. From 32 MiB
@@ -102,7 +106,7 @@ template <class T> void pack_landmarks(const LandmarkConstants<T>& c, T* packed,
 
 // The kernel's call with a state or a workspace of its own, where the caller has none to give.
 template <class T, class Call>
-void with_scratch(void (*kernel)(const Call&, int), const Call& call, T* Call::*buffer, index_t size, int threads) {
+void with_scratch(void (*kernel)(const Call&, int), const Call& call, T* Call::* buffer, index_t size, int threads) {
     Scratch<T> scratch(size);
     Call own = call;
     own.*buffer = scratch.data();
@@ -136,31 +140,29 @@ template <class T> void landmarks_forward(const LandmarksForward<T>& p, int thre
     else
         with_scratch(k.landmarks_forward, p, &LandmarksForward<T>::state, size, threads);
 }
-template <class T> void landmarks_backward(const LandmarksBackward<T>& p, int threads) {
-    of<T>().landmarks_backward(p, threads);
-}
+template <class T> void landmarks_backward(const LandmarksBackward<T>& p, int threads) { of<T>().landmarks_backward(p, threads); }
 
 template <class T> void landmarks_jacobian(const LandmarksJacobian<T>& p, int threads) { of<T>().landmarks_jacobian(p, threads); }
 
-#define RN_INSTANTIATE(T)                                                                   \
-    template index_t directions_packed_size<T>(index_t, index_t);                           \
-    template index_t directions_index_size<T>(index_t, index_t);                            \
-    template index_t lbs_packed_size<T>(index_t, index_t, index_t);                         \
-    template index_t lbs_index_size<T>(index_t, index_t, index_t);                          \
-    template index_t lbs_state_size<T>(index_t, index_t, index_t, bool);                    \
-    template index_t lbs_workspace_size<T>(index_t, index_t, index_t, index_t, bool);       \
-    template index_t landmarks_packed_size<T>(index_t, index_t, index_t, index_t);          \
-    template index_t landmarks_index_size<T>(index_t, index_t, index_t, index_t);           \
-    template index_t landmarks_state_size<T>(index_t, index_t, index_t, index_t, bool);     \
-    template index_t landmarks_workspace_size<T>(index_t, index_t, index_t, index_t, index_t); \
+#define RN_INSTANTIATE(T)                                                                               \
+    template index_t directions_packed_size<T>(index_t, index_t);                                       \
+    template index_t directions_index_size<T>(index_t, index_t);                                        \
+    template index_t lbs_packed_size<T>(index_t, index_t, index_t);                                     \
+    template index_t lbs_index_size<T>(index_t, index_t, index_t);                                      \
+    template index_t lbs_state_size<T>(index_t, index_t, index_t, bool);                                \
+    template index_t lbs_workspace_size<T>(index_t, index_t, index_t, index_t, bool);                   \
+    template index_t landmarks_packed_size<T>(index_t, index_t, index_t, index_t);                      \
+    template index_t landmarks_index_size<T>(index_t, index_t, index_t, index_t);                       \
+    template index_t landmarks_state_size<T>(index_t, index_t, index_t, index_t, bool);                 \
+    template index_t landmarks_workspace_size<T>(index_t, index_t, index_t, index_t, index_t);          \
     template index_t landmarks_jacobian_workspace_size<T>(index_t, index_t, index_t, index_t, index_t); \
-    template void pack_directions<T>(const DirectionsSource<T>&, T*, std::int32_t*, int);   \
-    template void pack_lbs<T>(const LbsConstants<T>&, T*, std::int32_t*, int);              \
-    template void pack_landmarks<T>(const LandmarkConstants<T>&, T*, std::int32_t*, int);   \
-    template void lbs_forward<T>(const LbsForward<T>&, int);                                \
-    template void lbs_backward<T>(const LbsBackward<T>&, int);                              \
-    template void landmarks_forward<T>(const LandmarksForward<T>&, int);                    \
-    template void landmarks_backward<T>(const LandmarksBackward<T>&, int);                  \
+    template void pack_directions<T>(const DirectionsSource<T>&, T*, std::int32_t*, int);               \
+    template void pack_lbs<T>(const LbsConstants<T>&, T*, std::int32_t*, int);                          \
+    template void pack_landmarks<T>(const LandmarkConstants<T>&, T*, std::int32_t*, int);               \
+    template void lbs_forward<T>(const LbsForward<T>&, int);                                            \
+    template void lbs_backward<T>(const LbsBackward<T>&, int);                                          \
+    template void landmarks_forward<T>(const LandmarksForward<T>&, int);                                \
+    template void landmarks_backward<T>(const LandmarksBackward<T>&, int);                              \
     template void landmarks_jacobian<T>(const LandmarksJacobian<T>&, int);
 RN_INSTANTIATE(float)
 RN_INSTANTIATE(double)

@@ -25,9 +25,7 @@ constexpr KernelsOf<T> table() {
         [](index_t B, index_t V, index_t K, index_t J, bool sum) { return LbsLayout<T>(V, K, J).workspace_size(B, sum); },
         [](index_t K, index_t J, index_t L, index_t C) { return LandmarkLayout<T>(K, J, L, C).packed_size(); },
         [](index_t K, index_t J, index_t L, index_t C) { return LandmarkLayout<T>(K, J, L, C).index_size(); },
-        [](index_t K, index_t J, index_t L, index_t C, bool keep) {
-            return LandmarkLayout<T>(K, J, L, C).state_size(keep);
-        },
+        [](index_t K, index_t J, index_t L, index_t C, bool keep) { return LandmarkLayout<T>(K, J, L, C).state_size(keep); },
         pack_directions<T>,
         pack_weights<T>,
         pack_landmarks<T>,

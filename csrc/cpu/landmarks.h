@@ -26,8 +26,8 @@ struct LandmarkLayout {
 
     LandmarkLayout(index_t K, index_t J_, index_t L_, index_t C_)
         : J(J_), L(L_), C(C_), F(K + 9 * (J_ - 1)), feature_vectors(ceil_div(F, W)), static_tiles(ceil_div(3 * L_, W)),
-          contour_tiles(ceil_div(3 * C_, W)), transforms(round_up(feature_vectors * W, 16)),
-          row(transforms + round_up(12 * J, 16)), blended(row + 16) {}
+          contour_tiles(ceil_div(3 * C_, W)), transforms(round_up(feature_vectors * W, 16)), row(transforms + round_up(12 * J, 16)),
+          blended(row + 16) {}
 
     index_t J, L, C, F, feature_vectors, static_tiles, contour_tiles;
     index_t transforms, row, blended;  // offsets in a row of state; features are at 0
@@ -75,8 +75,7 @@ void pack_landmarks(const LandmarkConstants<T>& c, T* packed, std::int32_t* inde
     const auto pack_tiles = [&](index_t first_tile, index_t tiles, index_t corners, const std::int64_t* vertices, const T* bary) {
         for (index_t t = 0; t < tiles; ++t) {
             const index_t tile = first_tile + t;
-            for (int l = 0; l < W; ++l)
-                index[tile * W + l] = t * W + l < corners ? vertex(vertices[t * W + l]) : std::int32_t(0);
+            for (int l = 0; l < W; ++l) index[tile * W + l] = t * W + l < corners ? vertex(vertices[t * W + l]) : std::int32_t(0);
             T* weights = packed + lay.weights() + tile * J * W;
             std::int32_t* ids = joints + tile * (1 + J);
             std::int32_t count = 0;
@@ -110,8 +109,8 @@ struct LandmarkTables {
     const std::int32_t* joints;
 
     explicit LandmarkTables(const LandmarkModel<T>& m)
-        : lay(m.K, m.J, m.L, m.C), directions(m.packed), v_template(m.packed + lay.template_()),
-          weights(m.packed + lay.weights()), vertices(m.index), joints(m.index + lay.tiles() * lanes<T>) {}
+        : lay(m.K, m.J, m.L, m.C), directions(m.packed), v_template(m.packed + lay.template_()), weights(m.packed + lay.weights()),
+          vertices(m.index), joints(m.index + lay.tiles() * lanes<T>) {}
 
     RN_HOST_DEVICE TileSkin<T> skin(index_t tile) const {
         const std::int32_t* ids = joints + tile * (1 + lay.J);
@@ -121,8 +120,7 @@ struct LandmarkTables {
 
 // Blends `corners` neighbouring corners of one tile for `group` elements: out[b] is that element's tile, [xyz][lane].
 template <class T, int corners, int group>
-RN_KERNEL void blend_corners(const LandmarkTables<T>& m, const std::int32_t* vertices, const T* const* features,
-                                  T* const* out) {
+RN_KERNEL void blend_corners(const LandmarkTables<T>& m, const std::int32_t* vertices, const T* const* features, T* const* out) {
     constexpr int W = lanes<T>;
     const index_t row = m.lay.direction_row();
     vec<T> acc[corners][group][3] = {};
@@ -142,25 +140,21 @@ RN_KERNEL void blend_corners(const LandmarkTables<T>& m, const std::int32_t* ver
     }
     RN_UNROLL for (int e = 0; e < corners; ++e) {
         RN_UNROLL for (int b = 0; b < group; ++b) {
-            RN_UNROLL for (int c = 0; c < 3; ++c)
-                out[b][c * W + e] = m.v_template[3 * index_t(vertices[e]) + c] + sum<T>(acc[e][b][c]);
+            RN_UNROLL for (int c = 0; c < 3; ++c) out[b][c * W + e] = m.v_template[3 * index_t(vertices[e]) + c] + sum<T>(acc[e][b][c]);
         }
     }
 }
 
 // The other way: d_features[b] += the corners' directions times their gradients.
 template <class T, int corners, int group>
-RN_KERNEL void blend_corners_vjp(const LandmarkTables<T>& m, const std::int32_t* vertices, const T* const* gradient,
-                                      T* const* d_features) {
+RN_KERNEL void blend_corners_vjp(const LandmarkTables<T>& m, const std::int32_t* vertices, const T* const* gradient, T* const* d_features) {
     constexpr int W = lanes<T>;
     const index_t row = m.lay.direction_row();
     const T* d[corners];
     vec<T> g[corners][group][3];
     RN_UNROLL for (int e = 0; e < corners; ++e) {
         d[e] = m.directions + index_t(vertices[e]) * 3 * row;
-        RN_UNROLL for (int b = 0; b < group; ++b) {
-            RN_UNROLL for (int c = 0; c < 3; ++c) g[e][b][c] = broadcast(gradient[b][c * W + e]);
-        }
+        RN_UNROLL for (int b = 0; b < group; ++b) { RN_UNROLL for (int c = 0; c < 3; ++c) g[e][b][c] = broadcast(gradient[b][c * W + e]); }
     }
     for (index_t k = 0; k < row; k += W) {
         vec<T> acc[group];
@@ -191,9 +185,7 @@ template <class T>
 class SkinGradient {
   public:
     static index_t size(index_t J) { return 13 * J * lanes<T>; }  // one vector per joint holds its flag
-    SkinGradient(T* memory, index_t J) : sums_(memory), touched_(memory + 12 * J * lanes<T>), J_(J) {
-        fill_zero(memory, memory + size(J));
-    }
+    SkinGradient(T* memory, index_t J) : sums_(memory), touched_(memory + 12 * J * lanes<T>), J_(J) { fill_zero(memory, memory + size(J)); }
 
     // dv = gradient of the tile's blended vertices v, where g is that of the posed ones.
     RN_HOST_DEVICE void add(const TileSkin<T>& skin, const T* transforms, const vec<T> v[3], const vec<T> g[3], vec<T> dv[3]) {
@@ -237,8 +229,8 @@ class SkinGradient {
 template <class T>
 struct LandmarkScratch {
     LandmarkScratch(const LandmarkLayout<T>& lay, T* values_, double* pose_)
-        : corners(lay.chosen_tiles() * 3 * lanes<T>), features(lay.direction_row()), sums(12 * lay.J), values(values_),
-          pose(pose_, lay.J) {}
+        : corners(lay.chosen_tiles() * 3 * lanes<T>), features(lay.direction_row()), sums(12 * lay.J), values(values_), pose(pose_, lay.J) {
+    }
     static index_t size(const LandmarkLayout<T>& lay) {
         const LandmarkScratch at(lay, nullptr, nullptr);
         return (max_group + 1) * at.corners + max_group * (at.features + at.sums) + SkinGradient<T>::size(lay.J);
@@ -272,8 +264,8 @@ void landmarks_forward_group(const LandmarksForward<T>& p, const LandmarkTables<
         // All of state is written, padding too: it is an output of the operator, and the backward pass multiplies some by zero.
         fill_zero(state + lay.F, state + lay.transforms);
         fill_zero(state + lay.transforms + 12 * lay.J, state + lay.state_size(p.keep));
-        pose_forward<T>(pose_input(p.model, p.betas + (b0 + b) * p.betas_stride, p.pose + (b0 + b) * p.pose_stride, p.axis_angle),
-                        s, state, 1, state + lay.transforms, nullptr);
+        pose_forward<T>(pose_input(p.model, p.betas + (b0 + b) * p.betas_stride, p.pose + (b0 + b) * p.pose_stride, p.axis_angle), s, state,
+                        1, state + lay.transforms, nullptr);
         rows[b] = lay.C > 0 ? contour_row(s.world_r + 9 * p.model.neck_joint) : 0;
         state[lay.row] = static_cast<T>(rows[b]);
         features[b] = state;
@@ -286,10 +278,11 @@ void landmarks_forward_group(const LandmarksForward<T>& p, const LandmarkTables<
         blend_corners<T, corners(), group>(m, vertices, features, out);
     });
     for (int b = 0; b < group; ++b) {
-        each_corner<T, 4>(m, lay.static_tiles, lay.chosen_tiles(), rows[b], [&](auto corners, const std::int32_t* vertices, index_t offset) {
-            T* out = blended[b] + offset;
-            blend_corners<T, corners(), 1>(m, vertices, features + b, &out);
-        });
+        each_corner<T, 4>(m, lay.static_tiles, lay.chosen_tiles(), rows[b],
+                          [&](auto corners, const std::int32_t* vertices, index_t offset) {
+                              T* out = blended[b] + offset;
+                              blend_corners<T, corners(), 1>(m, vertices, features + b, &out);
+                          });
         T* posed = scratch.posed();
         for (index_t t = 0; t < lay.chosen_tiles(); ++t) {
             vec<T> v[3], q[3];
@@ -354,13 +347,14 @@ void landmarks_backward_group(const LandmarksBackward<T>& p, const LandmarkTable
         blend_corners_vjp<T, corners(), group>(m, vertices, gradient, d_features);
     });
     for (int b = 0; b < group; ++b) {
-        each_corner<T, 4>(m, lay.static_tiles, lay.chosen_tiles(), rows[b], [&](auto corners, const std::int32_t* vertices, index_t offset) {
-            const T* gradient = scratch.group(b) + offset;
-            blend_corners_vjp<T, corners(), 1>(m, vertices, &gradient, d_features + b);
-        });
+        each_corner<T, 4>(m, lay.static_tiles, lay.chosen_tiles(), rows[b],
+                          [&](auto corners, const std::int32_t* vertices, index_t offset) {
+                              const T* gradient = scratch.group(b) + offset;
+                              blend_corners_vjp<T, corners(), 1>(m, vertices, &gradient, d_features + b);
+                          });
         for (index_t i = 0; i < 12 * lay.J; ++i) s.d_transforms[i] = scratch.transform_sums(b)[i];
-        pose_backward<T>(pose_input(p.model, p.betas + (b0 + b) * p.betas_stride, p.pose + (b0 + b) * p.pose_stride, p.axis_angle),
-                         s, d_features[b], nullptr, p.grad_betas ? p.grad_betas + (b0 + b) * p.model.K : nullptr,
+        pose_backward<T>(pose_input(p.model, p.betas + (b0 + b) * p.betas_stride, p.pose + (b0 + b) * p.pose_stride, p.axis_angle), s,
+                         d_features[b], nullptr, p.grad_betas ? p.grad_betas + (b0 + b) * p.model.K : nullptr,
                          p.grad_pose ? p.grad_pose + (b0 + b) * (p.axis_angle ? 3 : 9) * lay.J : nullptr, nullptr);
     }
 }
@@ -389,9 +383,8 @@ template <class T>
 void landmarks_forward(const LandmarksForward<T>& p, int threads) {
     if (p.B == 0) return;
     const LandmarkTables<T> m(p.model);
-    over_groups(m, p.B, threads, [&](auto group, index_t b0, const LandmarkScratch<T>& scratch) {
-        landmarks_forward_group<T, group()>(p, m, b0, scratch);
-    });
+    over_groups(m, p.B, threads,
+                [&](auto group, index_t b0, const LandmarkScratch<T>& scratch) { landmarks_forward_group<T, group()>(p, m, b0, scratch); });
 }
 
 template <class T>

@@ -40,13 +40,13 @@ struct JacobianScratch {
     PoseScratch pose;
     double *weight, *arm;
     std::int32_t* joints;  // of a landmark: those that move it
-    T* rows;          // (3, row): one landmark's d/d features
-    T* joint_dirs;    // (3 J, row): the model's, transposed and padded with zeros
-    T* translations;  // (J, 3, row): d(translation of the transform) / d betas, padded with zeros
+    T* rows;               // (3, row): one landmark's d/d features
+    T* joint_dirs;         // (3 J, row): the model's, transposed and padded with zeros
+    T* translations;       // (J, 3, row): d(translation of the transform) / d betas, padded with zeros
     T *features, *transforms, *blended;
-    T* turns;         // (J, 9, 4): dR / dr, the axis last
-    T* levers;        // (J, 3, 3, 4): G_p dR / dr, the axis last
-    T* weights;       // of a landmark's joints
+    T* turns;    // (J, 9, 4): dR / dr, the axis last
+    T* levers;   // (J, 3, 3, 4): G_p dR / dr, the axis last
+    T* weights;  // of a landmark's joints
 };
 
 template <class T>
@@ -70,9 +70,7 @@ RN_KERNEL void landmark_rows(const LandmarkRows<T>& l, index_t k) {
     for (int s = 0; s < l.count; ++s) {
         const vec<T> w = broadcast(l.weights[s]);
         const T* dt = l.translations + 3 * l.joints[s] * row + k;
-        RN_UNROLL for (int r = 0; r < 3; ++r) {
-            RN_UNROLL for (int i = 0; i < n; ++i) acc[r][i] += w * load(dt + r * row + i * W);
-        }
+        RN_UNROLL for (int r = 0; r < 3; ++r) { RN_UNROLL for (int i = 0; i < n; ++i) acc[r][i] += w * load(dt + r * row + i * W); }
     }
     for (int e = 0; e < 3; ++e) {
         for (int c = 0; c < 3; ++c) {
@@ -84,9 +82,7 @@ RN_KERNEL void landmark_rows(const LandmarkRows<T>& l, index_t k) {
             }
         }
     }
-    RN_UNROLL for (int r = 0; r < 3; ++r) {
-        RN_UNROLL for (int i = 0; i < n; ++i) store(l.rows + r * row + k + i * W, acc[r][i]);
-    }
+    RN_UNROLL for (int r = 0; r < 3; ++r) { RN_UNROLL for (int i = 0; i < n; ++i) store(l.rows + r * row + k + i * W, acc[r][i]); }
 }
 
 // translations: with T_j the translation of joint j's transform, T_j = T_p + (G_p - G_j) rest_j, and T_0 = (I - G_0) rest_0.
@@ -120,7 +116,8 @@ void landmarks_jacobian_element(const LandmarksJacobian<T>& p, const LandmarkTab
     const PoseScratch& s = scratch.pose;
     const T* pose = p.pose + b * p.pose_stride;
     fill_zero(scratch.features + lay.F, scratch.features + row);
-    pose_forward<T>(pose_input(p.model, p.betas + b * p.betas_stride, pose, p.axis_angle), s, scratch.features, 1, scratch.transforms, nullptr);
+    pose_forward<T>(pose_input(p.model, p.betas + b * p.betas_stride, pose, p.axis_angle), s, scratch.features, 1, scratch.transforms,
+                    nullptr);
     translation_rows(s, p.model.parents, scratch);
     if (p.axis_angle) {
         for (index_t j = 0; j < J; ++j) {
@@ -176,7 +173,8 @@ void landmarks_jacobian_element(const LandmarksJacobian<T>& p, const LandmarkTab
 
         int count = 0;
         for (index_t j = 0; j < J; ++j)
-            if (scratch.weight[j] != 0) scratch.joints[count] = static_cast<std::int32_t>(j), scratch.weights[count++] = static_cast<T>(scratch.weight[j]);
+            if (scratch.weight[j] != 0)
+                scratch.joints[count] = static_cast<std::int32_t>(j), scratch.weights[count++] = static_cast<T>(scratch.weight[j]);
         const LandmarkRows<T> landmark{directions, M, row, scratch.translations, scratch.joints, scratch.weights, count, scratch.rows};
         index_t k = 0;
         for (; k + 4 * W <= row; k += 4 * W) landmark_rows<T, 4>(landmark, k);
@@ -188,7 +186,8 @@ void landmarks_jacobian_element(const LandmarksJacobian<T>& p, const LandmarkTab
             T* out = p.d_pose + (3 * at + r) * pose_size;
             const T* features = scratch.rows + r * row + K - 9;  // of joint j at 9 j
             for (index_t j = 0; j < J; ++j) {
-                const T arm[3] = {static_cast<T>(scratch.arm[3 * j]), static_cast<T>(scratch.arm[3 * j + 1]), static_cast<T>(scratch.arm[3 * j + 2])};
+                const T arm[3] = {static_cast<T>(scratch.arm[3 * j]), static_cast<T>(scratch.arm[3 * j + 1]),
+                                  static_cast<T>(scratch.arm[3 * j + 2])};
                 if (p.axis_angle) {
                     T sum[4] = {};
                     for (int i = 0; i < 3; ++i)

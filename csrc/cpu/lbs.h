@@ -85,7 +85,8 @@ RN_KERNEL void blend_tiles(const Directions<T> (&parts)[2], index_t first, const
         const T *directions = parts[part].values + first * tile_pitch, *x = features + parts[part].first * group;
         const T* next = later[part].first;
         const index_t next_lines = later[part].lines;
-        const auto of = [&](index_t k) __attribute__((always_inline)) { return x + static_cast<std::uint32_t>(places[k]) * group / max_group; };
+        const auto of = [&](index_t k)
+                            __attribute__((always_inline)) { return x + static_cast<std::uint32_t>(places[k]) * group / max_group; };
         index_t k = 0;
         for (; k + step <= count; k += step) {
             // Not for one element, which is bound by the loads that it has.
@@ -106,16 +107,14 @@ RN_KERNEL void blend_tiles(const Directions<T> (&parts)[2], index_t first, const
         for (; k < count; ++k, directions += 3 * W) add_feature(directions, tile_pitch, of(k));
     }
     RN_UNROLL for (int t = 0; t < tiles; ++t) {
-        RN_UNROLL for (int b = 0; b < group; ++b) {
-            RN_UNROLL for (int c = 0; c < 3; ++c) out[t][b][c] = acc[t][b][c];
-        }
+        RN_UNROLL for (int b = 0; b < group; ++b) { RN_UNROLL for (int c = 0; c < 3; ++c) out[t][b][c] = acc[t][b][c]; }
     }
 }
 
 // What is left to do with a tile: template and offsets are added up, kept if wanted (kept.first not null), and skinned.
 template <class T, int group>
-RN_KERNEL void skin_tile(const TileSkin<T>& skin, const vec<T> (&offsets)[group][3], Rows<const T> templates,
-                         Rows<const T> transforms, Rows<T> vertices, Rows<T> kept) {
+RN_KERNEL void skin_tile(const TileSkin<T>& skin, const vec<T> (&offsets)[group][3], Rows<const T> templates, Rows<const T> transforms,
+                         Rows<T> vertices, Rows<T> kept) {
     constexpr int W = lanes<T>;
     vec<T> v_template[3];
     split_points(templates.first, v_template);
@@ -132,8 +131,8 @@ RN_KERNEL void skin_tile(const TileSkin<T>& skin, const vec<T> (&offsets)[group]
 
 // The same where only the first `count` vertices of the tile exist, by way of memory that has room for all.
 template <class T, int group>
-RN_KERNEL void skin_last_tile(const TileSkin<T>& skin, const vec<T> (&offsets)[group][3], Rows<const T> templates,
-                              Rows<const T> transforms, Rows<T> vertices, Rows<T> kept, index_t count) {
+RN_KERNEL void skin_last_tile(const TileSkin<T>& skin, const vec<T> (&offsets)[group][3], Rows<const T> templates, Rows<const T> transforms,
+                              Rows<T> vertices, Rows<T> kept, index_t count) {
     constexpr index_t row = 3 * lanes<T>;
     T padded_templates[group * row] = {}, padded_vertices[group * row];
     for (int b = 0; b < group; ++b)
@@ -151,14 +150,17 @@ void forward_tiles(const LbsForward<T>& p, const LbsLayout<T>& lay, const Direct
     Rows<T> vertices{p.vertices + (b * lay.V + tile * W) * 3, 3 * lay.V}, kept{nullptr, 0};
     if (p.keep) kept = {p.state + lay.blended(p.B, b) + tile * 3 * W, lay.blended_pitch};
     vec<T> offsets[tiles][group][3];
-    blend_tiles<T, group, tiles>(directions, tile % LbsLayout<T>::tiles_per_block, p.state + lay.features(b), vertices, kept, later, offsets);
+    blend_tiles<T, group, tiles>(directions, tile % LbsLayout<T>::tiles_per_block, p.state + lay.features(b), vertices, kept, later,
+                                 offsets);
     const Rows<const T> transforms{p.state + lay.transforms(p.B, b), lay.transform_pitch};
     for (int t = 0; t < tiles; ++t, ++tile) {
         const std::int32_t* joints = p.model.index + lay.joints(tile);
         const TileSkin<T> skin{joints[0], joints + 1, p.model.packed + lay.weights(tile)};
         const index_t left = lay.V - tile * W;
-        if (left >= W) skin_tile<T, group>(skin, offsets[t], templates, transforms, vertices, kept);
-        else skin_last_tile<T, group>(skin, offsets[t], templates, transforms, vertices, kept, left);
+        if (left >= W)
+            skin_tile<T, group>(skin, offsets[t], templates, transforms, vertices, kept);
+        else
+            skin_last_tile<T, group>(skin, offsets[t], templates, transforms, vertices, kept, left);
         templates.first += 3 * W;
         vertices.first += 3 * W;
         if (p.keep) kept.first += 3 * W;
@@ -270,8 +272,8 @@ RN_KERNEL void gather_points(const T* g, const index_t stride[3], index_t v, ind
 
 // out[feature k][b] += sum over `tiles` tiles of gradient[b] . directions[k], for `group` elements and `features` features.
 template <class T, int group, int features>
-RN_KERNEL void project_features(index_t tiles, index_t tile_pitch, const T* gradient, index_t gradient_pitch,
-                                const T* directions, const std::int32_t* places, T* out, index_t out_pitch) {
+RN_KERNEL void project_features(index_t tiles, index_t tile_pitch, const T* gradient, index_t gradient_pitch, const T* directions,
+                                const std::int32_t* places, T* out, index_t out_pitch) {
     constexpr int W = lanes<T>;
     constexpr bool spare = group * features + features + 1 < registers;
     vec<T> acc[group * features] = {};
@@ -299,8 +301,8 @@ RN_KERNEL void project_features(index_t tiles, index_t tile_pitch, const T* grad
 //
 // First the tiles one by one, then the joints one by one: a joint's twelve sums stay in registers over all of its tiles.
 template <class T>
-RN_KERNEL void unskin(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t t0, index_t t1, index_t b, bool next,
-                      T* posed_rows, T* rows, T* template_sum, T* d_transforms) {
+RN_KERNEL void unskin(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t t0, index_t t1, index_t b, bool next, T* posed_rows,
+                      T* rows, T* template_sum, T* d_transforms) {
     constexpr int W = lanes<T>;
     // Local: the compiler must believe that any store changes what p and lay refer to.
     const index_t V = lay.V, J = lay.J, *const s = p.grad_vertices_stride, stride[] = {s[0], s[1], s[2]};
@@ -383,9 +385,9 @@ void project_block(const Directions<T>& d, index_t B, index_t tiles, const T* ro
                     index_t k = k0;
                     const auto project = [&](auto features) {
                         for (; k + features() <= k1; k += features())
-                            project_features<T, group(), features()>(
-                                min_of(step, tiles - t), d.tile_pitch(), rows + b * Layout::rows_per_block,
-                                Layout::rows_per_block, values + k * 3 * W, d.places + k, d_features + b, B);
+                            project_features<T, group(), features()>(min_of(step, tiles - t), d.tile_pitch(),
+                                                                     rows + b * Layout::rows_per_block, Layout::rows_per_block,
+                                                                     values + k * 3 * W, d.places + k, d_features + b, B);
                     };
                     project(features);
                     project(std::integral_constant<int, 1>{});
@@ -401,8 +403,8 @@ void project_block(const Directions<T>& d, index_t B, index_t tiles, const T* ro
 
 // The blocks [first, last) for batch elements [b0, b1): their part of partial, a chunk's sums, and of template_sum where it isn't null.
 template <class T>
-void backward_chunk(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t first, index_t last, index_t b0, index_t b1,
-                    T* partial, T* template_sum, DirectionsReader<T>& reader, T* scratch) {
+void backward_chunk(const LbsBackward<T>& p, const LbsLayout<T>& lay, index_t first, index_t last, index_t b0, index_t b1, T* partial,
+                    T* template_sum, DirectionsReader<T>& reader, T* scratch) {
     using Layout = LbsLayout<T>;
     constexpr int W = lanes<T>;
     const index_t per_block = Layout::tiles_per_block;
@@ -430,8 +432,7 @@ void lbs_backward(const LbsBackward<T>& p, int threads) {
     const Layout lay(m.V, m.K, m.J);
     const bool sum_template = p.grad_v_template && p.grad_v_template_shared;
     if (p.B == 0) {
-        if (sum_template)
-            fill_zero(p.grad_v_template, p.grad_v_template + 3 * m.V);
+        if (sum_template) fill_zero(p.grad_v_template, p.grad_v_template + 3 * m.V);
         return;
     }
     const index_t chunks = p.grad_vertices ? lay.chunks(p.B) : 0, chunk_blocks = lay.chunk_blocks(p.B);
@@ -451,8 +452,7 @@ void lbs_backward(const LbsBackward<T>& p, int threads) {
             const index_t chunk = piece % chunks, block = piece / chunks, b0 = block * Layout::batch_block;
             backward_chunk(p, lay, chunk * chunk_blocks, min_of((chunk + 1) * chunk_blocks, lay.blocks()), b0,
                            min_of(b0 + Layout::batch_block, p.B), partials + chunk * pitch,
-                           sum_template ? template_sums + block * lay.tiles * 3 * W : nullptr, reader,
-                           scratch.data(member.number));
+                           sum_template ? template_sums + block * lay.tiles * 3 * W : nullptr, reader, scratch.data(member.number));
         });
         member.barrier();
         member.each(lay.feature_sums(p.B) / W, [&](index_t i) {  // into the first chunk's
@@ -474,8 +474,7 @@ void lbs_backward(const LbsBackward<T>& p, int threads) {
             pose_backward(pose_input(m, p.betas + b * p.betas_stride, p.pose + b * p.pose_stride,
                                      p.joint_template + b * p.joint_template_stride, p.axis_angle),
                           s, d_features, p.grad_joints ? p.grad_joints + b * 3 * m.J : nullptr,
-                          p.grad_betas ? p.grad_betas + b * m.K : nullptr,
-                          p.grad_pose ? p.grad_pose + b * pose_size : nullptr,
+                          p.grad_betas ? p.grad_betas + b * m.K : nullptr, p.grad_pose ? p.grad_pose + b * pose_size : nullptr,
                           p.grad_joint_template ? p.grad_joint_template + b * 3 * m.J : nullptr);
         });
         if (sum_template) {

@@ -49,8 +49,8 @@ struct LbsLayout {
     static constexpr int small_batch = 3;
 
     LbsLayout(index_t V_, index_t K, index_t J_)
-        : V(V_), J(J_), F(K + 9 * (J_ - 1)), tiles(ceil_div(V_, W)),
-          feature_pitch(round_up(F, 16)), transform_pitch(round_up(12 * J + 1, 16)), blended_pitch(round_up(tiles * 3 * W, 16)) {}
+        : V(V_), J(J_), F(K + 9 * (J_ - 1)), tiles(ceil_div(V_, W)), feature_pitch(round_up(F, 16)),
+          transform_pitch(round_up(12 * J + 1, 16)), blended_pitch(round_up(tiles * 3 * W, 16)) {}
 
     index_t V, J, F, tiles;
     index_t feature_pitch, transform_pitch, blended_pitch;  // elements per batch element in each part of state
@@ -157,8 +157,7 @@ RN_KERNEL void read_tile(const DirectionsSource<T>& s, index_t tile, T* out) {
     }
     for (; k < s.count; ++k, out += 3 * W)
         for (int c = 0; c < 3; ++c)
-            for (int l = 0; l < W; ++l)
-                out[c * W + l] = l < vertices ? first[(3 * l + c) * s.row_stride + k * s.feature_stride] : T(0);
+            for (int l = 0; l < W; ++l) out[c * W + l] = l < vertices ? first[(3 * l + c) * s.row_stride + k * s.feature_stride] : T(0);
 }
 
 // Directions that are zero throughout a block are left out, which is common: a joint's pose correctives and many an expression are local.
@@ -212,8 +211,10 @@ void list_joint_tiles(const LbsLayout<T>& lay, const std::int32_t* index, index_
         }
         entry[0] = static_cast<std::int32_t>(j);
         entry[1] = static_cast<std::int32_t>((next - entry) / 2 - 1);
-        if (entry[1] == 0) next = entry;
-        else ++list[0];
+        if (entry[1] == 0)
+            next = entry;
+        else
+            ++list[0];
     }
     for (std::int32_t* end = list + lay.joint_tiles_size(); next < end; ++next) *next = 0;
 }

@@ -39,13 +39,12 @@ void check_indices(const VerticesToLandmarks<T>& p) {
         for (index_t l = 0; l < p.L; ++l) {
             const std::int64_t face = p.lmk_faces_idx[b * p.lmk_faces_idx_stride + l];
             if (face < 0 || face >= p.F)
-                throw std::out_of_range("lmk_faces_idx: expected faces in [0, " + std::to_string(p.F) + "), got " +
-                                        std::to_string(face));
+                throw std::out_of_range("lmk_faces_idx: expected faces in [0, " + std::to_string(p.F) + "), got " + std::to_string(face));
             for (int i = 0; i < 3; ++i) {
                 const std::int64_t v = p.faces[3 * face + i];
                 if (v < 0 || v >= p.V)
-                    throw std::out_of_range("faces: expected vertices in [0, " + std::to_string(p.V) + "), got " +
-                                            std::to_string(v) + " in face " + std::to_string(face));
+                    throw std::out_of_range("faces: expected vertices in [0, " + std::to_string(p.V) + "), got " + std::to_string(v) +
+                                            " in face " + std::to_string(face));
             }
         }
 }
@@ -62,8 +61,7 @@ void vertices2landmarks_forward(const VerticesToLandmarks<T>& p, int threads) {
         for (index_t l = 0; l < p.L; ++l) {
             const std::int64_t* f = p.faces + 3 * faces[l];
             for (int c = 0; c < 3; ++c)
-                p.landmarks[(b * p.L + l) * 3 + c] = bary[3 * l] * vertices[3 * f[0] + c] +
-                                                     bary[3 * l + 1] * vertices[3 * f[1] + c] +
+                p.landmarks[(b * p.L + l) * 3 + c] = bary[3 * l] * vertices[3 * f[0] + c] + bary[3 * l + 1] * vertices[3 * f[1] + c] +
                                                      bary[3 * l + 2] * vertices[3 * f[2] + c];
         }
     });
@@ -84,9 +82,9 @@ void vertices2landmarks_backward(const VerticesToLandmarks<T>& p, int threads) {
     });
 }
 
-#define RN_INSTANTIATE(T)                                                        \
-    template void rodrigues_forward<T>(const Rodrigues<T>&, int);                \
-    template void rodrigues_backward<T>(const Rodrigues<T>&, int);               \
+#define RN_INSTANTIATE(T)                                                            \
+    template void rodrigues_forward<T>(const Rodrigues<T>&, int);                    \
+    template void rodrigues_backward<T>(const Rodrigues<T>&, int);                   \
     template void vertices2landmarks_forward<T>(const VerticesToLandmarks<T>&, int); \
     template void vertices2landmarks_backward<T>(const VerticesToLandmarks<T>&, int);
 RN_INSTANTIATE(float)

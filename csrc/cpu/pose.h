@@ -25,10 +25,10 @@ struct PoseInput {
 struct PoseScratch {
     static constexpr index_t size(index_t J) { return 75 * J; }
     PoseScratch(double* p, index_t J)
-        : local_r(p), rest(p + 9 * J), world_r(p + 12 * J), posed(p + 21 * J), transforms(p + 24 * J),
-          d_transforms(p + 36 * J), d_posed(p + 48 * J), d_local_r(p + 51 * J), d_rest(p + 60 * J), chain(p + 63 * J) {}
-    double *local_r, *rest, *world_r, *posed, *transforms;                // forward
-    double *d_transforms, *d_posed, *d_local_r, *d_rest, *chain;          // backward
+        : local_r(p), rest(p + 9 * J), world_r(p + 12 * J), posed(p + 21 * J), transforms(p + 24 * J), d_transforms(p + 36 * J),
+          d_posed(p + 48 * J), d_local_r(p + 51 * J), d_rest(p + 60 * J), chain(p + 63 * J) {}
+    double *local_r, *rest, *world_r, *posed, *transforms;        // forward
+    double *d_transforms, *d_posed, *d_local_r, *d_rest, *chain;  // backward
 };
 
 // As many values of a row as a vector of doubles has lanes.
@@ -125,8 +125,8 @@ void pose_forward(const PoseInput<T>& in, const PoseScratch& s, T* features, ind
 
 // s.d_transforms holds the gradient of the transforms, d_features (F) that of the features. Outputs may be null.
 template <class T>
-void pose_backward(const PoseInput<T>& in, const PoseScratch& s, const T* d_features, const T* d_joints, T* grad_betas,
-                   T* grad_pose, T* grad_joint_template) {
+void pose_backward(const PoseInput<T>& in, const PoseScratch& s, const T* d_features, const T* d_joints, T* grad_betas, T* grad_pose,
+                   T* grad_joint_template) {
     const index_t J = in.J, n = 3 * J;
     pose_chain(in, s);
     for (index_t i = 0; i < n; ++i) s.d_posed[i] = d_joints ? static_cast<double>(d_joints[i]) : 0.0;

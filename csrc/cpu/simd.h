@@ -86,8 +86,10 @@ RN_HOST_DEVICE void store(T* p, vec<T> v) {
 template <class T>
 RN_HOST_DEVICE void multiply_add(vec<T>& acc, vec<T> a, vec<T> b) {
 #if defined(__FMA__)
-    if constexpr (sizeof(T) == 4) asm("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
-    else asm("vfmadd231pd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+    if constexpr (sizeof(T) == 4)
+        asm("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+    else
+        asm("vfmadd231pd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
 #else
     acc += a * b;
 #endif

@@ -39,8 +39,10 @@ Team::Team(int threads, double multiply_adds) : size_(1) {
     if (threads <= 1) return;
     double cost = 1;  // of starting a thread, about
     if (account.balance < 0) {
-        if (microseconds() < account.alone_until) cost = std::max(cost, -account.balance);
-        else account.balance = 0;
+        if (microseconds() < account.alone_until)
+            cost = std::max(cost, -account.balance);
+        else
+            account.balance = 0;
     }
     size_ = static_cast<int>(std::min<double>(threads, 1 + multiply_adds / (30000 * cost)));
 }
@@ -61,8 +63,10 @@ void Team::start(void (*work)(const void*, Member&), const void* what) {
             }
         }
     };
-    if (forked) std::thread(together).join();  // whose helpers are new
-    else together();
+    if (forked)
+        std::thread(together).join();  // whose helpers are new
+    else
+        together();
     const double took = microseconds() - began, busy = finished - began - caller.waited;
     account.balance = std::min(Account::most, account.balance + busy / caller.share - took);
     if (account.balance < 0) account.alone_until = began + took + std::min(-10 * account.balance, 1e6);

@@ -28,8 +28,8 @@ inline int compute_capability(const char* name) {
 
 // Launches a kernel with a one-dimensional grid on the given stream. Nothing is launched where blocks == 0.
 template <class... Parameters, class... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), index_t blocks, int threads, std::size_t shared_bytes,
-            stream_t stream, Arguments&&... arguments) {
+void launch(const char* name, void (*kernel)(Parameters...), index_t blocks, int threads, std::size_t shared_bytes, stream_t stream,
+            Arguments&&... arguments) {
     if (blocks == 0) return;
     if (blocks > 0x7fffffff)
         throw std::runtime_error(std::string(name) + ": " + std::to_string(blocks) + " thread blocks, more than one launch takes");

@@ -67,7 +67,8 @@ template <class T>
 __global__ void __launch_bounds__(read_warps* lanes) read_landmarks_kernel(ReadLandmarks<T> p) {
     __shared__ T staged[read_warps * tile_columns];
     const int warp = static_cast<int>(threadIdx.x) / lanes, lane = static_cast<int>(threadIdx.x) % lanes;
-    const unsigned slots = static_cast<unsigned>(p.landmarks.slots()), i = blockIdx.x * read_warps + warp;  // 2^32 of them would be over 400 GB
+    const unsigned slots = static_cast<unsigned>(p.landmarks.slots()),
+                   i = blockIdx.x * read_warps + warp;  // 2^32 of them would be over 400 GB
     const index_t b = i / slots, slot = i % slots, pitch = transform_pitch(p.model.J), Fp = p.model.Fp;
     if (b >= p.B) return;  // a whole warp: no barrier below spans more than one
     const T* transforms = p.mesh.transforms + b * pitch;
@@ -117,7 +118,8 @@ template <class T>
 void pack_landmarks(const LandmarkConstants<T>& c, T* packed, std::int32_t* index, stream_t stream) {
     const TileModel<T> model = tile_model<T>(landmark_tiles(c.L, c.C).packed(), c.lbs.K, c.lbs.J, packed, index);
     const LandmarkSource source{{c.L, c.C}, c.static_vertices, c.contour_vertices};
-    launch("pack_landmarks", pack_tiles_kernel<T, LandmarkSource>, model.tiles, pack_threads, 0, stream, c.lbs, source, model, packed, index);
+    launch("pack_landmarks", pack_tiles_kernel<T, LandmarkSource>, model.tiles, pack_threads, 0, stream, c.lbs, source, model, packed,
+           index);
     launch("pack_landmarks", pack_points_kernel<T>, model.tiles, lanes, 0, stream, c, source, packed + (model.rest - model.directions),
            packed + (model.bary - model.directions));
 }
@@ -133,7 +135,8 @@ void landmarks_forward(const LandmarksForward<T>& p, stream_t stream) {
     if (!plan.fused || empty) launch_pose(in, p.B, state, static_cast<T*>(nullptr), neck_joint, stream);
     const Landmarks<T> landmarks{p.model.L, p.model.C, p.landmarks, nullptr, {0, 0, 0}};
     launch_small_forward("landmarks_forward",
-                         SmallForward<T, Landmarks<T>>{landmarks, tile_model_of(p.model), in, state, p.B, plan.fused, p.keep, plan.workers, nullptr, neck_joint},
+                         SmallForward<T, Landmarks<T>>{landmarks, tile_model_of(p.model), in, state, p.B, plan.fused, p.keep, plan.workers,
+                                                       nullptr, neck_joint},
                          plan, stream);
 }
 
@@ -141,11 +144,18 @@ template <class T>
 void landmarks_on_mesh(const LandmarksOnMesh<T>& p, stream_t stream) {
     const auto& m = p.model;
     const index_t slots = landmark_tiles(m.L, m.C).per_element();
-    if (p.B == 0 || slots == 0) return;  // without landmarks nothing reads the state
+    if (p.B == 0 || slots == 0) return;                                                   // without landmarks nothing reads the state
     const State<T> mesh = state_of(const_cast<T*>(p.mesh_state), p.B, m.K, m.J, p.keep);  // only read
     const State<T> state = p.keep ? state_of(p.state, p.B, m.K, m.J, true) : State<T>{nullptr, nullptr, nullptr};
-    const ReadLandmarks<T> read{{m.L, m.C, p.landmarks, nullptr, {0, 0, 0}}, tile_model_of(m), {{m.L, m.C}, p.static_vertices, p.contour_vertices},
-                                p.B, p.V, m.C > 0 ? m.neck_joint : -1, p.vertices, mesh, state};
+    const ReadLandmarks<T> read{{m.L, m.C, p.landmarks, nullptr, {0, 0, 0}},
+                                tile_model_of(m),
+                                {{m.L, m.C}, p.static_vertices, p.contour_vertices},
+                                p.B,
+                                p.V,
+                                m.C > 0 ? m.neck_joint : -1,
+                                p.vertices,
+                                mesh,
+                                state};
     launch("landmarks_on_mesh", read_landmarks_kernel<T>, ceil_div(p.B * slots, read_warps), read_warps * lanes, 0, stream, read);
 }
 
@@ -158,21 +168,21 @@ void landmarks_backward(const LandmarksBackward<T>& p, stream_t stream) {
     const Workspace<T> workspace = workspace_of(p.workspace, plan, p.B, K, J);
     const auto& stride = p.grad_landmarks_stride;
     const Landmarks<T> landmarks{p.model.L, p.model.C, nullptr, p.grad_landmarks, {stride[0], stride[1], stride[2]}};
-    launch_small_backward("landmarks_backward", SmallBackward<T, Landmarks<T>>{landmarks, tile_model_of(p.model), state, workspace, p.B}, plan,
-                          stream);
+    launch_small_backward("landmarks_backward", SmallBackward<T, Landmarks<T>>{landmarks, tile_model_of(p.model), state, workspace, p.B},
+                          plan, stream);
     launch_pose_backward(PoseBackward<T>{pose_input(p, p.model.joint_template, 0), p.B, slots, workspace.features, workspace.transforms,
                                          nullptr, p.grad_betas, p.grad_pose, nullptr},
                          stream);
 }
 
-#define RN_INSTANTIATE(T)                                                                             \
-    template index_t landmarks_packed_size<T>(index_t, index_t, index_t, index_t);                    \
-    template index_t landmarks_index_size<T>(index_t, index_t, index_t, index_t);                     \
-    template index_t landmarks_state_size<T>(index_t, index_t, index_t, index_t, bool);               \
-    template index_t landmarks_workspace_size<T>(index_t, index_t, index_t, index_t, index_t);        \
-    template void pack_landmarks<T>(const LandmarkConstants<T>&, T*, std::int32_t*, stream_t);        \
-    template void landmarks_forward<T>(const LandmarksForward<T>&, stream_t);                         \
-    template void landmarks_on_mesh<T>(const LandmarksOnMesh<T>&, stream_t);                          \
+#define RN_INSTANTIATE(T)                                                                      \
+    template index_t landmarks_packed_size<T>(index_t, index_t, index_t, index_t);             \
+    template index_t landmarks_index_size<T>(index_t, index_t, index_t, index_t);              \
+    template index_t landmarks_state_size<T>(index_t, index_t, index_t, index_t, bool);        \
+    template index_t landmarks_workspace_size<T>(index_t, index_t, index_t, index_t, index_t); \
+    template void pack_landmarks<T>(const LandmarkConstants<T>&, T*, std::int32_t*, stream_t); \
+    template void landmarks_forward<T>(const LandmarksForward<T>&, stream_t);                  \
+    template void landmarks_on_mesh<T>(const LandmarksOnMesh<T>&, stream_t);                   \
     template void landmarks_backward<T>(const LandmarksBackward<T>&, stream_t);
 RN_INSTANTIATE(float)
 RN_INSTANTIATE(double)

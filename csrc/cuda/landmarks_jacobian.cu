@@ -2,8 +2,8 @@
 // workspace, then a block per element and tile of ten landmarks. Its threads share the columns of the derivatives, K betas and the pose's;
 // a thread has the column's three rows of all ten landmarks in registers and reads the column's directions once.
 #include "../jacobian.h"
-#include "problem.cuh"
 #include "pose.cuh"
+#include "problem.cuh"
 
 namespace ringnet::cuda {
 namespace {
@@ -32,9 +32,9 @@ __global__ void __launch_bounds__(jacobian_threads) landmarks_jacobian_kernel(Ja
     const index_t slots = call.landmarks.slots(), slot = blockIdx.x % slots, b = blockIdx.x / slots;
 
     const PoseScratch<T> s(shared_memory<T>(), J);
-    T* corners = shared_memory<T>() + 36 * J;                // (32, 3, 4): the blended transforms' matrices times barycentric coordinates
-    T* weight = corners + tile_vertices * corner_pitch;      // (10, J): of each landmark, what hangs on a joint
-    T* arm = weight + points * J;                            // (10, J, 3)
+    T* corners = shared_memory<T>() + 36 * J;            // (32, 3, 4): the blended transforms' matrices times barycentric coordinates
+    T* weight = corners + tile_vertices * corner_pitch;  // (10, J): of each landmark, what hangs on a joint
+    T* arm = weight + points * J;                        // (10, J, 3)
 
     for (int i = t; i < points * 4 * J; i += jacobian_threads) weight[i] = T(0);
     pose_of_element(call.in, b, s, Block());
@@ -74,9 +74,9 @@ __global__ void __launch_bounds__(jacobian_threads) landmarks_jacobian_kernel(Ja
     const T* directions = m.tile_directions(tile);
     for (int column = t; column < columns; column += jacobian_threads) {
         T acc[points][3];
-        T turn[9];            // of a column of the pose: what it adds to the nine features of its joint
+        T turn[9];  // of a column of the pose: what it adds to the nine features of its joint
         int j = 0, feature = column;
-        bool blends = true;   // whether it moves the mesh before skinning
+        bool blends = true;  // whether it moves the mesh before skinning
         if (column < K) {
 #pragma unroll
             for (int n = 0; n < points; ++n) acc[n][0] = acc[n][1] = acc[n][2] = T(0);
@@ -138,8 +138,15 @@ __global__ void __launch_bounds__(jacobian_threads) landmarks_jacobian_kernel(Ja
 #pragma unroll 1
                         for (int f = 0; f < 9; ++f) {
                             const Vec<T> part = load_vec(from + f * tile_columns);
-                            const T by = f == 0 ? turn[0] : f == 1 ? turn[1] : f == 2 ? turn[2] : f == 3 ? turn[3] : f == 4 ? turn[4]
-                                       : f == 5 ? turn[5] : f == 6 ? turn[6] : f == 7 ? turn[7] : turn[8];
+                            const T by = f == 0   ? turn[0]
+                                         : f == 1 ? turn[1]
+                                         : f == 2 ? turn[2]
+                                         : f == 3 ? turn[3]
+                                         : f == 4 ? turn[4]
+                                         : f == 5 ? turn[5]
+                                         : f == 6 ? turn[6]
+                                         : f == 7 ? turn[7]
+                                                  : turn[8];
 #pragma unroll
                             for (int i = 0; i < W; ++i) d.v[i] += by * part.v[i];
                         }
@@ -174,17 +181,21 @@ template <class T>
 void landmarks_jacobian(const LandmarksJacobian<T>& p, stream_t stream) {
     if (p.B == 0 || p.model.L + p.model.C == 0) return;
     const index_t K = p.model.K, J = p.model.J;
-    landmarks_forward(LandmarksForward<T>{p.model, p.B, p.betas, p.betas_stride, p.pose, p.pose_stride, p.axis_angle, true, p.workspace, p.landmarks},
-                      stream);
+    landmarks_forward(
+        LandmarksForward<T>{p.model, p.B, p.betas, p.betas_stride, p.pose, p.pose_stride, p.axis_angle, true, p.workspace, p.landmarks},
+        stream);
     const TileModel<T> model = tile_model(landmark_tiles(p.model.L, p.model.C).packed(), K, J, p.model.packed, p.model.index);
-    const JacobianCall<T> call{p, {p.model.L, p.model.C, nullptr, nullptr, {0, 0, 0}}, model, pose_input(p, p.model.joint_template, 0),
+    const JacobianCall<T> call{p,
+                               {p.model.L, p.model.C, nullptr, nullptr, {0, 0, 0}},
+                               model,
+                               pose_input(p, p.model.joint_template, 0),
                                state_of(p.workspace, p.B, K, J, true)};
     const auto bytes = static_cast<std::size_t>(jacobian_values(J)) * sizeof(T);
     launch("landmarks_jacobian", landmarks_jacobian_kernel<T>, p.B * call.landmarks.slots(), jacobian_threads, bytes, stream, call);
 }
 
-#define RN_INSTANTIATE(T)                                                                                       \
-    template index_t landmarks_jacobian_workspace_size<T>(index_t, index_t, index_t, index_t, index_t);        \
+#define RN_INSTANTIATE(T)                                                                               \
+    template index_t landmarks_jacobian_workspace_size<T>(index_t, index_t, index_t, index_t, index_t); \
     template void landmarks_jacobian<T>(const LandmarksJacobian<T>&, stream_t);
 RN_INSTANTIATE(float)
 RN_INSTANTIATE(double)

@@ -7,15 +7,13 @@
 
 namespace ringnet::cuda {
 
-constexpr index_t tile_vertices = 32;               // one vertex per lane of a warp
-constexpr index_t tile_columns = 3 * tile_vertices; // x of the tile's vertices, then y, then z
-constexpr index_t feature_multiple = 16;            // rows of features end in zeros up to a multiple of this: no loop has a tail
-constexpr index_t shared_bytes = 46 * 1024;         // every GPU gives a block 48 kB without asking; 2 for static arrays
+constexpr index_t tile_vertices = 32;                // one vertex per lane of a warp
+constexpr index_t tile_columns = 3 * tile_vertices;  // x of the tile's vertices, then y, then z
+constexpr index_t feature_multiple = 16;             // rows of features end in zeros up to a multiple of this: no loop has a tail
+constexpr index_t shared_bytes = 46 * 1024;          // every GPU gives a block 48 kB without asking; 2 for static arrays
 
 RN_HOST_DEVICE constexpr index_t feature_count(index_t K, index_t J) { return K + 9 * (J - 1); }
-RN_HOST_DEVICE constexpr index_t padded_features(index_t K, index_t J) {
-    return round_up(feature_count(K, J), feature_multiple);
-}
+RN_HOST_DEVICE constexpr index_t padded_features(index_t K, index_t J) { return round_up(feature_count(K, J), feature_multiple); }
 
 // The constants of a model, cut into tiles of 32 vertices. `packed` holds, one after the other,
 //   directions (tile, padded features, 3, 32), weights (tile, J, 32) and, for landmarks only, template (tile, 3, 32) and bary (tile, 32);
@@ -135,7 +133,8 @@ ForwardPlan small_forward_plan(index_t B, index_t tiles, index_t K, index_t J, b
     for (const int warps : {12, 9, 6}) {
         constexpr index_t fixed_work = 4;  // the pose and what follows the product, in features of a slot
         const index_t at_once = blocks_at_once(warps + (fused ? elements : 0), small_forward_registers);
-        const index_t time = launch_time(tiles * ceil_div(B, elements), at_once, fixed_work + ceil_div(feature_count(K, J), small_slots<T>(32 * warps)));
+        const index_t time =
+            launch_time(tiles * ceil_div(B, elements), at_once, fixed_work + ceil_div(feature_count(K, J), small_slots<T>(32 * warps)));
         if (least == 0 || time < least) least = time, best.workers = 32 * warps;
     }
     return best;
@@ -162,13 +161,13 @@ ForwardPlan landmarks_forward_plan(index_t B, index_t tiles, index_t K, index_t 
 // Backward: partial sums of d(features) and d(transforms) over `chunks` groups of tiles.
 struct BackwardPlan {
     bool small;
-    int elements;            // small: batch elements per block; else per thread, an eighth of a block's
-    index_t groups;          // of batch elements
-    index_t chunks;          // of tiles
+    int elements;    // small: batch elements per block; else per thread, an eighth of a block's
+    index_t groups;  // of batch elements
+    index_t chunks;  // of tiles
     index_t tiles_per_chunk;
-    index_t slices;          // of features; a block takes one after the other
-    index_t kept_tiles;      // of the un-skinned gradient, for the slices after the first
-    int threads;             // of a block
+    index_t slices;      // of features; a block takes one after the other
+    index_t kept_tiles;  // of the un-skinned gradient, for the slices after the first
+    int threads;         // of a block
 };
 
 constexpr int small_backward_threads = 320;  // at most

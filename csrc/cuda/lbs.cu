@@ -69,7 +69,8 @@ void lbs_forward(const LbsForward<T>& p, stream_t stream) {
     if (!plan.fused || V == 0) launch_pose(in, p.B, state, p.joints, -1, stream);
     if (plan.small) {
         const Mesh<T> mesh{V, p.v_template, p.v_template_stride, p.vertices, nullptr, {0, 0, 0}, nullptr, false};
-        launch_small_forward("lbs_forward", SmallForward<T, Mesh<T>>{mesh, model, in, state, p.B, plan.fused, p.keep, plan.workers, p.joints, -1}, plan,
+        launch_small_forward("lbs_forward",
+                             SmallForward<T, Mesh<T>>{mesh, model, in, state, p.B, plan.fused, p.keep, plan.workers, p.joints, -1}, plan,
                              stream);
     } else {
         const MeshForward<T> mesh{model, state, p.B, V, p.v_template, p.v_template_stride, p.keep, p.vertices};
@@ -96,26 +97,26 @@ void lbs_backward(const LbsBackward<T>& p, stream_t stream) {
         const Mesh<T> mesh{V, nullptr, 0, nullptr, p.grad_vertices, {stride[0], stride[1], stride[2]}, p.grad_v_template, sum_rest};
         launch_small_backward("lbs_backward", SmallBackward<T, Mesh<T>>{mesh, model, state, workspace, p.B}, plan, stream);
     } else if (p.grad_vertices) {
-        const MeshBackward<T> mesh{model, state, workspace, plan, p.B, V, p.grad_vertices, {stride[0], stride[1], stride[2]}, p.grad_v_template,
-                                   sum_rest};
+        const MeshBackward<T> mesh{
+            model, state, workspace, plan, p.B, V, p.grad_vertices, {stride[0], stride[1], stride[2]}, p.grad_v_template, sum_rest};
         launch_mesh_backward("lbs_backward", mesh, plan.elements == 8 && tensor_cores("lbs_backward"), stream);
     }
     if (p.grad_vertices && sum_rest)
         launch("lbs_backward", sum_rest_kernel<T>, ceil_div(3 * V, 256), 256, 0, stream, static_cast<const T*>(workspace.rest), plan.groups,
                model.tiles, V, p.grad_v_template);
-    launch_pose_backward(PoseBackward<T>{pose_input(p, p.joint_template, p.joint_template_stride), p.B, p.grad_vertices ? plan.chunks : 0,
-                                         workspace.features, workspace.transforms, p.grad_joints, p.grad_betas, p.grad_pose,
-                                         p.grad_joint_template},
-                         stream);
+    launch_pose_backward(
+        PoseBackward<T>{pose_input(p, p.joint_template, p.joint_template_stride), p.B, p.grad_vertices ? plan.chunks : 0,
+                        workspace.features, workspace.transforms, p.grad_joints, p.grad_betas, p.grad_pose, p.grad_joint_template},
+        stream);
 }
 
-#define RN_INSTANTIATE(T)                                                              \
-    template index_t lbs_packed_size<T>(index_t, index_t, index_t);                    \
-    template index_t lbs_index_size<T>(index_t, index_t, index_t);                     \
-    template index_t lbs_state_size<T>(index_t, index_t, index_t, bool);               \
-    template index_t lbs_workspace_size<T>(index_t, index_t, index_t, index_t, bool);  \
-    template void pack_lbs<T>(const LbsConstants<T>&, T*, std::int32_t*, stream_t);    \
-    template void lbs_forward<T>(const LbsForward<T>&, stream_t);                      \
+#define RN_INSTANTIATE(T)                                                             \
+    template index_t lbs_packed_size<T>(index_t, index_t, index_t);                   \
+    template index_t lbs_index_size<T>(index_t, index_t, index_t);                    \
+    template index_t lbs_state_size<T>(index_t, index_t, index_t, bool);              \
+    template index_t lbs_workspace_size<T>(index_t, index_t, index_t, index_t, bool); \
+    template void pack_lbs<T>(const LbsConstants<T>&, T*, std::int32_t*, stream_t);   \
+    template void lbs_forward<T>(const LbsForward<T>&, stream_t);                     \
     template void lbs_backward<T>(const LbsBackward<T>&, stream_t);
 RN_INSTANTIATE(float)
 RN_INSTANTIATE(double)

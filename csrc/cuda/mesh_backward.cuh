@@ -94,10 +94,10 @@ struct TensorProduct {
 template <class T, class Product>
 constexpr index_t mesh_backward_bytes(index_t on_chip_sums) {
     constexpr index_t warps = mesh_backward_threads / lanes;
-    return static_cast<index_t>(sizeof(T)) * (2 * lanes * Product::NF * Product::row               // directions, double-buffered
-                                              + warps * Product::NB * Product::gradient_row        // un-skinned gradient
-                                              + warps * transform_staging                          //
-                                              + warps * Product::NB * on_chip_sums);               // d(transforms)
+    return static_cast<index_t>(sizeof(T)) * (2 * lanes * Product::NF * Product::row         // directions, double-buffered
+                                              + warps * Product::NB * Product::gradient_row  // un-skinned gradient
+                                              + warps * transform_staging                    //
+                                              + warps * Product::NB * on_chip_sums);         // d(transforms)
 }
 
 // The chunk and group of a block, and the batch elements of a warp: from `first` on, `valid` of them in the batch. Computed anew at each use,
@@ -111,7 +111,12 @@ __device__ __forceinline__ OwnElements own_elements(const MeshBackward<T>& p) {
     const unsigned t = fresh_thread_index(), block = fresh_block_index(), chunks = static_cast<unsigned>(p.plan.chunks);
     const int group = static_cast<int>(block / chunks), warp = static_cast<int>(t / lanes);
     const index_t first = (static_cast<index_t>(group) * (mesh_backward_threads / lanes) + warp) * NB;
-    return {static_cast<int>(block % chunks), group, warp, static_cast<int>(t % lanes), static_cast<int>(max_of(0, min_of(NB, p.B - first))), first};
+    return {static_cast<int>(block % chunks),
+            group,
+            warp,
+            static_cast<int>(t % lanes),
+            static_cast<int>(max_of(0, min_of(NB, p.B - first))),
+            first};
 }
 
 // The n-th tile that a block walks to: its chunk, once for every slice of features. tile < 0: no more.
@@ -120,7 +125,8 @@ struct Place {
 };
 template <class T>
 __device__ __forceinline__ Place place_of(const MeshBackward<T>& p, int n) {
-    const int per_chunk = static_cast<int>(p.plan.tiles_per_chunk), first = static_cast<int>(fresh_block_index() % static_cast<unsigned>(p.plan.chunks)) * per_chunk;
+    const int per_chunk = static_cast<int>(p.plan.tiles_per_chunk),
+              first = static_cast<int>(fresh_block_index() % static_cast<unsigned>(p.plan.chunks)) * per_chunk;
     const int count = min(per_chunk, static_cast<int>(p.model.tiles) - first), slice = n / count;
     return {slice < p.plan.slices ? first + n % count : -1, slice};
 }
@@ -236,21 +242,23 @@ __global__ void __launch_bounds__(mesh_backward_threads, 2) mesh_backward_kernel
     constexpr int steps = tile_columns / backward_depth, buffer_size = slice_features * row;
 
     const TileModel<T>& m = p.model;
-    T* directions = shared_memory<T>();                                 // (2, slice_features, row)
-    T* gradient = directions + 2 * buffer_size;                          // (warps, NB, gradient_row)
-    T* staging = gradient + warps * NB * gradient_row;                   // (warps, transform_staging)
+    T* directions = shared_memory<T>();                 // (2, slice_features, row)
+    T* gradient = directions + 2 * buffer_size;         // (warps, NB, gradient_row)
+    T* staging = gradient + warps * NB * gradient_row;  // (warps, transform_staging)
     // Then, where p.on_chip, the sums of d(transforms) (warps, NB, J, 12).
 
     // 16 columns of a tile, from 16 `step` on, for the features of a slice; by thread t.
     const auto copy = [&](unsigned t, Place place, int step) {
         constexpr int vecs = backward_depth / W;
-        const T* from = m.directions + static_cast<index_t>(place.tile) * static_cast<int>(m.Fp * tile_columns) + (step * backward_depth + t % vecs * W);
+        const T* from = m.directions + static_cast<index_t>(place.tile) * static_cast<int>(m.Fp * tile_columns) +
+                        (step * backward_depth + t % vecs * W);
         T* to = directions + (step % 2 * buffer_size + t % vecs * W);
 #pragma unroll
         for (int i = 0; i < slice_features * vecs / mesh_backward_threads; ++i) {
             const unsigned f = t / vecs + i * (mesh_backward_threads / vecs);
             const unsigned k = min(place.slice * slice_features + f, static_cast<unsigned>(m.Fp) - 1);  // beyond the features: never stored
-            copy_async(reinterpret_cast<Vec<T>*>(to + f * row), reinterpret_cast<const Vec<T>*>(from + k * static_cast<unsigned>(tile_columns)));
+            copy_async(reinterpret_cast<Vec<T>*>(to + f * row),
+                       reinterpret_cast<const Vec<T>*>(from + k * static_cast<unsigned>(tile_columns)));
         }
     };
 

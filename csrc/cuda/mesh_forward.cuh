@@ -23,7 +23,8 @@ struct MeshForward {
 // time; blended(i, c) is coordinate c of the lane's vertex of element first + i, staged(i) 96 values of shared memory of this warp, other
 // ones for elements that are together; they may be where element i's sums were. unrolled: blended needs to know i when it is compiled.
 template <int NB, int together, bool unrolled, class T, class Blended, class Staged>
-__device__ __forceinline__ void finish_elements(const MeshForward<T>& p, index_t tile, index_t first, int lane, Blended blended, Staged staged) {
+__device__ __forceinline__ void finish_elements(const MeshForward<T>& p, index_t tile, index_t first, int lane, Blended blended,
+                                                Staged staged) {
     const TileModel<T>& m = p.model;
     if (first >= p.B) return;
     const int valid = static_cast<int>(min_of(NB, p.B - first)), pitch = static_cast<int>(transform_pitch(m.J));
@@ -59,8 +60,8 @@ __device__ __forceinline__ void finish_elements(const MeshForward<T>& p, index_t
         blend_transforms(of_tile, of_elements, lane, M);
 #pragma unroll
         for (int e = 0; e < together; ++e) transform_point(M[e], point[e], out[e]);
-        store_vertices<together>(valid - i, values, lane, out, [&](int e) { return vertices + (i + e) * row; },
-                                 [&](int e) { return staged(i + e); });
+        store_vertices<together>(
+            valid - i, values, lane, out, [&](int e) { return vertices + (i + e) * row; }, [&](int e) { return staged(i + e); });
     };
     if constexpr (unrolled) {
 #pragma unroll
@@ -134,8 +135,9 @@ __global__ void __launch_bounds__(mesh_forward_threads, sizeof(T) == 4 ? 4 : 2) 
     constexpr int together = NB * sizeof(T) <= 32 ? 2 : 1;
     static_assert(warps * together <= depth);
     T* staged = directions[0] + warp * together * tile_columns;
-    finish_elements<NB, together, true>(p, tile, b0 + warp * NB, lane, [&](int i, int c) { return acc[i][c]; },
-                                  [&](int i) { return staged + i % together * tile_columns; });
+    finish_elements<NB, together, true>(
+        p, tile, b0 + warp * NB, lane, [&](int i, int c) { return acc[i][c]; },
+        [&](int i) { return staged + i % together * tile_columns; });
 }
 
 }  // namespace ringnet::cuda

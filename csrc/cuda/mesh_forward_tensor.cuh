@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(mesh_forward_threads, 3) mesh_forward_tensor_k
     static_assert(depth == mma_terms);
     // Directions and features, double-buffered; after the product its result.
     __shared__ __align__(16) T memory[elements * sums_row];
-    T* directions = memory;                           // (2, 16, 96)
+    T* directions = memory;                          // (2, 16, 96)
     T* features = directions + 2 * depth * columns;  // (2, 64, 16)
     static_assert(2 * depth * (columns + elements) <= elements * sums_row);
 
@@ -89,12 +89,14 @@ __global__ void __launch_bounds__(mesh_forward_threads, 3) mesh_forward_tensor_k
             for (int c = 0; c < 3; ++c) {
                 const auto& of = acc[i][c];
                 const Vec<T> four{{of[0][2 * below], of[1][2 * below], of[0][2 * below + 1], of[1][2 * below + 1]}};
-                store_vec(memory + (first_row + mma_rows * i + 8 * below + group) * sums_row + c * lanes + first_vertex + 4 * quarter, four);
+                store_vec(memory + (first_row + mma_rows * i + 8 * below + group) * sums_row + c * lanes + first_vertex + 4 * quarter,
+                          four);
             }
     __syncthreads();
     T* sums = memory + warp * parts * sums_row;
-    finish_elements<parts, 4, false>(p, tile, b0 + warp * parts, lane, [&](int i, int c) { return sums[i * sums_row + c * lanes + lane]; },
-                              [&](int i) { return sums + i * sums_row; });
+    finish_elements<parts, 4, false>(
+        p, tile, b0 + warp * parts, lane, [&](int i, int c) { return sums[i * sums_row + c * lanes + lane]; },
+        [&](int i) { return sums + i * sums_row; });
 }
 
 // elements: per thread of the kernel without tensor cores; 16 with them.

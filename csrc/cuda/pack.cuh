@@ -10,8 +10,8 @@ constexpr int pack_threads = 256;
 
 // Block per tile: directions, then (first warp) weights and joints.
 template <class T, class Source>
-__global__ void __launch_bounds__(pack_threads) pack_tiles_kernel(LbsConstants<T> c, Source source, TileModel<T> m, T* packed,
-                                                                  std::int32_t* index) {
+__global__ void __launch_bounds__(pack_threads)
+    pack_tiles_kernel(LbsConstants<T> c, Source source, TileModel<T> m, T* packed, std::int32_t* index) {
     const index_t tile = blockIdx.x;
     const int t = static_cast<int>(threadIdx.x), lane = t % lanes;
     const index_t v = source(tile, lane);

@@ -98,8 +98,8 @@ void vertices2landmarks_backward(const VerticesToLandmarks<T>& p, stream_t strea
     launch("vertices2landmarks_backward", points_backward_kernel<T>, p.B, backward_threads, 0, stream, p);
 }
 
-#define RN_INSTANTIATE(T)                                                                     \
-    template void vertices2landmarks_forward<T>(const VerticesToLandmarks<T>&, stream_t);    \
+#define RN_INSTANTIATE(T)                                                                 \
+    template void vertices2landmarks_forward<T>(const VerticesToLandmarks<T>&, stream_t); \
     template void vertices2landmarks_backward<T>(const VerticesToLandmarks<T>&, stream_t);
 RN_INSTANTIATE(float)
 RN_INSTANTIATE(double)

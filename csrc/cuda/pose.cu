@@ -7,8 +7,7 @@ namespace {
 
 // neck_joint < 0: no contour row asked for.
 template <class T>
-__global__ void __launch_bounds__(128, 1)
-pose_forward_kernel(PoseInput<T> in, index_t B, State<T> state, T* joints, index_t neck_joint) {
+__global__ void __launch_bounds__(128, 1) pose_forward_kernel(PoseInput<T> in, index_t B, State<T> state, T* joints, index_t neck_joint) {
     const int warps = static_cast<int>(blockDim.x) / lanes;
     const int warp = static_cast<int>(threadIdx.x) / lanes, lane = static_cast<int>(threadIdx.x) % lanes;
     const index_t b = static_cast<index_t>(blockIdx.x) * warps + warp;
@@ -93,8 +92,8 @@ void launch_pose(const PoseInput<T>& in, index_t B, const State<T>& state, T* jo
     const index_t bytes = 36 * in.J * static_cast<index_t>(sizeof(T));
     int warps = 4;
     while (warps > 1 && warps * bytes > shared_bytes) warps /= 2;
-    launch("pose_forward", pose_forward_kernel<T>, ceil_div(B, warps), warps * lanes, static_cast<std::size_t>(warps * bytes), stream,
-           in, B, state, joints, neck_joint);
+    launch("pose_forward", pose_forward_kernel<T>, ceil_div(B, warps), warps * lanes, static_cast<std::size_t>(warps * bytes), stream, in,
+           B, state, joints, neck_joint);
 }
 
 template <class T>
@@ -105,8 +104,8 @@ void launch_pose_backward(const PoseBackward<T>& p, stream_t stream) {
            static_cast<std::size_t>(pose_backward_values(p.in.K, p.in.J, parts)) * sizeof(T), stream, p);
 }
 
-#define RN_INSTANTIATE(T)                                                                                                 \
-    template void launch_pose<T>(const PoseInput<T>&, index_t, const State<T>&, T*, index_t, stream_t);                   \
+#define RN_INSTANTIATE(T)                                                                               \
+    template void launch_pose<T>(const PoseInput<T>&, index_t, const State<T>&, T*, index_t, stream_t); \
     template void launch_pose_backward<T>(const PoseBackward<T>&, stream_t);
 RN_INSTANTIATE(float)
 RN_INSTANTIATE(double)

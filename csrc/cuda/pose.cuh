@@ -26,8 +26,8 @@ struct PoseInput {
 // Built from the parameters of any operator that has a pose.
 template <class T, class Parameters>
 PoseInput<T> pose_input(const Parameters& p, const T* joint_template, index_t joint_template_stride) {
-    return {p.model.K, p.model.J,     p.model.parents, p.model.joint_dirs, p.betas,       p.betas_stride,
-            p.pose,    p.pose_stride, p.axis_angle,    joint_template,     joint_template_stride};
+    return {p.model.K,     p.model.J,    p.model.parents, p.model.joint_dirs,   p.betas, p.betas_stride, p.pose,
+            p.pose_stride, p.axis_angle, joint_template,  joint_template_stride};
 }
 
 // 36 J values of shared memory. transforms come first: 16-byte aligned.
@@ -87,9 +87,9 @@ template <class T>
 struct PoseBackward {
     PoseInput<T> in;
     index_t B, chunks;
-    const T* partial_features;    // (chunks, B, Fp)
-    const T* partial_transforms;  // (chunks, B, J, 12)
-    const T* grad_joints;         // (B, J, 3) or null
+    const T* partial_features;                        // (chunks, B, Fp)
+    const T* partial_transforms;                      // (chunks, B, J, 12)
+    const T* grad_joints;                             // (B, J, 3) or null
     T *grad_betas, *grad_pose, *grad_joint_template;  // null where not wanted
 };
 template <class T>

@@ -14,7 +14,7 @@ struct Mesh {
     T* vertices;
     const T* grad;  // backward
     index_t grad_stride[3];
-    T* grad_v_template;    // (B, V, 3) or null
+    T* grad_v_template;        // (B, V, 3) or null
     bool sum_grad_v_template;  // into the workspace
 
     static constexpr bool has_contour = false;
@@ -31,8 +31,7 @@ struct Mesh {
     }
     __device__ void load_gradient(const TileModel<T>&, index_t b, index_t slot, index_t, int lane, T g[3]) const {
         const index_t v = slot * tile_vertices + lane;
-        for (int c = 0; c < 3; ++c)
-            g[c] = v < V ? grad[b * grad_stride[0] + v * grad_stride[1] + c * grad_stride[2]] : T(0);
+        for (int c = 0; c < 3; ++c) g[c] = v < V ? grad[b * grad_stride[0] + v * grad_stride[1] + c * grad_stride[2]] : T(0);
     }
     __device__ void store_rest_gradient(index_t b, index_t slot, int lane, const T (&value)[3], T* staged) const {
         if (grad_v_template && !sum_grad_v_template) store_vertices(grad_v_template, V, b, slot, lane, value, staged);

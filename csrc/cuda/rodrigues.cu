@@ -41,8 +41,8 @@ void rodrigues_backward(const Rodrigues<T>& p, stream_t stream) {
     launch("rodrigues_backward", rodrigues_backward_kernel<T>, ceil_div(p.N, threads), threads, 0, stream, p);
 }
 
-#define RN_INSTANTIATE(T)                                                \
-    template void rodrigues_forward<T>(const Rodrigues<T>&, stream_t);  \
+#define RN_INSTANTIATE(T)                                              \
+    template void rodrigues_forward<T>(const Rodrigues<T>&, stream_t); \
     template void rodrigues_backward<T>(const Rodrigues<T>&, stream_t);
 RN_INSTANTIATE(float)
 RN_INSTANTIATE(double)

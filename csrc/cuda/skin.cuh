@@ -74,8 +74,7 @@ __device__ __forceinline__ void store_vertices(int count, int values, int lane, 
 template <class T>
 __device__ __forceinline__ void store_vertices(T* rows, index_t V, index_t b, index_t tile, int lane, const T (&value)[3], T* staged) {
     T* row = rows + b * 3 * V + tile * tile_columns;
-    store_vertices<1>(1, tile_values(V, tile), lane, &value, [&](int) { return row; },
-                      [&](int) { return staged; });
+    store_vertices<1>(1, tile_values(V, tile), lane, &value, [&](int) { return row; }, [&](int) { return staged; });
 }
 
 // Gradient of the transforms of one element, d_transforms[j] += sum over the tile's vertices of w_j g [v; 1]^T, in two steps: every lane

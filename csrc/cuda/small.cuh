@@ -37,7 +37,7 @@ __device__ __forceinline__ void load_elements(const T* x, T (&values)[NB]) {
 // Threads: p.workers, and where fused a warp per element for the pose, while the others already sum the betas' part.
 // Shared memory: small_forward_bytes.
 template <class T, class Problem, int NB>
-__global__ void __launch_bounds__(small_threads + NB* lanes, sizeof(T) == 4 ? 2 : 1) small_forward_kernel(SmallForward<T, Problem> p) {
+__global__ void __launch_bounds__(small_threads + NB * lanes, sizeof(T) == 4 ? 2 : 1) small_forward_kernel(SmallForward<T, Problem> p) {
     constexpr int W = Vec<T>::size, column_vecs = tile_columns / W;
     const Problem& problem = p.problem;
     const TileModel<T>& m = p.model;
@@ -49,11 +49,11 @@ __global__ void __launch_bounds__(small_threads + NB* lanes, sizeof(T) == 4 ? 2 
     const index_t J = m.J;
     const int K = static_cast<int>(m.K), F = static_cast<int>(m.F), Fp = static_cast<int>(m.Fp);
 
-    T* x = shared_memory<T>();                       // (Fp, NB) features
-    T* partial = x + NB * Fp;                        // (NB, slots, 96) sums of a share of the features; later staging
+    T* x = shared_memory<T>();                         // (Fp, NB) features
+    T* partial = x + NB * Fp;                          // (NB, slots, 96) sums of a share of the features; later staging
     T* blended = partial + NB * slots * tile_columns;  // (NB, 96)
-    T* scratch = blended + NB * tile_columns;        // (NB, 36 J), fused only
-    __shared__ int rows[NB];                         // of the contour table
+    T* scratch = blended + NB * tile_columns;          // (NB, 36 J), fused only
+    __shared__ int rows[NB];                           // of the contour table
 
     for (int b = 0; b < NB; ++b)
         for (int k = t; k < Fp; k += static_cast<int>(blockDim.x))
@@ -229,11 +229,11 @@ __global__ void __launch_bounds__(small_backward_threads, 2) small_backward_kern
     // d(features): eight lanes share a row of 96 columns. fill(k): a lane's share of the
     // products of row k with some elements.
     const int part = lane % octet;
-    const auto load = [&](const T* row, Vec<T> (&values)[vecs]) {
+    const auto load = [&](const T* row, Vec<T>(&values)[vecs]) {
 #pragma unroll
         for (int i = 0; i < vecs; ++i) values[i] = load_vec(row + (part + octet * i) * W);
     };
-    const auto dot = [&](const Vec<T> (&x)[vecs], const Vec<T> (&y)[vecs]) {
+    const auto dot = [&](const Vec<T>(&x)[vecs], const Vec<T>(&y)[vecs]) {
         T sum = T(0);
 #pragma unroll
         for (int i = 0; i < vecs; ++i)
@@ -260,7 +260,8 @@ __global__ void __launch_bounds__(small_backward_threads, 2) small_backward_kern
                     const bool upper = part & step;
 #pragma unroll
                     for (int b = 0; b < have; ++b)
-                        sum.v[b] = (upper ? sum.v[have + b] : sum.v[b]) + __shfl_xor_sync(0xffffffffu, upper ? sum.v[b] : sum.v[have + b], step);
+                        sum.v[b] =
+                            (upper ? sum.v[have + b] : sum.v[b]) + __shfl_xor_sync(0xffffffffu, upper ? sum.v[b] : sum.v[have + b], step);
                     element += upper ? have : 0;
                 } else {
                     sum.v[0] += __shfl_xor_sync(0xffffffffu, sum.v[0], step);

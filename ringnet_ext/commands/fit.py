@@ -15,7 +15,18 @@ import cv2
 import numpy as np
 import torch
 
-from ..command_line import FAILED, OptionError, Parser, command, computing_device, explained, output_folder, path, real, report
+from ..command_line import (
+    FAILED,
+    OptionError,
+    Parser,
+    command,
+    computing_device,
+    explained,
+    output_folder,
+    path,
+    real,
+    report,
+)
 from ..data.detectors import Detectors, FaceLandmarker
 from ..data.landmark_files import SUFFIXES as LANDMARK_SUFFIXES
 from ..data.landmark_files import NoFaceError
@@ -52,18 +63,34 @@ def _parser() -> Parser:
     source.add_argument("--landmarks", type=path, metavar="DIR", help="folder with a file of 68 landmarks for each image: NAME and one of "
                         f"{', '.join(LANDMARK_SUFFIXES)}, as for prepare; for a video a .npy or .npz file, (frames, 68, 2) pixels, or "
                         "with a third column of confidences; NaN where there is no face")  # fmt: skip
-    source.add_argument("--detector", type=path, metavar="FILE", help="MediaPipe's face_landmarker.task; needs the package mediapipe")
+    source.add_argument(
+        "--detector", type=path, metavar="FILE", help="MediaPipe's face_landmarker.task; needs the package mediapipe"
+    )
     people = parser.add_argument_group("who is in the images").add_mutually_exclusive_group()
     people.add_argument("--same-person", action="store_true", help="one person: all images get one shape")
     people.add_argument("--by-folder", action="store_true", help="one person a folder")
     parser.add_argument("--checkpoint", type=path, metavar="RUN", help="begin at what this network says, and use its head; a run folder "
                         "of training, or a checkpoint file [begin at the mean head]")  # fmt: skip
-    parser.add_argument("--head", type=path, metavar="FILE", help="head model file with landmarks [the built-in one, or the checkpoint's]")
-    parser.add_argument("--camera", choices=["weak", "perspective"], default="weak", help="weak perspective as RingNet has it, or a pinhole [weak]")
-    parser.add_argument("--focal", type=real(above=0), metavar="PIXELS", help="of the pinhole camera [estimated, one a person]")
+    parser.add_argument(
+        "--head",
+        type=path,
+        metavar="FILE",
+        help="head model file with landmarks [the built-in one, or the checkpoint's]",
+    )
+    parser.add_argument(
+        "--camera",
+        choices=["weak", "perspective"],
+        default="weak",
+        help="weak perspective as RingNet has it, or a pinhole [weak]",
+    )
+    parser.add_argument(
+        "--focal", type=real(above=0), metavar="PIXELS", help="of the pinhole camera [estimated, one a person]"
+    )
     parser.add_argument("--sigma", type=real(above=0), metavar="S", help="standard deviation of the landmarks, parts of the face's square's "
                         "half side (of a video, and for a pinhole camera, of the image's) [estimated]")  # fmt: skip
-    parser.add_argument("--robust", choices=["huber", "geman-mcclure"], help="let landmarks that are far off count less")
+    parser.add_argument(
+        "--robust", choices=["huber", "geman-mcclure"], help="let landmarks that are far off count less"
+    )
     parser.add_argument("--smoothness", type=real(0), default=1.0, metavar="X", help="of a video: how little a frame differs from the next; 0 for "
                         "frames on their own [1]")  # fmt: skip
     parser.add_argument("--device", help="cpu, cuda or cuda:N [cuda if there is one, else cpu]")
@@ -119,7 +146,9 @@ def _fit_images(options, flame: FLAME, head: FlameModel, network: RingNet | None
             image = read_image(file)
             points, confidence = find(file, image)
             square = around_landmarks(image, points, confidence)
-            seen.append(_Seen(name, file, points, confidence, square._replace(image=square.image[:1]), image.shape[1::-1]))
+            seen.append(
+                _Seen(name, file, points, confidence, square._replace(image=square.image[:1]), image.shape[1::-1])
+            )
             if network is not None:
                 answers.append(network.answer(torch.from_numpy(square.image).permute(2, 0, 1)[None]))
         except (OSError, ValueError) as error:
@@ -143,10 +172,26 @@ def _fit_images(options, flame: FLAME, head: FlameModel, network: RingNet | None
             continue
         try:
             square = around_landmarks(read_image(each.file), each.points, each.confidence)
-            face = reconstruction(flame, head.faces, square, _in_square(found, i, each, square, flame), found.neck_pose[i : i + 1], found.eye_pose[i : i + 1])
-            more = {} if found.focal is None else {"translation": found.translation[i].cpu().numpy(), "focal": found.focal[i].item() * max(each.size) / 2}
+            face = reconstruction(
+                flame,
+                head.faces,
+                square,
+                _in_square(found, i, each, square, flame),
+                found.neck_pose[i : i + 1],
+                found.eye_pose[i : i + 1],
+            )
+            more = (
+                {}
+                if found.focal is None
+                else {
+                    "translation": found.translation[i].cpu().numpy(),
+                    "focal": found.focal[i].item() * max(each.size) / 2,
+                }
+            )
             write_reconstruction(options.out, each.name, face, shape_std=found.shape_std[person].cpu().numpy(), **more)
-            picture = uncertainty(flame(shapes[person : person + 1]).vertices[0].cpu().numpy(), head.faces, spread[person], limit)
+            picture = uncertainty(
+                flame(shapes[person : person + 1]).vertices[0].cpu().numpy(), head.faces, spread[person], limit
+            )
             write_image(options.out / "uncertainty" / f"{each.name}.png", picture)
             rows.append((i, each, found.residuals[i].cpu().numpy() * _unit(found, each)))
             done += 1
@@ -188,7 +233,9 @@ def _fitted(options, flame: FLAME, seen: list[_Seen], answers: list[HeadParams])
         person = ["the person"] * len(seen)
     elif options.by_folder:
         person = [str(each.file.parent) for each in seen]
-    start = HeadParams(*(torch.cat(parts) for parts in zip(*answers, strict=True))) if answers and not perspective else None
+    start = (
+        HeadParams(*(torch.cat(parts) for parts in zip(*answers, strict=True))) if answers and not perspective else None
+    )
     focal = None
     if options.focal is not None:
         focal = like.new_tensor([options.focal / (max(each.size) / 2) for each in seen])
@@ -237,7 +284,9 @@ def _write_reports(folder: Path, found: Fit, rows: list[tuple[int, _Seen, np.nda
         error = f"{pixels / max(eyes, 1e-9):.4f}" if both else ""
         writer.writerow([each.file, each.name, person, error, f"{pixels:.3f}", f"{float(found.objective[person]):.4f}",
                          int(found.iterations[person]), found.stopped[person]])  # fmt: skip
-        details.writerow([each.name, *(f"{value:.3f}" if there else "" for value, there in zip(distance, known, strict=True))])
+        details.writerow(
+            [each.name, *(f"{value:.3f}" if there else "" for value, there in zip(distance, known, strict=True))]
+        )
         people.setdefault(person, []).append(each.name)
     facts = [
         {"images": names, "objective": float(found.objective[g]), "iterations": int(found.iterations[g]), "stopped": found.stopped[g],
@@ -287,13 +336,20 @@ def _fit_video(options, flame: FLAME, head: FlameModel) -> int:
         arrays |= {"translation": found.translation, "focal": found.focal * half}
     arrays = {name: value.cpu().numpy() for name, value in arrays.items()}
     arrays["landmarks"] = found.landmarks.cpu().numpy() * half + np.array(video.size, np.float32) / 2
-    arrays |= {"seen": known, "residuals": found.residuals.cpu().numpy() * half, "fps": video.fps, "size": np.array(video.size)}
+    arrays |= {
+        "seen": known,
+        "residuals": found.residuals.cpu().numpy() * half,
+        "fps": video.fps,
+        "size": np.array(video.size),
+    }
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     with written_whole(options.out / "params.npz") as file:
         file.write(buffer.getvalue())
     neutral = flame(found.shape[:1]).vertices[0].cpu().numpy()
-    write_image(options.out / "uncertainty.png", uncertainty(neutral, head.faces, 1000 * found.vertex_std()[0].cpu().numpy()))
+    write_image(
+        options.out / "uncertainty.png", uncertainty(neutral, head.faces, 1000 * found.vertex_std()[0].cpu().numpy())
+    )
     facts = {
         "frames": len(points), "without_a_face": int((~known).sum()), "sigma": found.sigma, "objective": float(found.objective[0]),
         "iterations": int(found.iterations[0]), "stopped": found.stopped[0], "frames_a_second": len(points) / seconds,
@@ -326,7 +382,13 @@ def _video_landmarks(options, video: Video) -> tuple[np.ndarray, np.ndarray]:
     values = read_file(file)
     if isinstance(values, dict):
         values = values.get("landmarks", next(iter(values.values()), None))
-    if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.ndim != 3 or values.shape[1] != 68 or values.shape[2] not in (2, 3):
+    if (
+        not isinstance(values, np.ndarray)
+        or values.dtype.kind != "f"
+        or values.ndim != 3
+        or values.shape[1] != 68
+        or values.shape[2] not in (2, 3)
+    ):
         got = values.shape if isinstance(values, np.ndarray) else type(values).__name__
         raise ValueError(f"{file}: expected numbers of shape (frames, 68, 2 or 3), got {got}")
     count = sum(1 for _ in video)
@@ -342,12 +404,23 @@ def _overlays(video: Video, flame: FLAME, head: FlameModel, found: Fit, known: n
     for i, frame in enumerate(itertools.islice(video, len(known))):
         square = fit_square(frame, _MOST_OVERLAY)
         face = reconstruction(flame, head.faces, square, HeadParams(*(value[i : i + 1] for value in found.params)))
-        drawn = overlay(square.image, face.image_vertices, head.faces, face.params.camera[0].numpy(), opacity=0.85 if known[i] else 0.4)
+        drawn = overlay(
+            square.image,
+            face.image_vertices,
+            head.faces,
+            face.params.camera[0].numpy(),
+            opacity=0.85 if known[i] else 0.4,
+        )
         mark_points(drawn, face.square_landmarks)
-        (left, top), (right, bottom) = ((np.array(point) * square.scale + square.offset).round().astype(int) for point in ((0, 0), frame.shape[1::-1]))
+        (left, top), (right, bottom) = (
+            (np.array(point) * square.scale + square.offset).round().astype(int)
+            for point in ((0, 0), frame.shape[1::-1])
+        )
         picture = drawn[top:bottom, left:right]
         if not known[i]:
-            cv2.putText(picture, "no face seen: bridged", (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (220, 30, 40), 1, cv2.LINE_AA)
+            cv2.putText(
+                picture, "no face seen: bridged", (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (220, 30, 40), 1, cv2.LINE_AA
+            )
         yield np.ascontiguousarray(picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2])
 
 

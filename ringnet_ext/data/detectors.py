@@ -128,9 +128,7 @@ class FaceLandmarker:
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """See :class:`Detector`."""
         height, width = image.shape[:2]
-        picture = self._mediapipe.Image(
-            image_format=self._mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(image)
-        )
+        picture = self._mediapipe.Image(image_format=self._mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(image))
         found = self._landmarker.detect(picture).face_landmarks
         meshes = [np.array([(p.x * width, p.y * height, p.z * width) for p in face]) for face in found]
         return of_mesh(max(meshes, key=lambda mesh: np.ptp(mesh[:, :2], axis=0).max())) if meshes else None

@@ -45,8 +45,8 @@ class FaceSet:
     identity    (N,) int64; negative where it is not known
     truth       name -> (N, ...) float32 (shape, expression, global_pose, jaw_pose, camera); evaluation only
     augmentation  how training varies them
-    recipe      of a set that a program makes: everything that decides it, as text. Two machines that make it differ in the
-                last bits of the landmarks, and have the same set
+    recipe      of a set that a program makes: everything that decides it, as text. Two machines that make it differ in
+                the last bits of the landmarks, and have the same set
     """
 
     images: np.ndarray
@@ -71,8 +71,8 @@ class FaceSet:
         return len(self.images)
 
     def fingerprint(self) -> str:
-        """A digest that tells one set from another: of all identities, and of about 1,000 images the landmarks, for which
-        the recipe stands where there is one."""
+        """A digest that tells one set from another: of all identities, and of about 1,000 images the landmarks, for
+        which the recipe stands where there is one."""
         some = slice(None, None, max(1, len(self) // 1000))
         digest = hashlib.sha256(str((*self.images.shape, self.augmentation, self.recipe)).encode())
         arrays = [self.identity, self.confidence[some]]

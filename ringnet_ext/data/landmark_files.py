@@ -6,13 +6,13 @@ confidences (68,) in [0, 1]. A point of confidence 0 is unknown, and its coordin
 ======  ==============================================================================================================
 .json   OpenPose: ``face_keypoints_2d`` of each person, 70 times x, y, confidence; the 68 points come first, 0-based
 .pts    iBUG: ``version``, ``n_points: 68``, the points in braces; 1-based
-.npy    (68, 2) or (68, 3) x, y[, confidence]; 0-based. Or 70 rows, of which OpenPose's pupils, the last two, are left out
-.npz    the same as ``landmarks`` (or as the only array), and the confidences as ``confidence`` if they are separate
+.npy    (68, 2) or (68, 3) x, y[, confidence]; 0-based. Or 70 rows, of which OpenPose's pupils, the last two, are left
+out .npz    the same as ``landmarks`` (or as the only array), and the confidences as ``confidence`` if they are separate
 .csv    the same, a point a line; a line of column names, if there is one, says which are x, y, confidence and index
 ======  ==============================================================================================================
 
-Other schemes have other numbers of points, or the same points in another order. They are refused: the first by the number, the
-second because no head, however turned, has its points there.
+Other schemes have other numbers of points, or the same points in another order. They are refused: the first by the
+number, the second because no head, however turned, has its points there.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ _SCHEMES = {
 }  # fmt: skip
 #: Coordinates that span less are no pixels, and confidences above are none; OpenPose's are up to 1.1.
 _LEAST_SPAN, _MOST_CONFIDENCE = 4.0, 1.5
-#: The points' distance from those of a rigid head (root mean square over its outer eye distance). It is up to 0.12 for 300W's
-#: and FFHQ's landmarks and 0.18 for strong expressions of unusual people; points that are all off by one have 0.2 and more.
+#: The points' distance from those of a rigid head (root mean square over its outer eye distance). It is up to 0.12 for
+# 300W's : and FFHQ's landmarks and 0.18 for strong expressions of unusual people; points that are all off by one have
+# 0.2 and more.
 _MOST_RESIDUAL = 0.22
-#: z of the direction in which that head looks; -1 is away from the viewer. The landmarks of a mirrored photograph with the
-#: numbers of the original are those of a head seen from behind.
+#: z of the direction in which that head looks; -1 is away from the viewer. The landmarks of a mirrored photograph with
+# the : numbers of the original are those of a head seen from behind.
 _LEAST_FACING = -0.3
 _LEAST_INNER = 12  # points known, for a head to be laid through them
 
@@ -109,14 +110,17 @@ def checked_landmarks(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         raise LandmarkError(f"a coordinate of {np.abs(points[known]).max():.3g} pixels")
     span = np.ptp(points[known], axis=0).max()
     if known.sum() > 1 and span < _LEAST_SPAN:
-        raise LandmarkError(f"all points within {span:.3g} pixels: expected pixels of the image, not normalised coordinates")
+        raise LandmarkError(
+            f"all points within {span:.3g} pixels: expected pixels of the image, not normalised coordinates"
+        )
     _require_head(points, confidence)
     points = np.where(known[:, None], points, 0)
     return points.astype(np.float32), np.minimum(confidence, 1).astype(np.float32)
 
 
 def _require_head(points: np.ndarray, confidence: np.ndarray) -> None:
-    """Raises LandmarkError unless a head can have its landmarks there: a rigid one, seen from afar, from anywhere in front."""
+    """Raises LandmarkError unless a head can have its landmarks there: a rigid one, seen from afar, from anywhere in
+    front."""
     if np.count_nonzero(confidence[17:]) < _LEAST_INNER:
         return
     inner, contours, eyes = _mean_head()
@@ -164,7 +168,8 @@ def _fit_rigid(head: np.ndarray, points: np.ndarray, weights: np.ndarray) -> _Fi
 
 @lru_cache(1)
 def _mean_head() -> tuple[np.ndarray, np.ndarray, float]:
-    """The mean head's inner points (51, 3), its contours (79, 17, 3) by yaw, and its outer eye distance; metres, y up."""
+    """The mean head's inner points (51, 3), its contours (79, 17, 3) by yaw, and its outer eye distance; metres, y
+    up."""
     from ..flame import builtin_head
 
     head = builtin_head()
@@ -256,7 +261,9 @@ def _named_columns(names: list[str], rows: list[list[str]]) -> np.ndarray:
     if "index" in columns:
         order, index = np.argsort(columns["index"]), np.sort(columns["index"])
         if not np.array_equal(index - index[0], np.arange(len(index))) or index[0] not in (0, 1):
-            raise LandmarkError(f"column index: expected every number from 0 or 1 on once, got {index[0]:g} ... {index[-1]:g}")
+            raise LandmarkError(
+                f"column index: expected every number from 0 or 1 on once, got {index[0]:g} ... {index[-1]:g}"
+            )
     return np.column_stack([columns[name] for name in ("x", "y", "confidence") if name in columns])[order]
 
 

@@ -165,13 +165,14 @@ class SyntheticFaces:
 
 
 def global_pose(yaw: float, pitch: float, roll: float) -> np.ndarray:
-    """Axis-angle (3,) in RingNet's frame of a head turned by yaw (to the subject's left), pitch (down), roll; radians."""
+    """Axis-angle (3,) in RingNet's frame of a head turned by yaw (to the subject's left), pitch (down), roll;
+    radians."""
     upright, roll, pitch, yaw = (cv2.Rodrigues(np.array(r, float))[0] for r in (
         UPRIGHT, (0, 0, roll), (pitch, 0, 0), (0, yaw, 0)
     ))  # fmt: skip
     vector = cv2.Rodrigues(upright @ roll @ pitch @ yaw)[0][:, 0]
-    # Half a turn about an axis is half a turn about its opposite too. Of the two vectors of a rotation take the one near
-    # UPRIGHT, so that heads that look alike have poses that are alike.
+    # Half a turn about an axis is half a turn about its opposite too. Of the two vectors of a rotation take the one
+    # near UPRIGHT, so that heads that look alike have poses that are alike.
     return vector if vector[0] > 0 else vector * (1 - 2 * math.pi / np.linalg.norm(vector))
 
 
@@ -226,7 +227,9 @@ class _Painter:
                 colors[ids] = (1 - opacity) * colors[ids] + opacity * np.asarray(color, np.float32)
 
         # Smooth blotches over the skin, so that light alone doesn't tell the surface.
-        waves = self.rest @ random.normal(0, 60, (3, 3)).astype(np.float32) + random.uniform(0, 6.3, 3).astype(np.float32)
+        waves = self.rest @ random.normal(0, 60, (3, 3)).astype(np.float32) + random.uniform(0, 6.3, 3).astype(
+            np.float32
+        )
         colors *= 1 + 0.03 * np.sin(waves).sum(1, keepdims=True)
         if random.random() < 0.85:
             fill("scalp", hair)

@@ -1,12 +1,13 @@
 """How fitted heads are seen: each camera's parameters, its projection with derivatives, and the pose to begin with.
 
 A camera has ``names`` of its parameters, the number of ``dimensions`` of what is seen, and
-``project(points (n, N, 3), camera (n, C))`` -> what is seen (n, M, d) and its derivatives with respect to the camera (n, M, d, C);
-``chain(points, camera, derivatives (n, N, 3, Q))`` -> derivatives of what is seen (n, M, d, Q), given those of the points;
-``nearest(points, target, weight, camera, turned)`` -> the rotation (n, 3, 3) of the points, and the camera, that bring them nearest to
-the target, in closed form; the identity where not ``turned``;
-``weak(camera)`` -> the weak-perspective camera (n, 3) that is nearest, translation (n, 3) or None, focal length (n,) or None;
-``from_weak(weak, camera)`` -> a camera that sees about the same; ``walk(walk, camera)`` -> the steps (n,) of a walk, a parameter each.
+``project(points (n, N, 3), camera (n, C))`` -> what is seen (n, M, d) and its derivatives with respect to the camera
+(n, M, d, C); ``chain(points, camera, derivatives (n, N, 3, Q))`` -> derivatives of what is seen (n, M, d, Q), given
+those of the points; ``nearest(points, target, weight, camera, turned)`` -> the rotation (n, 3, 3) of the points, and
+the camera, that bring them nearest to the target, in closed form; the identity where not ``turned``;
+``weak(camera)`` -> the weak-perspective camera (n, 3) that is nearest, translation (n, 3) or None, focal length (n,) or
+None; ``from_weak(weak, camera)`` -> a camera that sees about the same; ``walk(walk, camera)`` -> the steps (n,) of a
+walk, a parameter each.
 """
 
 from __future__ import annotations
@@ -45,12 +46,16 @@ class WeakPerspective:
     def chain(self, points: Tensor, camera: Tensor, derivatives: Tensor) -> Tensor:
         return camera[:, :1, None, None].exp() * derivatives[..., :2, :]
 
-    def nearest(self, points: Tensor, target: Tensor, weight: Tensor, camera: Tensor, turned: bool = True) -> tuple[Tensor, Tensor]:
+    def nearest(
+        self, points: Tensor, target: Tensor, weight: Tensor, camera: Tensor, turned: bool = True
+    ) -> tuple[Tensor, Tensor]:
         source, source_mean = _centred(points, weight)
         image, image_mean = _centred(target, weight)
         weighted = source.transpose(1, 2) * weight[:, None]
         moments = weighted @ source
-        moments = moments + 1e-6 * moments.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(3, dtype=points.dtype, device=points.device)
+        moments = moments + 1e-6 * moments.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(
+            3, dtype=points.dtype, device=points.device
+        )
         affine = torch.linalg.solve(moments, weighted @ image).transpose(1, 2)  # (n, 2, 3)
         if turned:
             u, singular, vt = torch.linalg.svd(affine, full_matrices=False)
@@ -60,7 +65,9 @@ class WeakPerspective:
         else:
             turn = torch.eye(3, dtype=points.dtype, device=points.device).expand(len(points), 3, 3)
             flat = source[..., :2]
-            scale = (flat * image * weight[..., None]).sum((1, 2)) / (flat.square() * weight[..., None]).sum((1, 2)).clamp_min(1e-12)
+            scale = (flat * image * weight[..., None]).sum((1, 2)) / (flat.square() * weight[..., None]).sum(
+                (1, 2)
+            ).clamp_min(1e-12)
         scale = scale.clamp_min(1e-6)
         centre = (turn @ source_mean.transpose(1, 2))[:, :2, 0]
         return turn, torch.cat([scale.log()[:, None], image_mean[:, 0] / scale[:, None] - centre], dim=1)
@@ -77,10 +84,11 @@ class WeakPerspective:
 
 
 class Perspective:
-    """A pinhole camera at the origin that looks along +z, y down: x = f (X + T)_xy / (X + T)_z + center. f in half image sizes.
+    """A pinhole camera at the origin that looks along +z, y down: x = f (X + T)_xy / (X + T)_z + center. f in half
+    image sizes.
 
-    Its parameters are those of the weak-perspective camera that it is for a flat face, s = f / T_z, and the logarithm of f: how large a
-    face looks is well known even where its distance isn't.
+    Its parameters are those of the weak-perspective camera that it is for a flat face, s = f / T_z, and the logarithm
+    of f: how large a face looks is well known even where its distance isn't.
 
     Args:
         center: (2,), the principal point in normalised image coordinates.
@@ -104,7 +112,9 @@ class Perspective:
         by_scale, by_focal = seen / depth, seen * (1 - 1 / depth)
         # Behind the camera there is no image: not a number, and the solver refuses the step.
         seen_at = torch.where(depth > 0, seen + self.center, torch.nan)
-        return seen_at, torch.cat([by_scale[..., None], slopes[..., 1:] / depth[..., None], by_focal[..., None]], dim=-1)
+        return seen_at, torch.cat(
+            [by_scale[..., None], slopes[..., 1:] / depth[..., None], by_focal[..., None]], dim=-1
+        )
 
     def chain(self, points: Tensor, camera: Tensor, derivatives: Tensor) -> Tensor:
         depth = self._depth(points, camera)
@@ -113,7 +123,9 @@ class Perspective:
         slope = (points[..., :2] + camera[:, None, 1:3]) * inverse_distance / depth
         return scale[..., None] * (derivatives[..., :2, :] - slope[..., None] * derivatives[..., 2:, :])
 
-    def nearest(self, points: Tensor, target: Tensor, weight: Tensor, camera: Tensor, turned: bool = True) -> tuple[Tensor, Tensor]:
+    def nearest(
+        self, points: Tensor, target: Tensor, weight: Tensor, camera: Tensor, turned: bool = True
+    ) -> tuple[Tensor, Tensor]:
         turn, weak = self._weak.nearest(points, target - self.center, weight, camera[:, :3], turned)
         return turn, torch.cat([weak, camera[:, 3:]], dim=1)
 
@@ -144,7 +156,9 @@ class Space:
     def chain(self, points: Tensor, camera: Tensor, derivatives: Tensor) -> Tensor:
         return derivatives
 
-    def nearest(self, points: Tensor, target: Tensor, weight: Tensor, camera: Tensor, turned: bool = True) -> tuple[Tensor, Tensor]:
+    def nearest(
+        self, points: Tensor, target: Tensor, weight: Tensor, camera: Tensor, turned: bool = True
+    ) -> tuple[Tensor, Tensor]:
         source, source_mean = _centred(points, weight)
         goal, goal_mean = _centred(target, weight)
         turn = torch.eye(3, dtype=points.dtype, device=points.device).expand(len(points), 3, 3)
@@ -163,8 +177,8 @@ class Space:
 
 
 class Views:
-    """Several cameras of one moment with known calibration: x = P [X + T; 1], divided by its last number. What is seen: a view's points
-    after the other's.
+    """Several cameras of one moment with known calibration: x = P [X + T; 1], divided by its last number. What is seen:
+    a view's points after the other's.
 
     Args:
         matrices: (views, 3, 4), metres to normalised image coordinates.
@@ -195,11 +209,15 @@ class Views:
     def chain(self, points: Tensor, camera: Tensor, derivatives: Tensor) -> Tensor:
         return (self._slopes(points, camera)[1] @ derivatives[:, None]).flatten(1, 2)
 
-    def nearest(self, points: Tensor, target: Tensor, weight: Tensor, camera: Tensor, turned: bool = True) -> tuple[Tensor, Tensor]:
+    def nearest(
+        self, points: Tensor, target: Tensor, weight: Tensor, camera: Tensor, turned: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """By triangulation: the points in space that the views agree on, where two or more see them."""
         n, N = points.shape[:2]
         target, seen = target.view(n, -1, N, 2), weight.view(n, -1, N)
-        rows = self.matrices[:, None, :2] - target[..., None] * self.matrices[:, None, 2:]  # (n, views, N, 2, 4): rows [X; 1] = 0
+        rows = (
+            self.matrices[:, None, :2] - target[..., None] * self.matrices[:, None, 2:]
+        )  # (n, views, N, 2, 4): rows [X; 1] = 0
         rows = (rows * seen[..., None, None].sqrt()).transpose(1, 2).flatten(2, 3)
         known = (seen > 0).sum(1) >= 2
         a, b = rows[..., :3], -rows[..., 3:]

@@ -1,4 +1,5 @@
-"""Fit heads to landmarks: single images, all images of a person, videos, calibrated views, points in space and whole meshes."""
+"""Fit heads to landmarks: single images, all images of a person, videos, calibrated views, points in space and whole
+meshes."""
 
 from __future__ import annotations
 
@@ -17,17 +18,18 @@ from ..flame import FLAME
 from ..model import HeadParams
 from ..parameters import FlameParams
 from ..rotations import axis_angle_from_matrix, matrix_from_axis_angle
-from .levenberg_marquardt import INVALID, REASONS, NormalEquations, Prior, Solution, covariance, minimise
 from .cameras import Perspective, Space, Views, WeakPerspective
+from .levenberg_marquardt import INVALID, REASONS, NormalEquations, Prior, Solution, covariance, minimise
 from .problem import POSES, Columns, LandmarkResiduals, Robust, observations
 
 
 @dataclass(frozen=True)
 class Priors:
-    """What is known before any landmark is seen: standard deviations of normal distributions around zero, None for no knowledge.
+    """What is known before any landmark is seen: standard deviations of normal distributions around zero, None for no
+    knowledge.
 
-    shape, expression: of each coefficient. jaw_pose, neck_pose, eye_pose: radians, of each component. log_focal: of the logarithm of
-    an estimated focal length, around that of ``focal``, half image sizes.
+    shape, expression: of each coefficient. jaw_pose, neck_pose, eye_pose: radians, of each component. log_focal: of the
+    logarithm of an estimated focal length, around that of ``focal``, half image sizes.
     """
 
     shape: float | None = 1.0
@@ -43,7 +45,8 @@ class Priors:
 class Walk:
     """How far parameters move from one frame of a video to the next: standard deviations. Less is smoother.
 
-    scale: of the camera's scale, relative; or of the distance, for a pinhole camera. translation: metres. Poses: radians.
+    scale: of the camera's scale, relative; or of the distance, for a pinhole camera. translation: metres. Poses:
+    radians.
     """
 
     scale: float = 0.01
@@ -64,10 +67,10 @@ class Fit:
     """Heads fitted to N images of G people.
 
     params: HeadParams of every image; its camera is weak-perspective, and for a pinhole camera the nearest one.
-    person (N,): index of the image's person, 0 .. G - 1, in the order of first appearance. neck_pose (N, 3), eye_pose (N, 6).
-    translation (N, 3): metres, and focal (N,), half image sizes, of a pinhole camera; None for others.
-    landmarks (N, n, 2 or 3): those of the fitted heads, as the camera sees them. residuals (N, n): their distance to what was fitted, in
-    its units, NaN where there was nothing. sigma: of the landmarks, given or estimated.
+    person (N,): index of the image's person, 0 .. G - 1, in the order of first appearance. neck_pose (N, 3), eye_pose
+    (N, 6). translation (N, 3): metres, and focal (N,), half image sizes, of a pinhole camera; None for others.
+    landmarks (N, n, 2 or 3): those of the fitted heads, as the camera sees them. residuals (N, n): their distance to
+    what was fitted, in its units, NaN where there was nothing. sigma: of the landmarks, given or estimated.
     objective, iterations (G,), stopped: per person what was reached, in how many steps, and why there were no more.
     failed: those people for whom nothing could be fitted, with the reason; their parameters are the start's.
     """
@@ -95,7 +98,8 @@ class Fit:
 
     @property
     def flame_params(self) -> FlameParams:
-        """What :class:`FLAME` takes: ``flame(*fit.flame_params)`` is the head, in the frame of the camera, or of what was fitted in space."""
+        """What :class:`FLAME` takes: ``flame(*fit.flame_params)`` is the head, in the frame of the camera, or of what
+        was fitted in space."""
         p = self.params
         still = p.camera.new_zeros(len(self.person), 3)
         return FlameParams.make(
@@ -105,7 +109,8 @@ class Fit:
 
     @property
     def std(self) -> dict[str, Tensor]:
-        """Posterior standard deviation of every parameter that was fitted: name -> (N, width), or (G, width) where a person's images share it."""
+        """Posterior standard deviation of every parameter that was fitted: name -> (N, width), or (G, width) where a
+        person's images share it."""
         return self._posterior().std
 
     @property
@@ -114,7 +119,8 @@ class Fit:
         return self._posterior().std["shape"]
 
     def vertex_std(self) -> Tensor:
-        """(G, V): posterior standard deviation of the neutral head's vertices, metres: the root of the sum over x, y and z."""
+        """(G, V): posterior standard deviation of the neutral head's vertices, metres: the root of the sum over x, y
+        and z."""
         return self._posterior().vertex_std()
 
 
@@ -128,7 +134,9 @@ class Posterior:
 
     def vertex_std(self) -> Tensor:
         directions = self.directions.flatten(0, 1)
-        rows = [((directions @ c) * directions).sum(1).view(-1, 3).sum(1).clamp_min(0).sqrt() for c in self.shape_covariance]
+        rows = [
+            ((directions @ c) * directions).sum(1).view(-1, 3).sum(1).clamp_min(0).sqrt() for c in self.shape_covariance
+        ]
         return torch.stack(rows)
 
 
@@ -156,8 +164,8 @@ def fit(
 ) -> Fit:
     """The most probable heads given landmarks: maximum a posteriori, by Levenberg-Marquardt with exact derivatives.
 
-    Minimises, for every person, half the sum of |landmark residual / sigma|^2 and of the priors' squares. Images of one person are
-    fitted together, with one shape.
+    Minimises, for every person, half the sum of |landmark residual / sigma|^2 and of the priors' squares. Images of one
+    person are fitted together, with one shape.
 
         fit(flame, landmarks)                             # (N, 68, 2): N people, an image each
         fit(flame, landmarks, person=[0, 0, 0, 1, 1])     # three images of one person, two of another
@@ -165,23 +173,26 @@ def fit(
 
     Args:
         flame: the layer; its dtype and device are those of the computation.
-        landmarks: (N, n, 2) normalised image coordinates, [-1, 1] over the square image, y down, or (N, n, 3) metres, y down as
-            RingNet has it; n is the model's 68, or the number of ``points``. For ``views`` (N, views, n, 2). Not a number stands for not known.
+        landmarks: (N, n, 2) normalised image coordinates, [-1, 1] over the square image, y down, or (N, n, 3) metres, y
+            down as RingNet has it; n is the model's 68, or the number of ``points``. For ``views`` (N, views, n, 2).
+            Not a number stands for not known.
         person: N labels; images with the same one share a shape. None: every image is another person.
         confidence: (N, n), or (N, views, n), weights >= 0; a landmark counts as if it had been seen that often.
         sigma: standard deviation of a landmark's coordinates, in the landmarks' units. None: estimated, one for all.
         camera: ``weak`` (RingNet's) or ``perspective``, for landmarks with two coordinates.
         focal: of the pinhole camera, half image sizes; a number or (N,). None: estimated, one a person.
         center: its principal point, normalised image coordinates.
-        views: (views, 3, 4) projection matrices, metres to normalised image coordinates: several cameras that see the same moment.
+        views: (views, 3, 4) projection matrices, metres to normalised image coordinates: several cameras that see the
+            same moment.
         points: triangles (n,) and barycentric coordinates (n, 3), instead of the model's landmarks.
         start: where to begin; None: the mean head, in the pose that fits best.
-        roles: parameter -> ``image`` (each image has its own), ``person`` (shared by a person's images) or ``fixed`` (as in ``start``). As it is:
-            shape is the person's, neck_pose and eye_pose are fixed, and so is a focal length that is given.
+        roles: parameter -> ``image`` (each image has its own), ``person`` (shared by a person's images) or ``fixed``
+            (as in ``start``). As it is: shape is the person's, neck_pose and eye_pose are fixed, and so is a focal
+            length that is given.
         priors: of the parameters.
         robust: ``huber`` or ``geman-mcclure``: landmarks far off count less, beyond about 1.5 or 3 sigma.
-        video: whether a person's images are the frames of a video, in order; ``walk`` then ties neighbours. A frame without
-            landmarks is bridged.
+        video: whether a person's images are the frames of a video, in order; ``walk`` then ties neighbours. A frame
+            without landmarks is bridged.
         iterations: at most. tolerance: relative decrease at which to stop.
         progress: called with the number of people done since the last call.
 
@@ -257,7 +268,8 @@ def fit_mesh(flame: FLAME, vertices: Tensor, *, sigma: float = 2e-5, priors: Pri
 
     Args:
         vertices: (N, V, 3) metres, in any frame.
-        sigma: standard deviation of a vertex's coordinates, metres; more for scans that were registered with some error.
+        sigma: standard deviation of a vertex's coordinates, metres; more for scans that were registered with some
+            error.
         priors: None for wide ones, standard deviation 1 for everything.
         options: as of :func:`fit`, such as ``person`` and ``roles``.
     """
@@ -272,7 +284,15 @@ def fit_mesh(flame: FLAME, vertices: Tensor, *, sigma: float = 2e-5, priors: Pri
     coordinates = torch.nn.functional.one_hot(corner[used] % 3, 3).double()
     roles = {"neck_pose": "image", "eye_pose": "image"} | dict(options.pop("roles", {}))
     wide = Priors(expression=1.0, jaw_pose=1.0, neck_pose=1.0, eye_pose=1.0)
-    return fit(exact, vertices[:, used], points=(corner[used] // 3, coordinates), sigma=sigma, priors=priors or wide, roles=roles, **options)
+    return fit(
+        exact,
+        vertices[:, used],
+        points=(corner[used] // 3, coordinates),
+        sigma=sigma,
+        priors=priors or wide,
+        roles=roles,
+        **options,
+    )
 
 
 _ROBUST = {None: 0.0, "huber": 1.5, "geman-mcclure": 3.0}
@@ -284,14 +304,17 @@ _POSE_TRIALS = 4
 
 
 def _people(person, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """An order in which a person's images follow each other, as they were, and each image's person, 0 .. G - 1 by first appearance."""
+    """An order in which a person's images follow each other, as they were, and each image's person, 0 .. G - 1 by first
+    appearance."""
     if person is None:
         return (torch.arange(count, device=device),) * 2
     labels = person.tolist() if isinstance(person, Tensor) else list(person)
     if len(labels) != count:
         raise ValueError(f"person: expected {count} labels, one an image, got {len(labels)}")
     numbers: dict = {}
-    index = torch.tensor([numbers.setdefault(label, len(numbers)) for label in labels], dtype=torch.int64, device=device)
+    index = torch.tensor(
+        [numbers.setdefault(label, len(numbers)) for label in labels], dtype=torch.int64, device=device
+    )
     return index.argsort(stable=True), index
 
 
@@ -336,7 +359,9 @@ def _parameters(flame: FLAME, lens, priors: Priors, roles, focal, person: Tensor
     start, root = like.new_zeros(count, columns.width), like.new_zeros(columns.width)
     start[:, columns["global_pose"]] = like.new_tensor(UPRIGHT)
     if "log_focal" in widths:
-        start[:, columns["log_focal"]] = torch.as_tensor(priors.focal if focal is None else focal).to(like).log().view(-1, 1)
+        start[:, columns["log_focal"]] = (
+            torch.as_tensor(priors.focal if focal is None else focal).to(like).log().view(-1, 1)
+        )
     for name in ("shape", "expression", "jaw_pose", "neck_pose", "eye_pose", "log_focal"):
         sigma = getattr(priors, name)
         if name in widths and sigma is not None:
@@ -361,8 +386,8 @@ def _given(parameters: _Parameters, lens, start: HeadParams) -> Tensor:
 
 
 def _posed(flame: FLAME, lens, columns: Columns, values: Tensor, target: Tensor, weight: Tensor, points) -> Tensor:
-    """With the rotation and the camera that bring the mean head's landmarks nearest to the target, in closed form; which contour there is
-    depends on the rotation, hence several times."""
+    """With the rotation and the camera that bring the mean head's landmarks nearest to the target, in closed form;
+    which contour there is depends on the rotation, hence several times."""
     residuals = LandmarkResiduals(flame, lens, columns, values, target, weight, None, points)
     values, known = values.clone(), torch.where(weight[..., None] > 0, target, 0)
     for _ in range(_POSE_TRIALS):
@@ -378,8 +403,8 @@ def _posed(flame: FLAME, lens, columns: Columns, values: Tensor, target: Tensor,
 
 
 def _near_upright(vector: Tensor) -> Tensor:
-    """The same rotations; of the two vectors of each the one that is nearer to UPRIGHT, if it isn't far from half a turn: a whole turn is
-    where axis-angle vectors tell rotations apart no longer."""
+    """The same rotations; of the two vectors of each the one that is nearer to UPRIGHT, if it isn't far from half a
+    turn: a whole turn is where axis-angle vectors tell rotations apart no longer."""
     length = vector.norm(dim=1, keepdim=True)
     other = vector * (1 - 2 * math.pi / length.clamp_min(1e-6))
     upright = vector.new_tensor(UPRIGHT)

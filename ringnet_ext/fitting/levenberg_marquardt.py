@@ -1,14 +1,15 @@
 """Levenberg-Marquardt for many independent least-squares problems at once, on the CPU and on a GPU.
 
-A problem is a person or a video. It has frames (images), each with parameters of its own (``local``), and parameters that its frames
-share (``shared``). Its objective is half the sum of
+A problem is a person or a video. It has frames (images), each with parameters of its own (``local``), and parameters
+that its frames share (``shared``). Its objective is half the sum of
 
-    |residuals of frame n|^2  +  |(local_n - mean) root|^2  +  |(local_n - local_{n+1}) tie_n|^2  over its frames  +  |(shared - mean) root|^2
+    |residuals of frame n|^2  +  |(local_n - mean) root|^2  +  |(local_n - local_{n+1}) tie_n|^2  over its frames  +
+    |(shared - mean) root|^2
 
 with independent Gaussian priors (mean, and root of the precision) and, in a video, ties between neighbouring frames.
-Every problem has its own damping, acceptance and convergence, and leaves the batch when it is done. Frames are eliminated first
-(a Schur complement), so that the cost is linear in their number: one by one where nothing ties them, otherwise by cyclic
-reduction, which halves the chain of frames again and again.
+Every problem has its own damping, acceptance and convergence, and leaves the batch when it is done. Frames are
+eliminated first (a Schur complement), so that the cost is linear in their number: one by one where nothing ties them,
+otherwise by cyclic reduction, which halves the chain of frames again and again.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ _RUNNING = -1
 
 
 class Linearization(NamedTuple):
-    """Of n frames: cost (n,), half the squared residuals, after the robust function where there is one; residuals (n, M) and their
-    derivatives with respect to the local (n, M, P) and shared (n, M, S) parameters, all times the root of the residual's weight."""
+    """Of n frames: cost (n,), half the squared residuals, after the robust function where there is one; residuals (n,
+    M) and their derivatives with respect to the local (n, M, P) and shared (n, M, S) parameters, all times the root of
+    the residual's weight."""
 
     cost: Tensor
     residuals: Tensor
@@ -51,7 +53,8 @@ class Prior(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """local (N, P), shared (G, S), and of each problem its objective, iterations and reason to stop, an index of REASONS, (G,).
+    """local (N, P), shared (G, S), and of each problem its objective, iterations and reason to stop, an index of
+    REASONS, (G,).
 
     equations() has the normal equations at the solution, in double, for the posterior.
     """
@@ -68,8 +71,8 @@ class Solution(NamedTuple):
 class NormalEquations:
     """Gauss-Newton's Hessian and gradient, in blocks. problem (n,): the frames' problems, 0 .. g - 1, ascending.
 
-    local (n, P, P), mixed (n, P, S), shared (g, S, S); local_gradient (n, P), shared_gradient (g, S); tie (n - 1, P): precision between
-    frame i and i + 1, or None where there are no ties.
+    local (n, P, P), mixed (n, P, S), shared (g, S, S); local_gradient (n, P), shared_gradient (g, S); tie (n - 1, P):
+    precision between frame i and i + 1, or None where there are no ties.
     """
 
     problem: Tensor
@@ -153,8 +156,8 @@ class NormalEquations:
 
 
 class Elimination(NamedTuple):
-    """Frames eliminated: the inverse of their blocks times their gradient (n, P) and times ``mixed`` (n, P, S); what is left for the
-    shared parameters, gradient (g, S) and Cholesky factors (g, S, S)."""
+    """Frames eliminated: the inverse of their blocks times their gradient (n, P) and times ``mixed`` (n, P, S); what is
+    left for the shared parameters, gradient (g, S) and Cholesky factors (g, S, S)."""
 
     by_gradient: Tensor
     by_shared: Tensor
@@ -177,12 +180,14 @@ def _cholesky(blocks: Tensor) -> Tensor:
 
 
 def solve_chain(diagonal: Tensor, tie: Tensor, right: Tensor) -> Tensor:
-    """x of ``diagonal_i x_i - tie_i x_{i+1} - tie_{i-1} x_{i-1} = right_i``, a symmetric positive definite block-tridiagonal system.
+    """x of ``diagonal_i x_i - tie_i x_{i+1} - tie_{i-1} x_{i-1} = right_i``, a symmetric positive definite
+    block-tridiagonal system.
 
     By cyclic reduction: every other block is eliminated, all of them at once, which leaves a chain of half the length.
 
     Args:
-        diagonal: (n, P, P). tie: (n - 1, P), or (n - 1, P, P) for the block at row i, column i + 1, negated. right: (n, P, k).
+        diagonal: (n, P, P). tie: (n - 1, P), or (n - 1, P, P) for the block at row i, column i + 1, negated. right: (n,
+            P, k).
     """
     if len(diagonal) == 1:
         return torch.cholesky_solve(right, _cholesky(diagonal))
@@ -197,7 +202,8 @@ def solve_chain(diagonal: Tensor, tie: Tensor, right: Tensor) -> Tensor:
 
 
 class _Reduced(NamedTuple):
-    """A chain without its odd blocks; what these are in terms of the even ones before and after them, and of the right side."""
+    """A chain without its odd blocks; what these are in terms of the even ones before and after them, and of the right
+    side."""
 
     diagonal: Tensor
     tie: Tensor
@@ -228,7 +234,8 @@ def _reduce_chain(diagonal: Tensor, tie: Tensor, right: Tensor) -> _Reduced:
 
 
 def chain_inverse(diagonal: Tensor, tie: Tensor) -> tuple[Tensor, Tensor]:
-    """Blocks of the inverse of :func:`solve_chain`'s matrix: on the diagonal (n, P, P), and beside it, row i and column i + 1, (n - 1, P, P)."""
+    """Blocks of the inverse of :func:`solve_chain`'s matrix: on the diagonal (n, P, P), and beside it, row i and column
+    i + 1, (n - 1, P, P)."""
     n, P = len(diagonal), diagonal.shape[1]
     if n == 1:
         return torch.cholesky_inverse(_cholesky(diagonal)), diagonal.new_zeros(0, P, P)
@@ -242,7 +249,11 @@ def chain_inverse(diagonal: Tensor, tie: Tensor) -> tuple[Tensor, Tensor]:
     with_after[:following] = reduced.by_before[:following] @ beside + reduced.by_after[:following] @ even[1:]
     blocks, next_to = torch.empty_like(diagonal), diagonal.new_empty(n - 1, P, P)
     blocks[0::2] = even
-    blocks[1::2] = torch.cholesky_inverse(reduced.factors) + reduced.by_before @ with_before + reduced.by_after @ with_after.transpose(1, 2)
+    blocks[1::2] = (
+        torch.cholesky_inverse(reduced.factors)
+        + reduced.by_before @ with_before
+        + reduced.by_after @ with_after.transpose(1, 2)
+    )
     next_to[0::2], next_to[1::2] = with_before, with_after[: n - 1 - odd]
     return blocks, next_to
 
@@ -287,7 +298,8 @@ def minimise(
         linearize: of frames (n,) with local (n, P) and shared (n, S) parameters, a row for each.
         problem: (N,) int64, the frames' problems, 0 .. G - 1, ascending. local: (N, P). shared: (G, S).
         tie: (N - 1, P), root of the precision between neighbouring frames; 0 where there is none.
-        iterations: at most. tolerance: a problem has converged when a step lowers its objective by less than this fraction.
+        iterations: at most. tolerance: a problem has converged when a step lowers its objective by less than this
+            fraction.
         frames_at_once: bounds the memory of the derivatives.
         progress: called with the number of problems that are done.
     """
@@ -296,7 +308,8 @@ def minimise(
     tie_square = None if tie is None else tie.square()
 
     def evaluate(frames, problems, of, x, y, ties, exact=False):
-        """Objective (g,) and equations of some problems, at local x (n, P) and shared y (g, S); exact: with sums in double."""
+        """Objective (g,) and equations of some problems, at local x (n, P) and shared y (g, S); exact: with sums in
+        double."""
         parts, (count, S), common = [], y.shape, shared_prior.rows(problems)
         dtype = torch.float64 if exact else y.dtype
         ss, gs = y.new_zeros((count, S, S), dtype=dtype), y.new_zeros((count, S), dtype=dtype)
@@ -386,6 +399,8 @@ def minimise(
         progress(G - done)
 
     def final() -> NormalEquations:
-        return evaluate(torch.arange(len(problem), device=device), everybody, problem, local, shared, tie_square, exact=True)[1]
+        return evaluate(
+            torch.arange(len(problem), device=device), everybody, problem, local, shared, tie_square, exact=True
+        )[1]
 
     return Solution(local, shared, objective, taken, stopped, final)

@@ -12,8 +12,11 @@ from ..render import head_picture, sheet
 _TURNED = np.radians(50)
 
 
-def uncertainty(vertices: np.ndarray, triangles: np.ndarray, std: np.ndarray, limit: float | None = None, size: int = 360) -> np.ndarray:
-    """A head from the front and from both sides, coloured by the standard deviation of its surface, with a scale in millimetres.
+def uncertainty(
+    vertices: np.ndarray, triangles: np.ndarray, std: np.ndarray, limit: float | None = None, size: int = 360
+) -> np.ndarray:
+    """A head from the front and from both sides, coloured by the standard deviation of its surface, with a scale in
+    millimetres.
 
     Args:
         vertices: (V, 3) metres, y up. triangles: (F, 3). std: (V,) millimetres.

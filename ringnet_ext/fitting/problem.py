@@ -16,13 +16,23 @@ from .levenberg_marquardt import Linearization
 
 #: Parameters in the order of their columns, and the width of those that have a fixed one.
 POSES = {"global_pose": 3, "neck_pose": 3, "jaw_pose": 3, "eye_pose": 6}
-_POSE_COLUMNS = {"global_pose": slice(0, 3), "neck_pose": slice(3, 6), "jaw_pose": slice(6, 9), "eye_pose": slice(9, 15)}
+_POSE_COLUMNS = {
+    "global_pose": slice(0, 3),
+    "neck_pose": slice(3, 6),
+    "jaw_pose": slice(6, 9),
+    "eye_pose": slice(9, 15),
+}
 
 
 def observations(
-    flame: FLAME, landmarks: Tensor, confidence: Tensor | None, views: Tensor | None, points: tuple[Tensor, Tensor] | None
+    flame: FLAME,
+    landmarks: Tensor,
+    confidence: Tensor | None,
+    views: Tensor | None,
+    points: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-    """Checked: target (N, n, d) and weight (N, n), 0 where a landmark isn't known, all views' in one row; and an image's own shape."""
+    """Checked: target (N, n, d) and weight (N, n), 0 where a landmark isn't known, all views' in one row; and an
+    image's own shape."""
     if not isinstance(landmarks, Tensor):
         raise TypeError(f"landmarks: expected a tensor, got {type(landmarks).__name__}")
     if points is None:
@@ -36,7 +46,9 @@ def observations(
     dimensions = (2, 3) if views is None else (2,)
     if landmarks.shape[1:-1] != wanted or landmarks.shape[-1] not in dimensions:
         sizes = ", ".join(map(str, wanted))
-        raise ValueError(f"landmarks: expected shape (N, {sizes}, {' or '.join(map(str, dimensions))}), got {tuple(landmarks.shape)}")
+        raise ValueError(
+            f"landmarks: expected shape (N, {sizes}, {' or '.join(map(str, dimensions))}), got {tuple(landmarks.shape)}"
+        )
     target = landmarks.to(flame.v_template)
     known = target.isfinite().all(-1)
     if confidence is None:
@@ -63,12 +75,15 @@ class Robust(NamedTuple):
         square = self.width**2
         if self.name == "huber":
             root = s.clamp_min(square).sqrt()
-            return torch.where(s <= square, s, 2 * self.width * root - square), torch.where(s <= square, 1.0, self.width / root)
+            return torch.where(s <= square, s, 2 * self.width * root - square), torch.where(
+                s <= square, 1.0, self.width / root
+            )
         return s / (1 + s / square), (1 + s / square).square().reciprocal()  # Geman-McClure
 
 
 class Columns:
-    """Where a frame's parameters are in its row of values, and which of them are fitted: those of the frame, and those its problem shares.
+    """Where a frame's parameters are in its row of values, and which of them are fitted: those of the frame, and those
+    its problem shares.
 
     Args:
         widths: name -> width, in order.
@@ -90,7 +105,9 @@ class Columns:
 
     def put(self, values: Tensor, names: Sequence[str], columns: Tensor) -> None:
         """The other way: overwrites them in values."""
-        for name, part in zip(names, columns.split([self.slices[name].stop - self.slices[name].start for name in names], dim=-1)):
+        for name, part in zip(
+            names, columns.split([self.slices[name].stop - self.slices[name].start for name in names], dim=-1)
+        ):
             values[:, self.slices[name]] = part
 
 
@@ -131,7 +148,8 @@ class LandmarkResiduals:
         return values
 
     def seen(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """What the camera sees of rows of parameters (N, n, d), and how far it is from the target (N, n), NaN where that isn't known."""
+        """What the camera sees of rows of parameters (N, n, d), and how far it is from the target (N, n), NaN where
+        that isn't known."""
         parts = []
         for rows in values.split(256):
             points = self.landmarks(rows)[0]
@@ -140,7 +158,8 @@ class LandmarkResiduals:
         return seen, torch.where(self.root_weight > 0, (seen - self.target).norm(dim=-1), torch.nan)
 
     def landmarks(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(n, N, 3) landmarks of rows of parameters, and their derivatives with respect to shape and expression, and to the pose."""
+        """(n, N, 3) landmarks of rows of parameters, and their derivatives with respect to shape and expression, and to
+        the pose."""
         pose, betas = self.columns.take(values, list(POSES)), self.columns.take(values, ["shape", "expression"])
         return flame_landmarks_jacobian(
             torch.nn.functional.pad(betas, (0, self.flame.eyelid_params)), pose, *self.flame._body(), *self._embedding

@@ -53,9 +53,22 @@ def _parser() -> Parser:
     add(given, "--expression", "first expression coefficients", type=coefficient, nargs="+", metavar="C")
     for name, count in (("global", 3), ("neck", 3), ("jaw", 3), ("eye", 6)):
         add(given, f"--{name}-pose", "axis-angle, degrees", type=real(-3600, 3600), nargs=count, metavar="A")
-    add(given, "--eyelids", "coefficients of the left and the right one, 1 for shut", type=coefficient, nargs=2, metavar="C")
+    add(
+        given,
+        "--eyelids",
+        "coefficients of the left and the right one, 1 for shut",
+        type=coefficient,
+        nargs=2,
+        metavar="C",
+    )
     add(given, "--translation", "metres", type=coefficient, nargs=3, metavar="X")
-    add(given, "--yaw", "turns to the subject's left after all that, degrees; one head each", type=real(-3600, 3600), nargs="+")
+    add(
+        given,
+        "--yaw",
+        "turns to the subject's left after all that, degrees; one head each",
+        type=real(-3600, 3600),
+        nargs="+",
+    )
     parser.add_argument("--out", type=path, nargs="+", default=[path("heads.png")], metavar="FILE",
                         help="files to write; meshes of several heads are numbered [heads.png]")  # fmt: skip
     return parser
@@ -98,7 +111,9 @@ def _parameters(options: argparse.Namespace) -> FlameParams:
             if value.shape[0] == 0:
                 raise ValueError(f"{options.parameters}: holds no head: {name} has 0 rows")
             if not (value.abs() <= _LARGEST).all():  # NaN isn't either
-                raise ValueError(f"{options.parameters}: {name}: expected numbers of at most {_LARGEST}, got larger ones or NaN")
+                raise ValueError(
+                    f"{options.parameters}: {name}: expected numbers of at most {_LARGEST}, got larger ones or NaN"
+                )
     anything = from_file | given
     params = FlameParams.make(**anything or {"global_pose": torch.zeros(1, 3, dtype=torch.float64)})
     yaws = options.yaw or ([] if anything else _DEMO_YAWS)

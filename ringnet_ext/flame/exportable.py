@@ -10,10 +10,11 @@ from .layer import _COEFFICIENTS, _JOINTS, _POSES, _given, _rows
 
 
 class ExportableFLAME(nn.Module):
-    """What :meth:`ringnet_ext.flame.FLAME.exportable` returns: it takes what the layer takes and returns what the layer returns.
+    """What :meth:`ringnet_ext.flame.FLAME.exportable` returns: it takes what the layer takes and returns what the layer
+    returns.
 
-    Those of the arguments, all optional, that are given when it is exported are the inputs of the exported model. They have one
-    batch size, which may be dynamic, and the module's dtype.
+    Those of the arguments, all optional, that are given when it is exported are the inputs of the exported model. They
+    have one batch size, which may be dynamic, and the module's dtype.
     """
 
     def __init__(self, layer):
@@ -71,7 +72,9 @@ class ExportableFLAME(nn.Module):
         size = given[0].shape[0] if given else 1
         betas = _rows(coefficients, widths, size, like)
         if pose is None:
-            pose = _rows(poses[:1], (3,), size, like) if joints != _JOINTS else _rows(poses, _POSES.values(), size, like)
+            pose = (
+                _rows(poses[:1], (3,), size, like) if joints != _JOINTS else _rows(poses, _POSES.values(), size, like)
+            )
             pose = pad(pose, (0, 3 * joints - pose.shape[1]))
 
         template = like if static_offset is None else like + static_offset
@@ -79,7 +82,13 @@ class ExportableFLAME(nn.Module):
         if self.lmk_faces_idx is None:
             outputs = reference.flame_lbs(betas, pose, *model, pose2rot=pose2rot)
         else:
-            embedding = (self.faces, self.lmk_faces_idx, self.lmk_bary_coords, self.contour_faces_idx, self.contour_bary_coords)
+            embedding = (
+                self.faces,
+                self.lmk_faces_idx,
+                self.lmk_bary_coords,
+                self.contour_faces_idx,
+                self.contour_bary_coords,
+            )
             outputs = reference.flame_head(betas, pose, *model, *embedding, self.neck_joint, pose2rot=pose2rot)
         return outputs if translation is None else tuple(points + translation[:, None] for points in outputs)
 

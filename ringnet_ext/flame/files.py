@@ -1,5 +1,5 @@
-"""Files of arrays: pickles, .npy, .npz, .safetensors and those of torch.save, read as untrusted input and told apart by their
-content."""
+"""Files of arrays: pickles, .npy, .npz, .safetensors and those of torch.save, read as untrusted input and told apart by
+their content."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ _MAX_BYTES = 2**32  # unpacked; the largest model of the family, SMPL-X with 400
 
 
 def read_file(path: str | os.PathLike):
-    """The value in a file: for .npz and .safetensors a dict of arrays, for pickles, .npy and torch.save's whatever they hold.
+    """The value in a file: for .npz and .safetensors a dict of arrays, for pickles, .npy and torch.save's whatever they
+    hold.
 
     Nothing in the file is executed, and no more memory is taken than the file's own data needs.
     Raises ValueError, naming the file, for what cannot be read.
@@ -137,7 +138,8 @@ def written_whole(path: str | os.PathLike):
 
 @contextmanager
 def folder_written_whole(path: str | os.PathLike):
-    """A folder to write into, which appears as `path` once the block is done, in place of what was there, or not at all."""
+    """A folder to write into, which appears as `path` once the block is done, in place of what was there, or not at
+    all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -157,8 +159,9 @@ def folder_written_whole(path: str | os.PathLike):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-# A temporary file is locked by whoever writes it. The system releases the locks of a process that dies, so a temporary file
-# that can be locked is nobody's any more; process numbers would not tell, as they come again and differ between machines.
+# A temporary file is locked by whoever writes it. The system releases the locks of a process that dies, so a temporary
+# file that can be locked is nobody's any more; process numbers would not tell, as they come again and differ between
+# machines.
 
 
 def _locked(temporary: Path):
@@ -180,7 +183,8 @@ def _lock(file) -> None:
 
 
 def remove_leftovers(*folders: str | os.PathLike, name: str | None = None) -> None:
-    """Remove what killed processes left half-written in these folders, not below them: of the file `name`, or of any."""
+    """Remove what killed processes left half-written in these folders, not below them: of the file `name`, or of
+    any."""
     pattern = re.compile(rf"\.{re.escape(name) if name else '.+'}\.\d+\.tmp")
     for folder in map(Path, folders):
         if not fcntl or not folder.is_dir():

@@ -58,7 +58,8 @@ class FLAME(nn.Module):
     Args:
         model: a :class:`FlameModel`, the path of a model file, or None for the built-in head.
         shape_params, expression_params: how many of the model's directions to use at most; the attributes of the same
-            names say how many are used. Those of the eyelids come on top: ``eyelid_params`` is 2 where the model has them.
+            names say how many are used. Those of the eyelids come on top: ``eyelid_params`` is 2 where the model has
+            them.
         neck_joint: the joint that turns the head, whose yaw chooses the contour landmarks.
         dtype: float32 or float64; ``.to()`` and ``.double()`` change it later.
 
@@ -94,8 +95,12 @@ class FLAME(nn.Module):
 
         shape = torch.tensor(model.shapedirs[..., :shape_params], dtype=dtype)
         expression = torch.tensor(model.expressiondirs[..., :expression_params], dtype=dtype)
-        eyelids = torch.tensor(model.eyeliddirs if model.eyeliddirs is not None else model.shapedirs[..., :0], dtype=dtype)
-        self.shape_params, self.expression_params, self.eyelid_params = (d.shape[-1] for d in (shape, expression, eyelids))
+        eyelids = torch.tensor(
+            model.eyeliddirs if model.eyeliddirs is not None else model.shapedirs[..., :0], dtype=dtype
+        )
+        self.shape_params, self.expression_params, self.eyelid_params = (
+            d.shape[-1] for d in (shape, expression, eyelids)
+        )
         self._folded: tuple[str, ...] = ()  # coefficients that are part of the template, see fixed()
         self.num_joints = len(model.parents)
         self.neck_joint = neck_joint
@@ -137,9 +142,10 @@ class FLAME(nn.Module):
             global_pose, neck_pose, jaw_pose: (B, 3) axis-angle, radians.
             eye_pose: (B, 6) axis-angle, left eye then right.
             translation: (B, 3) metres, added last.
-            eyelids: (B, 2) coefficients of the left and the right one, 1 for shut, for a model that has their directions.
-            static_offset: (B, V, 3) metres that a person's vertices are off the model's, in its neutral pose; joints follow
-                it. (B, 0, 3) stands for none. Of one person in many poses: see :meth:`fixed`.
+            eyelids: (B, 2) coefficients of the left and the right one, 1 for shut, for a model that has their
+                directions.
+            static_offset: (B, V, 3) metres that a person's vertices are off the model's, in its neutral pose; joints
+                follow it. (B, 0, 3) stands for none. Of one person in many poses: see :meth:`fixed`.
             pose: all joints at once instead of the four poses, see the class.
 
         Raises:
@@ -191,9 +197,9 @@ class FLAME(nn.Module):
     ) -> FLAME:
         """A layer of one person: what is given is folded into the template, where it costs nothing any more.
 
-        What is given is no longer an argument of the new layer; what isn't stays one. The new layer is independent: later
-        changes to either, of values, dtype or device, don't reach the other. It treats the identity as a constant, so
-        that no gradient flows to ``shape``, ``expression`` and ``static_offset``.
+        What is given is no longer an argument of the new layer; what isn't stays one. The new layer is independent:
+        later changes to either, of values, dtype or device, don't reach the other. It treats the identity as a
+        constant, so that no gradient flows to ``shape``, ``expression`` and ``static_offset``.
 
         Args:
             shape: (1, <=shape_params), expression: (1, <=expression_params), static_offset: (1, V, 3), as for
@@ -213,7 +219,9 @@ class FLAME(nn.Module):
 
         layer = copy.deepcopy(self)
         template, free = like.double(), []
-        *directions, eyelids = self.shapedirs.split([self.shape_params, self.expression_params, self.eyelid_params], dim=-1)
+        *directions, eyelids = self.shapedirs.split(
+            [self.shape_params, self.expression_params, self.eyelid_params], dim=-1
+        )
         for (name, value), dirs in zip(given.items(), directions):
             if value is None:
                 free.append(dirs)
@@ -231,9 +239,10 @@ class FLAME(nn.Module):
     def exportable(self) -> ExportableFLAME:
         """This layer in PyTorch's own operators, which ``torch.onnx.export`` and ``torch.export`` can take along.
 
-        It takes the arguments that :meth:`forward` takes, ``pose`` too, all of one batch size and in the layer's dtype; the batch
-        may be dynamic. It returns a plain tuple, without landmarks where the model has none. The results are the same to rounding
-        and as differentiable, in several times the time. It shares the constants that this layer has now.
+        It takes the arguments that :meth:`forward` takes, ``pose`` too, all of one batch size and in the layer's dtype;
+        the batch may be dynamic. It returns a plain tuple, without landmarks where the model has none. The results are
+        the same to rounding and as differentiable, in several times the time. It shares the constants that this layer
+        has now.
         """
         from .exportable import ExportableFLAME
 
@@ -241,7 +250,8 @@ class FLAME(nn.Module):
 
     def _load_from_state_dict(self, *arguments, **options):
         if torch.__future__.get_swap_module_params_on_conversion():
-            clear_prepared()  # what is prepared refers to the buffers weakly, and PyTorch swaps nothing that is referred to so
+            # what is prepared refers to the buffers weakly, and PyTorch swaps nothing that is referred to so
+            clear_prepared()
         super()._load_from_state_dict(*arguments, **options)
 
     def extra_repr(self) -> str:
@@ -259,8 +269,8 @@ class FLAME(nn.Module):
         return *self._constants(_EMBEDDING), self.neck_joint
 
     def _constants(self, names):
-        # As attributes of a module they would take longer than the landmarks do at batch 1; but whoever has replaced a buffer, by
-        # a parameter say, finds it there alone.
+        # As attributes of a module they would take longer than the landmarks do at batch 1; but whoever has replaced a
+        # buffer, by a parameter say, finds it there alone.
         buffers = self._buffers
         try:
             return [buffers[name] for name in names]
@@ -280,8 +290,8 @@ class FLAME(nn.Module):
     def _arguments(
         self, shape, expression, global_pose, neck_pose, jaw_pose, eye_pose, translation, eyelids, static_offset, pose
     ):
-        """Checks all, and returns betas (B, K), pose (B, 3J) or (B, J, 3, 3), a template (B, V, 3) or None for the layer's own,
-        and translation (B, 1, 3) or None."""
+        """Checks all, and returns betas (B, K), pose (B, 3J) or (B, J, 3, 3), a template (B, V, 3) or None for the
+        layer's own, and translation (B, 1, 3) or None."""
         J, poses = self.num_joints, (global_pose, neck_pose, jaw_pose, eye_pose)
         if pose is not None:
             if any(value is not None for value in poses):
@@ -299,7 +309,8 @@ class FLAME(nn.Module):
         like, template = self._body()[0], None
         if static_offset is not None and getattr(static_offset, "shape", ())[1:] != (0, 3):
             template = like + self._checked("static_offset", static_offset, like.shape, like, {})
-        # The core sees at once whether nothing is left to do: at batch 1 the checks one by one take as long as the landmarks.
+        # The core sees at once whether nothing is left to do: at batch 1 the checks one by one take as long as the
+        # landmarks.
         size = -1 if torch.compiler.is_compiling() else core.batch_size(values, widths, like)
         if size < 0 or (template is not None and len(template) != size):
             values, size = self._fitted(names, values, widths, like, template)
@@ -313,12 +324,15 @@ class FLAME(nn.Module):
         return betas, pose, template, None if translation is None else translation[:, None]
 
     def _fitted(self, names, values, widths, like, template):
-        """The values in the layer's dtype and as wide as they should be, and their batch size, to which all are expanded."""
+        """The values in the layer's dtype and as wide as they should be, and their batch size, to which all are
+        expanded."""
         batch, fitted = {} if template is None else {"static_offset": len(template)}, []
         for name, value, width in zip(names, values, widths):
             coefficients = name in _COEFFICIENTS
             matrices = name == "pose" and isinstance(value, Tensor) and value.dim() == 4
-            value = self._checked(name, value, (width // 3, 3, 3) if matrices else (width,), like, batch, at_most=coefficients)
+            value = self._checked(
+                name, value, (width // 3, 3, 3) if matrices else (width,), like, batch, at_most=coefficients
+            )
             if coefficients and value is not None and value.shape[1] < width:
                 value = pad(value, (0, width - value.shape[1]))
             fitted.append(value)
@@ -336,9 +350,13 @@ class FLAME(nn.Module):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
         if name in self._folded:
-            raise ValueError(f"{name}: expected none, as this layer's is fixed; use the layer that fixed() was called on")
+            raise ValueError(
+                f"{name}: expected none, as this layer's is fixed; use the layer that fixed() was called on"
+            )
         if name == "eyelids" and value.shape[1:] and value.shape[1] and not shape[0]:
-            raise ValueError("eyelids: this model has no directions of the eyelids; FlameModel.load(..., eyelids=(LEFT, RIGHT))")
+            raise ValueError(
+                "eyelids: this model has no directions of the eyelids; FlameModel.load(..., eyelids=(LEFT, RIGHT))"
+            )
         fits = value.shape[1:] == shape or (at_most and value.dim() == 2 and value.shape[1] <= shape[0])
         if not fits:
             wanted = f"{'at most ' if at_most else ''}{', '.join(map(str, shape))}"

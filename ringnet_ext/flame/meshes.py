@@ -14,8 +14,8 @@ MESHES = (".obj", ".ply", ".stl", ".off", ".glb")
 class Mesh(NamedTuple):
     """Triangles in 3D, with texture coordinates where there are any.
 
-    vertices (V, 3) float64. faces (F, 3) int64. uv (T, 2) float64, v up, and uv_faces (F, 3) int64, the texture coordinate of
-    each corner; or None both. Along a seam a vertex has several texture coordinates.
+    vertices (V, 3) float64. faces (F, 3) int64. uv (T, 2) float64, v up, and uv_faces (F, 3) int64, the texture
+    coordinate of each corner; or None both. Along a seam a vertex has several texture coordinates.
     """
 
     vertices: np.ndarray
@@ -27,8 +27,8 @@ class Mesh(NamedTuple):
 def read_mesh(path: str | os.PathLike) -> Mesh:
     """Read a mesh, told by the file's suffix, one of :data:`MESHES`. Vertices are not merged, split or sorted.
 
-    Polygons are cut into triangles around their first corner. Raises FileNotFoundError, and ValueError, naming the file, for
-    what cannot be read, or has no triangles.
+    Polygons are cut into triangles around their first corner. Raises FileNotFoundError, and ValueError, naming the
+    file, for what cannot be read, or has no triangles.
     """
     path = Path(path)
     if path.suffix.lower() not in MESHES:
@@ -48,7 +48,8 @@ def read_mesh(path: str | os.PathLike) -> Mesh:
 
 
 def _read_obj(data: bytes) -> Mesh:
-    """Trimesh splits the vertices along seams or, asked to keep their order, loses the texture there; and sorts by material."""
+    """Trimesh splits the vertices along seams or, asked to keep their order, loses the texture there; and sorts by
+    material."""
     vertices, uv, corners, textures = [], [], [], []
     for line in data.decode("latin1").replace("\\\r\n", " ").replace("\\\n", " ").splitlines():
         kind, *values = line.partition("#")[0].split() or [""]
@@ -100,7 +101,9 @@ def _ply_texture(elements, faces):
             return np.stack([np.asarray(vertex[name], np.float64).reshape(-1) for name in names], 1), faces
     if "texcoord" in _columns(face):
         corners = face["texcoord"]
-        corners = corners["f1"] if getattr(corners.dtype, "names", None) else corners  # binary files have their length beside them
+        corners = (
+            corners["f1"] if getattr(corners.dtype, "names", None) else corners
+        )  # binary files have their length beside them
         if np.size(corners) == 6 * len(faces):
             uv, index = np.unique(np.reshape(corners, (-1, 2)).astype(np.float64), axis=0, return_inverse=True)
             return uv, index.reshape(faces.shape)

@@ -28,7 +28,8 @@ class FlameModel:
     faces           (F, 3)          triangles, counter-clockwise from outside
     landmarks       LandmarkEmbedding or None
     regions         name -> (n,) vertex indices
-    eyeliddirs      (V, 3, 2)       the same for shutting the left and the right eyelid, or None; as blendshapes, which are
+    eyeliddirs      (V, 3, 2)       the same for shutting the left and the right eyelid, or None; as blendshapes, which
+    are
                                     posed with the head
     uv              (T, 2)          texture coordinates, or None; v up
     uv_faces        (F, 3)          the texture coordinate of each corner of the faces, where there are any
@@ -132,7 +133,8 @@ class FlameModel:
         write_arrays(path, arrays | {f"regions/{name}": ids for name, ids in self.regions.items()})
 
     def with_regions(self, path: str | os.PathLike) -> FlameModel:
-        """The model with the regions of FLAME_masks.pkl. Raises ValueError, naming the file, where they are not this model's."""
+        """The model with the regions of FLAME_masks.pkl. Raises ValueError, naming the file, where they are not this
+        model's."""
         content = read_file(path)
         try:
             return replace(self, regions=region_arguments(content))
@@ -152,7 +154,8 @@ class FlameModel:
         landmarks  an embedding, the path of one, or the paths of RingNet's static and dynamic embeddings; it replaces
                    the file's own
         regions    path of FLAME_masks.pkl
-        eyelids    paths of the displacements of the left and the right eyelid, (V, 3) each: l_eyelid.npy and r_eyelid.npy of
+        eyelids    paths of the displacements of the left and the right eyelid, (V, 3) each: l_eyelid.npy and
+        r_eyelid.npy of
                    SMIRK and metrical-tracker
 
         Nothing in the files is executed. Raises ValueError, naming the file and the reason, for anything else.

@@ -114,7 +114,8 @@ def read_pickle(data: bytes):
 
 
 def torch_archive(data: bytes, storage: Callable[[str], bytes]):
-    """The value of `data.pkl` in a file of torch.save, as :func:`read_pickle`; `storage` reads the numbers under a key."""
+    """The value of `data.pkl` in a file of torch.save, as :func:`read_pickle`; `storage` reads the numbers under a
+    key."""
 
     def numbers_of(key):
         if not (isinstance(key, tuple) and len(key) == 5 and key[0] == "storage" and isinstance(key[1], Inert)):

@@ -32,7 +32,9 @@ def load_head(
     if path is not None and Path(path).suffix.lower() not in MESHES:
         return FlameModel.load(path, embedding, regions, eyelids)
     if eyelids is not None:
-        raise ValueError(f"eyelids: expected a model file to go with them, got {'no model' if path is None else os.fspath(path)}")
+        raise ValueError(
+            f"eyelids: expected a model file to go with them, got {'no model' if path is None else os.fspath(path)}"
+        )
     if path is None:
         from .builtin import builtin_head
 

@@ -1,7 +1,7 @@
 """Argument checks. Each error names the argument, what was expected and what came.
 
-Shapes, dtypes and devices are checked here, on real tensors and on the fake ones of a compiler alike; indices are checked
-where a model is prepared, because only real tensors have values.
+Shapes, dtypes and devices are checked here, on real tensors and on the fake ones of a compiler alike; indices are
+checked where a model is prepared, because only real tensors have values.
 """
 
 import operator
@@ -24,9 +24,13 @@ def require_dense(argument: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{argument}: expected a tensor, got {type(value).__name__}")
     if value.is_nested or value.layout is not torch.strided:
-        raise ValueError(f"{argument}: expected a dense tensor, got {'a nested one' if value.is_nested else value.layout}")
+        raise ValueError(
+            f"{argument}: expected a dense tensor, got {'a nested one' if value.is_nested else value.layout}"
+        )
     if value.is_quantized:
-        raise TypeError(f"{argument}: expected float32 or float64, got {str(value.dtype).removeprefix('torch.')}, quantised")
+        raise TypeError(
+            f"{argument}: expected float32 or float64, got {str(value.dtype).removeprefix('torch.')}, quantised"
+        )
     if value.is_meta:
         raise ValueError(f"{argument}: expected a tensor with values, got one on the meta device")
 
@@ -55,7 +59,9 @@ def require_dtype(dtype: object) -> None:
         raise TypeError(f"dtype: expected a torch.dtype or None, got {dtype!r}")
 
 
-def require_tensor(argument: str, value: object, shape: tuple, like: Tensor | None = None, dtypes: tuple = FLOATS) -> None:
+def require_tensor(
+    argument: str, value: object, shape: tuple, like: Tensor | None = None, dtypes: tuple = FLOATS
+) -> None:
     """A dense tensor of this shape (None: any size), of one of the dtypes; of ``like``'s dtype (floats) and device."""
     require_dense(argument, value)
     if like is not None and dtypes is FLOATS:
@@ -119,7 +125,9 @@ def parents_values(parents: Tensor) -> None:
         require(0 <= parent < joint, "parents", f"a parent before its child: parents[{joint}] in [0, {joint})", parent)
 
 
-def lbs_call(betas: Tensor, pose: Tensor, v_template: Tensor, like: Tensor, V: int, K: int, J: int, pose2rot: bool) -> int:
+def lbs_call(
+    betas: Tensor, pose: Tensor, v_template: Tensor, like: Tensor, V: int, K: int, J: int, pose2rot: bool
+) -> int:
     """Check what changes from call to call; return the batch size. ``like`` is one of the model's constants."""
     B, pose_size = betas.shape[0] if betas.ndim else 0, (3 if pose2rot else 9) * J
     if not (  # the quick way, for every call; the other one knows what to complain about

@@ -20,7 +20,8 @@ class PreparedJacobian:
         return self.landmarks.shapes(B)
 
     def forward(self, betas: Tensor, pose: Tensor, pose2rot: bool, keep: bool) -> tuple[tuple, tuple]:
-        """(landmarks, d_betas, d_pose), and no states. The arguments are checked; those of a batch element are contiguous."""
+        """(landmarks, d_betas, d_pose), and no states. The arguments are checked; those of a batch element are
+        contiguous."""
         model, B, N = self.landmarks, betas.shape[0], self.landmarks.points
         landmarks, d_betas = betas.new_empty(B, N, 3), betas.new_empty(B, N, 3, self.K)
         d_pose = betas.new_empty(B, N, 3, (3 if pose2rot else 9) * self.J)

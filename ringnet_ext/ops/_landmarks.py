@@ -92,7 +92,9 @@ class Head(LandmarkOperator):
 
     def state_sizes(self, sizes, cuda, dtype, keep):
         _, V, K, J, L, C = map(int, (0, *sizes[1:]))  # the batch may be a symbol
-        return _LANDMARKS[dtype].state_size(cuda, K, J, L, C, True) if cuda and keep else 0, _LBS[dtype].state_size(cuda, V, K, J, keep)
+        return _LANDMARKS[dtype].state_size(cuda, K, J, L, C, True) if cuda and keep else 0, _LBS[dtype].state_size(
+            cuda, V, K, J, keep
+        )
 
     def _of_head(self, vertices, joints, landmarks):
         return vertices, joints, landmarks

@@ -9,7 +9,16 @@ from torch import Tensor
 from . import _checks as checks
 from . import reference
 from ._operator import Operator, apply_call, watched
-from ._prepared import _LBS, PreparedLbs, PreparedMesh, gradient_like, joint_tree, prepared_lbs, prepared_mesh, rows_of_points
+from ._prepared import (
+    _LBS,
+    PreparedLbs,
+    PreparedMesh,
+    gradient_like,
+    joint_tree,
+    prepared_lbs,
+    prepared_mesh,
+    rows_of_points,
+)
 
 
 class Body(NamedTuple):
@@ -33,7 +42,9 @@ class ModelOperator(Operator):
 
     constants = ", ".join(f"Tensor {name}" for name in Body._fields)
 
-    def __call__(self, betas: Tensor, pose: Tensor, constants: tuple, settings: tuple, pose2rot: bool) -> tuple[Tensor, ...]:
+    def __call__(
+        self, betas: Tensor, pose: Tensor, constants: tuple, settings: tuple, pose2rot: bool
+    ) -> tuple[Tensor, ...]:
         if (pose2rot is True or pose2rot is False) and betas is not None and pose is not None and not watched():
             prepared = self.cache.find(constants, *settings)
             if prepared is not None and prepared.marks.constant:

@@ -1,9 +1,10 @@
 """Memory for big results, used again when nobody has them any more.
 
-From 32 MiB on malloc asks the system for every tensor and gives it back at once, and the system fills every page with zeros before
-it is written: a fifth of a forward pass, and more where it has no huge pages to spare. So the storages of the last two big tensors
-that have gone, a call's results and its state, are kept for the next ones of their size; meanwhile the system may have their
-pages if it runs short. The tensors are PyTorch's own in every respect.
+From 32 MiB on malloc asks the system for every tensor and gives it back at once, and the system fills every page with
+zeros before
+it is written: a fifth of a forward pass, and more where it has no huge pages to spare. So the storages of the last two
+big tensors that have gone, a call's results and its state, are kept for the next ones of their size; meanwhile the
+system may have their pages if it runs short. The tensors are PyTorch's own in every respect.
 """
 
 import math
@@ -54,7 +55,8 @@ def _watched(tensor: Tensor, gone=_gone) -> Tensor:
 
 
 def _measure() -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """The owners of a storage that nobody shares, as its tensor goes and afterwards; None where PyTorch doesn't tell."""
+    """The owners of a storage that nobody shares, as its tensor goes and afterwards; None where PyTorch doesn't
+    tell."""
     seen: list[tuple[int, int]] = []
     left: deque[torch.UntypedStorage] = deque()
 
@@ -74,8 +76,8 @@ _ALONE_WHEN_GONE, _ALONE = _measured or (None, None)
 
 
 def empty(like: Tensor, *shape: int, inner: bool = False) -> Tensor:
-    """An empty tensor of like's dtype and device. One that no user will see (inner) may have a storage that is larger, or that can't be
-    resized, as those of tensors that NumPy has shared can't."""
+    """An empty tensor of like's dtype and device. One that no user will see (inner) may have a storage that is larger,
+    or that can't be resized, as those of tensors that NumPy has shared can't."""
     size = math.prod(shape) * like.element_size()
     if size < _BIG or not like.is_cpu or _measured is None:
         return like.new_empty(*shape)

@@ -1,15 +1,16 @@
 """What all operators share: their schemas, checks and derivatives, and the two paths to their kernels.
 
-An operator is a function of tensors that move, which change from call to call and can be differentiated by, of constants, of
-which a model may be prepared, and of settings. The dispatcher knows it as two:
+An operator is a function of tensors that move, which change from call to call and can be differentiated by, of
+constants, of which a model may be prepared, and of settings. The dispatcher knows it as two:
 
     NAME_forward(moving, constants, settings, keep) -> (results, states)
     NAME_backward(gradients of the results, moving, constants, settings, states, wanted) -> gradients of what moves
 
-A state is private to the core: scratch, and with ``keep`` what the backward call needs. A gradient that isn't wanted is an empty
-tensor. The dispatcher path, through these two, is open to whoever wants to see operators called (compilers, transforms, modes,
-tracers), and checks everything. At batch 1 it takes longer than a kernel, so the usual call has a fast path past it: a model that is
-prepared and hasn't changed, tensors just as its kernel wants them, nobody watching. Autograd sees the same of both.
+A state is private to the core: scratch, and with ``keep`` what the backward call needs. A gradient that isn't wanted is
+an empty tensor. The dispatcher path, through these two, is open to whoever wants to see operators called (compilers,
+transforms, modes, tracers), and checks everything. At batch 1 it takes longer than a kernel, so the usual call has a
+fast path past it: a model that is prepared and hasn't changed, tensors just as its kernel wants them, nobody watching.
+Autograd sees the same of both.
 """
 
 import _ringnet_core as core
@@ -151,7 +152,8 @@ class _Gradient(torch.autograd.Function):
         raise _no_second_derivative(ctx.function)
 
 
-# Function.apply without its care for torch.func, whose transforms are levels of the dispatcher here, as they are for PyTorch's operators.
+# Function.apply without its care for torch.func, whose transforms are levels of the dispatcher here, as they are for
+# PyTorch's operators.
 apply_call = super(torch.autograd.Function, _Call).apply
 _apply_gradient = super(torch.autograd.Function, _Gradient).apply
 
@@ -165,7 +167,8 @@ def _at_this_level(apply, *arguments):
 
 
 def _at_lower_levels(operator, *arguments):
-    """operator(...) from inside of an autograd function, where nothing is recorded: that holds for its own level only."""
+    """operator(...) from inside of an autograd function, where nothing is recorded: that holds for its own level
+    only."""
     if _in_transform is None or not _in_transform():
         return operator(*arguments)
     with torch.enable_grad(), _set_fwd_grad_enabled(True):
@@ -181,7 +184,8 @@ def _rows(state: Tensor) -> Tensor | None:
 
 
 class Operator:
-    """Base class; one instance each. Subclasses say what they are in the attributes, and how it is done in the methods below."""
+    """Base class; one instance each. Subclasses say what they are in the attributes, and how it is done in the methods
+    below."""
 
     name: str  # with the dispatcher
     function: str  # the public function
@@ -194,7 +198,8 @@ class Operator:
     reference = None  # the same in plain PyTorch
 
     def check(self, *inputs) -> tuple:
-        """Raises what is wrong with shapes, types and devices; returns sizes, the batch's first. For fake tensors too."""
+        """Raises what is wrong with shapes, types and devices; returns sizes, the batch's first. For fake tensors
+        too."""
         raise NotImplementedError
 
     def check_values(self, *inputs) -> None:
@@ -228,7 +233,10 @@ class Operator:
         inputs = [f"Tensor {name}" for name in self.moving] + [p for p in (self.constants, self.settings) if p]
         self.inputs = [parameter.rsplit(" ", 1) for parameter in ", ".join(inputs).split(", ")]
         self.names = [name for _, name in self.inputs]
-        self.keep, self.num_settings = (True,) if self.states else (), len(self.settings.split(", ")) if self.settings else 0
+        self.keep, self.num_settings = (
+            (True,) if self.states else (),
+            len(self.settings.split(", ")) if self.settings else 0,
+        )
         given, states = ", ".join(inputs), [f"Tensor {name}" for name in self.states]
         outputs = ", ".join(["Tensor"] * (len(self.results) + len(states)))
         gradients = ", ".join([f"Tensor? grad_{name}" for name in self.results])
@@ -330,7 +338,8 @@ class Operator:
     # --- torch.func.vmap: the batch is the batch ---
 
     def _folded(self, info, in_dims, inputs) -> tuple[list, int]:
-        """The inputs with the transform's elements in the batch; a template of their own is one of each batch element's."""
+        """The inputs with the transform's elements in the batch; a template of their own is one of each batch
+        element's."""
         N, moved = info.batch_size, [None if d is None else t.movedim(d, 0) for t, d in zip(inputs, in_dims)]
         B = inputs[0].shape[0] if moved[0] is None else moved[0].shape[1]
         folded = []
@@ -346,7 +355,9 @@ class Operator:
             elif batched is None:
                 folded.append(value)
             else:
-                raise NotImplementedError(f"{name}: {self.function} can't be vectorised over it; ringnet_ext.ops.reference.{self.function} can")
+                raise NotImplementedError(
+                    f"{name}: {self.function} can't be vectorised over it; ringnet_ext.ops.reference.{self.function} can"
+                )
         return folded, B
 
     def _forward_vmap(self, info, in_dims, *arguments):
@@ -368,10 +379,14 @@ class Operator:
         folded, B = self._folded(info, dims_i, inputs)
         shared = [t is inputs[i] for i, t in enumerate(folded[: len(self.moving)])]
         for i, t in enumerate(folded[: len(self.moving)]):
-            if shared[i] and wanted[i]:  # a template's gradient is summed over the batch, not over the transform's elements
+            if (
+                shared[i] and wanted[i]
+            ):  # a template's gradient is summed over the batch, not over the transform's elements
                 folded[i] = t.expand(N * B, *t.shape)
         gradients, states = (list(map(fold, values, dims)) for values, dims in ((gradients, dims_g), (states, dims_s)))
-        if any(d is None for d in dims_s):  # of a forward call that wasn't transformed: another batch's, which a state's layout depends on
+        if any(
+            d is None for d in dims_s
+        ):  # of a forward call that wasn't transformed: another batch's, which a state's layout depends on
             with torch.no_grad():
                 states = _tuple(self.forward(*folded, True))[len(self.results) :]
         results = _tuple(self.backward(*gradients, *folded, *states, wanted))

@@ -1,4 +1,5 @@
-"""Models prepared for the core: packed once, reused while nothing about their tensors has changed, gone when they go."""
+"""Models prepared for the core: packed once, reused while nothing about their tensors has changed, gone when they
+go."""
 
 import contextlib
 import copy
@@ -34,21 +35,27 @@ def require_device(tensor: Tensor, argument: str) -> bool:
 #
 # An operator never uses what was made of a constant's former values. What that rests on:
 #
-# - What is or was trainable (an nn.Parameter, a tensor that requires grad or has one) is never kept: optimisers write to it, and the
-#   fused ones leave no trace. It is used as it lies, at every call. So are inference tensors, which have no version counter.
-# - Of everything else the version counter, the address, shape and strides are compared at every call: what PyTorch counts (operators in
-#   place, load_state_dict, Module.to) is seen by the next call, always. When the counter has moved, the values are compared, all of them,
-#   and nothing is prepared again where they are as they were (DistributedDataParallel writes all buffers anew at every step).
-# - Writes that PyTorch doesn't count (collectives, DistributedDataParallel's broadcast of a single buffer, apply_, map_, .data, NumPy and
-#   DLPack, a storage that was resized) are looked for in host memory: at every call 16 places spread over each tensor, none of them zero
-#   where it can be helped, and 4 KiB of one of the tensors, all of it in turn. So one that changes all of a tensor's values, or all but
-#   the zeros, is seen by the next call. One that changes a share p of them is missed by a call with a probability of (1 - p)^16, and one
-#   that changes a single value is seen after as many calls as the constants have 4 KiB, 2800 for FLAME with 150 directions, at the
-#   latest. On a CUDA device that would need a synchronisation: nothing is looked for there.
-# - What is seen for the first time is used and forgotten, or rather: nothing is read of it to recognise it by. When it comes back its values
-#   are noted, what was made of it before is made again, and only that is kept. Directions that never come back (smplx joins them anew
-#   for every call) are never packed: the kernels read them as they lie, with the same bits.
-# - What a CUDA graph was captured with is replayed: later writes to constants don't reach it, and it keeps its models for good.
+# - What is or was trainable (an nn.Parameter, a tensor that requires grad or has one) is never kept: optimisers write
+#   to it, and the fused ones leave no trace. It is used as it lies, at every call. So are inference tensors, which have
+#   no version counter.
+# - Of everything else the version counter, the address, shape and strides are compared at every call: what PyTorch
+#   counts (operators in place, load_state_dict, Module.to) is seen by the next call, always. When the counter has
+#   moved, the values are compared, all of them, and nothing is prepared again where they are as they were
+#   (DistributedDataParallel writes all buffers anew at every step).
+# - Writes that PyTorch doesn't count (collectives, DistributedDataParallel's broadcast of a single buffer, apply_,
+#   map_, .data, NumPy and DLPack, a storage that was resized) are looked for in host memory: at every call 16 places
+#   spread over each tensor, none of them zero where it can be helped, and 4 KiB of one of the tensors, all of it in
+#   turn. So one that changes all of a tensor's values, or all but the zeros, is seen by the next call. One that changes
+#   a share p of them is missed by a call with a probability of (1 - p)^16, and one that changes a single value is seen
+#   after as many calls as the constants have 4 KiB, 2800 for FLAME with 150 directions, at the latest. On a CUDA device
+#   that would need a
+#   synchronisation: nothing is looked for there.
+# - What is seen for the first time is used and forgotten, or rather: nothing is read of it to recognise it by. When it
+#   comes back its values are noted, what was made of it before is made again, and only that is kept. Directions that
+#   never come back (smplx joins them anew for every call) are never packed: the kernels read them as they lie, with the
+#   same bits.
+# - What a CUDA graph was captured with is replayed: later writes to constants don't reach it, and it keeps its models
+#   for good.
 # - Whoever writes a few values in such a way, or any on a CUDA device, calls clear_prepared().
 
 
@@ -77,10 +84,11 @@ _captured: dict[int, object] = {}  # models that graphs read whenever they are r
 
 
 class Streams:
-    """The streams that may read a model on a CUDA device: the one that it was prepared on, and those that have waited for that.
+    """The streams that may read a model on a CUDA device: the one that it was prepared on, and those that have waited
+    for that.
 
-    A stream that is being captured can't wait for what was before the capture. It needn't: torch.cuda.graph, make_graphed_callables and
-    torch.compile wait for the device before they capture.
+    A stream that is being captured can't wait for what was before the capture. It needn't: torch.cuda.graph,
+    make_graphed_callables and torch.compile wait for the device before they capture.
     """
 
     def __init__(self, device: torch.device, model):
@@ -106,8 +114,8 @@ class Streams:
 class Prepared:
     """A model, and the marks of the tensors that it was made of, which are held weakly.
 
-    Holds their storages, so that no other data can appear at their addresses while it lives: it is dropped when one of the
-    tensors dies.
+    Holds their storages, so that no other data can appear at their addresses while it lives: it is dropped when one of
+    the tensors dies.
     """
 
     __slots__ = ("marks", "model", "storages", "streams")
@@ -154,14 +162,18 @@ class Cache:
     def __call__(self, tensors: tuple[Tensor | None, ...], *settings):
         if getattr(_backward, "now", False):
             entry = self._entries.get((*map(id, tensors), *settings))
-            entry = entry.on_current_stream() if entry is not None and entry.marks.unchanged(tensors, again=False) else None
+            entry = (
+                entry.on_current_stream() if entry is not None and entry.marks.unchanged(tensors, again=False) else None
+            )
         else:
             entry = self.find(tensors, *settings)
         if entry is not None:
             return entry.model
         for t in tensors:
             if t is not None and t.numel() and not t.data_ptr():
-                raise ValueError(f"a constant of shape {tuple(t.shape)} has no memory: its storage was resized to nothing, as FSDP does between calls")
+                raise ValueError(
+                    f"a constant of shape {tuple(t.shape)} has no memory: its storage was resized to nothing, as FSDP does between calls"
+                )
         key = (*map(id, tensors), *settings)
         with self._lock, torch.no_grad():
             before = self._entries.pop(key, None)  # its marks know the tensors: they go when the new ones are there
@@ -179,7 +191,9 @@ class Cache:
             if device is not None:
                 entry.streams = Streams(device, entry.model)
                 for t in tensors:
-                    if t is not None:  # as torch._dynamo.mark_static_address does: graphs of compiled functions don't copy it first
+                    if (
+                        t is not None
+                    ):  # as torch._dynamo.mark_static_address does: graphs of compiled functions don't copy it first
                         t._dynamo_static_input_type = "unguarded"
             self._entries[key] = entry
             del before
@@ -229,7 +243,11 @@ class Directions:
             self._source = self._source.contiguous()
         self._packed = self._index = None
         if core.seen_again(directions):
-            V, count = (len(directions), directions.shape[2]) if directions.ndim == 3 else (directions.shape[1] // 3, len(directions))
+            V, count = (
+                (len(directions), directions.shape[2])
+                if directions.ndim == 3
+                else (directions.shape[1] // 3, len(directions))
+            )
             self._packed = directions.new_empty(kind.packed_size(V, count))
             self._index = directions.new_empty(kind.index_size(V, count), dtype=torch.int32)
             kind.pack(source=self._source, packed=self._packed, index=self._index)
@@ -263,7 +281,8 @@ def _joint_dirs(J_regressor: Tensor, shapedirs: Tensor) -> Tensor:
 
 
 class PreparedLbs:
-    """A model's constants as the core wants them, each prepared on its own, with the joints as a linear function of the betas."""
+    """A model's constants as the core wants them, each prepared on its own, with the joints as a linear function of the
+    betas."""
 
     def __init__(self, shapedirs: Tensor, posedirs: Tensor, J_regressor: Tensor, parents: Tensor, lbs_weights: Tensor):
         V, K, J = self.sizes = checks.lbs_constants(shapedirs, posedirs, J_regressor, parents, lbs_weights)
@@ -311,7 +330,8 @@ class PreparedLbs:
         keep: bool,
         landmarks: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """vertices, joints, and state, None where it has no size. Fills landmarks, where a model with them is given some.
+        """vertices, joints, and state, None where it has no size. Fills landmarks, where a model with them is given
+        some.
 
         The arguments are checked; those of a batch element are contiguous.
         """
@@ -373,7 +393,8 @@ class PreparedMesh:
         return (B, self.lbs.sizes[0], 3), (B, self.J, 3)
 
     def forward(self, betas: Tensor, pose: Tensor, pose2rot: bool, keep: bool) -> tuple[tuple, tuple]:
-        """(vertices, joints) and what backward needs. The arguments are checked; those of a batch element are contiguous."""
+        """(vertices, joints) and what backward needs. The arguments are checked; those of a batch element are
+        contiguous."""
         vertices, joints, state = self.lbs.forward(betas, pose, self.v_template, self.joint_template, pose2rot, keep)
         return (vertices, joints), (state,)
 
@@ -387,7 +408,8 @@ class PreparedMesh:
 
 
 class Corners:
-    """Of a landmark embedding's triangles: the vertices of static landmarks (L, 3) and of the contour table (79, C, 3) or None."""
+    """Of a landmark embedding's triangles: the vertices of static landmarks (L, 3) and of the contour table (79, C, 3)
+    or None."""
 
     def __init__(
         self,
@@ -438,7 +460,9 @@ class PreparedLandmarks:
             shapedirs, faces, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords, neck_joint, J
         )
         checks.require_tensor("v_template", v_template, (V, 3), shapedirs)
-        corners: Corners = landmark_corners((faces, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords), V)
+        corners: Corners = landmark_corners(
+            (faces, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords), V
+        )
         self.cuda = cuda = require_device(shapedirs, "shapedirs")
         self.like, self.device, self.points = shapedirs.new_empty(0), shapedirs.device, C + L
         model = _LANDMARKS[shapedirs.dtype]
@@ -470,9 +494,7 @@ class PreparedLandmarks:
         B = betas.shape[0]
         landmarks = betas.new_empty(B, self.points, 3)
         state = _state(betas, B, self.state_sizes[keep])
-        self.core.forward(
-            betas=betas, pose=pose, axis_angle=pose2rot, keep=keep, state=state, landmarks=landmarks
-        )
+        self.core.forward(betas=betas, pose=pose, axis_angle=pose2rot, keep=keep, state=state, landmarks=landmarks)
         return (landmarks,), (state,)
 
     def on_mesh(self, vertices: Tensor, mesh_state: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
@@ -507,8 +529,8 @@ class PreparedLandmarks:
 class PreparedHead:
     """A model prepared for its mesh and its landmarks together.
 
-    Landmarks are read off the vertices, and on the CPU, where both have a gradient, it goes one way back. On a CUDA device, and
-    where only the landmarks have one, their own kernels are called for it.
+    Landmarks are read off the vertices, and on the CPU, where both have a gradient, it goes one way back. On a CUDA
+    device, and where only the landmarks have one, their own kernels are called for it.
     """
 
     def __init__(self, v_template: Tensor, *constants):
@@ -524,7 +546,9 @@ class PreparedHead:
             L, C = checks.landmark_constants(self.like, *tensors[5:], neck_joint, self.J)
             self.points, corners = C + L, landmark_corners(tuple(tensors[5:]), self.lbs.sizes[0])
             vertices, points, bary = corners.by_vertex
-            self.lbs = self.lbs.with_landmarks(L=L, C=C, neck_joint=neck_joint, vertices=vertices, points=points, bary=bary)
+            self.lbs = self.lbs.with_landmarks(
+                L=L, C=C, neck_joint=neck_joint, vertices=vertices, points=points, bary=bary
+            )
 
     @property
     def landmarks(self) -> PreparedLandmarks:
@@ -538,7 +562,8 @@ class PreparedHead:
         return *self.mesh.shapes(B), (B, self.points, 3)
 
     def forward(self, betas: Tensor, pose: Tensor, pose2rot: bool, keep: bool) -> tuple[tuple, tuple]:
-        """(vertices, joints, landmarks) and what backward needs: the states of landmarks, where they have one, and mesh."""
+        """(vertices, joints, landmarks) and what backward needs: the states of landmarks, where they have one, and
+        mesh."""
         if self.lbs.cuda:
             points, states = self.mesh.forward(betas, pose, pose2rot, keep)
             landmarks, landmark_state = self.landmarks.on_mesh(points[0], states[0], keep)
@@ -583,11 +608,13 @@ prepared_head = Cache(PreparedHead)
 
 
 def clear_prepared() -> None:
-    """Forget every prepared model, and give back the memory that is kept for the next big batch (from about 500 heads on).
+    """Forget every prepared model, and give back the memory that is kept for the next big batch (from about 500 heads
+    on).
 
-    Needed only after writes that PyTorch doesn't count, through ``tensor.data``, by way of NumPy or DLPack or by a collective, where
-    they change a few values only, or a tensor on a CUDA device. Everything else is noticed by the next call: what PyTorch counts
-    (in-place operators, ``load_state_dict``, ``Module.to``), what changes all of a tensor's values, and optimisers.
+    Needed only after writes that PyTorch doesn't count, through ``tensor.data``, by way of NumPy or DLPack or by a
+    collective, where they change a few values only, or a tensor on a CUDA device. Everything else is noticed by the
+    next call: what PyTorch counts (in-place operators, ``load_state_dict``, ``Module.to``), what changes all of a
+    tensor's values, and optimisers.
     """
     for cache in Cache.all:
         cache.clear()

@@ -16,7 +16,8 @@ def batch_rodrigues(rot_vecs: Tensor, epsilon: float = 1e-8, dtype: torch.dtype 
 
     Args:
         rot_vecs: (N, 3), radians.
-        epsilon, dtype: accepted for compatibility with smplx and DECA; not needed. The result has the type of ``rot_vecs``.
+        epsilon, dtype: accepted for compatibility with smplx and DECA; not needed. The result has the type of
+            ``rot_vecs``.
 
     Returns:
         (N, 3, 3).
@@ -67,8 +68,8 @@ def flame_lbs(
 def vertices2landmarks(vertices: Tensor, faces: Tensor, lmk_faces_idx: Tensor, lmk_bary_coords: Tensor) -> Tensor:
     """Points on a mesh, given as faces and barycentric coordinates: ``smplx.lbs.vertices2landmarks``.
 
-    Faces may change from call to call. An index outside the mesh raises ValueError on the CPU; on a CUDA device, where raising would
-    need a synchronisation, its landmark is NaN.
+    Faces may change from call to call. An index outside the mesh raises ValueError on the CPU; on a CUDA device, where
+    raising would need a synchronisation, its landmark is NaN.
 
     Args:
         vertices: (B, V, 3).
@@ -101,14 +102,15 @@ def flame_landmarks(
 ) -> Tensor:
     """3D landmarks of the posed mesh without the mesh: C contour points on the visible side, then L static ones.
 
-    Equals :func:`flame_lbs` followed by :func:`vertices2landmarks`, at a small part of the time. The row of the contour table is
-    chosen by the yaw of the head, the product of the rotations from the root to ``neck_joint``
+    Equals :func:`flame_lbs` followed by :func:`vertices2landmarks`, at a small part of the time. The row of the contour
+    table is chosen by the yaw of the head, the product of the rotations from the root to ``neck_joint``
     (see :func:`ringnet_ext.ops.reference.contour_rows`); no gradient flows through the choice.
 
     A template that requires grad or has a batch takes the way through the mesh.
 
     Args:
-        betas, pose, v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights, pose2rot: as in :func:`flame_lbs`.
+        betas, pose, v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights, pose2rot: as in
+            :func:`flame_lbs`.
         faces: (F, 3) vertex indices.
         lmk_faces_idx: (L,) faces of the static landmarks.
         lmk_bary_coords: (L, 3).
@@ -144,16 +146,17 @@ def flame_landmarks_jacobian(
     neck_joint: int = 1,
     pose2rot: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`flame_landmarks` with all their derivatives by betas and pose, in one pass: what a solver of least squares asks for.
+    """:func:`flame_landmarks` with all their derivatives by betas and pose, in one pass: what a solver of least squares
+    asks for.
 
-    Any points of the mesh will do: triangles and barycentric coordinates of one's own, without a contour. Derivatives are taken at the
-    row of the contour table that the pose picks. They cannot be differentiated further.
+    Any points of the mesh will do: triangles and barycentric coordinates of one's own, without a contour. Derivatives
+    are taken at the row of the contour table that the pose picks. They cannot be differentiated further.
 
     Args and errors: as of :func:`flame_landmarks`; v_template is (V, 3).
 
     Returns:
-        landmarks (B, C + L, 3), metres; d_betas (B, C + L, 3, K), metres per unit of beta; d_pose (B, C + L, 3, 3J), metres per radian,
-        or (B, C + L, 3, 9J) by the elements of the matrices where ``pose2rot`` is False.
+        landmarks (B, C + L, 3), metres; d_betas (B, C + L, 3, K), metres per unit of beta; d_pose (B, C + L, 3, 3J),
+        metres per radian, or (B, C + L, 3, 9J) by the elements of the matrices where ``pose2rot`` is False.
     """
     model = (v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights)
     embedding = (faces, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords)
@@ -177,7 +180,8 @@ def flame_head(
     neck_joint: int = 1,
     pose2rot: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`flame_lbs` and :func:`flame_landmarks` as one operator: where there is a mesh, its landmarks cost little more.
+    """:func:`flame_lbs` and :func:`flame_landmarks` as one operator: where there is a mesh, its landmarks cost little
+    more.
 
     Args and errors: as of :func:`flame_landmarks`.
 

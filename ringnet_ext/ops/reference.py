@@ -1,7 +1,7 @@
 """The operators as plain PyTorch: the formulas to read, and the ground truth of the tests.
 
-Any floating dtype, any device, differentiable any number of times. The fused operators in :mod:`ringnet_ext.ops` take the
-same arguments and give the same results, faster; they check their arguments, these functions leave that to PyTorch.
+Any floating dtype, any device, differentiable any number of times. The fused operators in :mod:`ringnet_ext.ops` take
+the same arguments and give the same results, faster; they check their arguments, these functions leave that to PyTorch.
 
 Linear blend skinning is that of SMPL (Loper et al., 2015) and FLAME (Li et al., 2017).
 """
@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-__all__ = ["batch_rodrigues", "flame_lbs", "vertices2landmarks", "flame_landmarks", "flame_head", "contour_rows", "landmark_points"]
+__all__ = [
+    "batch_rodrigues",
+    "contour_rows",
+    "flame_head",
+    "flame_landmarks",
+    "flame_lbs",
+    "landmark_points",
+    "vertices2landmarks",
+]
 
 _SERIES_TERMS = 10  # x^2 < 1: the first term left out is below 1/(2 * 10 + 1)!, beyond float64
 
@@ -27,8 +35,9 @@ def _polynomial(x: Tensor, coefficients: list[float]) -> Tensor:
 def batch_rodrigues(rot_vecs: Tensor, epsilon: float = 1e-8) -> Tensor:
     """Rotation matrices of axis-angle vectors.
 
-    R = I + sin(x)/x K + (1 - cos x)/x^2 K^2, where x = |r| and K is the cross product matrix of r. Both factors are smooth
-    functions of x^2; below 1 they are summed as series, so values and derivatives of any order are right at 0 too.
+    R = I + sin(x)/x K + (1 - cos x)/x^2 K^2, where x = |r| and K is the cross product matrix of r. Both factors are
+    smooth functions of x^2; below 1 they are summed as series, so values and derivatives of any order are right at 0
+    too.
 
     Args:
         rot_vecs: (N, 3), radians.
@@ -62,8 +71,11 @@ def _rotations(pose: Tensor, num_joints: int, pose2rot: bool) -> Tensor:
 
 
 def _down_the_tree(matrices: Tensor, parents: Tensor) -> Tensor:
-    """The product of the joints' matrices (B, J, n, n) from the root to each joint. Reads no value of the tree: it may be traced."""
-    one = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device).expand(matrices.shape[0], 1, -1, -1)
+    """The product of the joints' matrices (B, J, n, n) from the root to each joint. Reads no value of the tree: it may
+    be traced."""
+    one = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device).expand(
+        matrices.shape[0], 1, -1, -1
+    )
     product = torch.cat([one, matrices], dim=1)  # 0 stands above the root
     above = pad(parents.to(matrices.device).long() + 1, (1, 0))
     for _ in range((len(parents) - 1).bit_length()):  # twice as far up every time
@@ -144,10 +156,10 @@ def vertices2landmarks(vertices: Tensor, faces: Tensor, lmk_faces_idx: Tensor, l
 def contour_rows(rotation: Tensor) -> Tensor:
     """Row of the 79-row contour table for each head rotation, (B, 3, 3) -> (B,) int64.
 
-    The third row of the rotation is the direction to the camera in the head's frame, up to the sign that tells the y-up frame
-    (face towards +z) from RingNet's y-down frame (face towards -z); yaw = atan(-R20 / R22) is therefore right in both frames,
-    and in-plane roll leaves it unchanged. It is positive when the face is turned to the subject's left (+x). Row 0 is
-    frontal, 1..39 are +1..+39 degrees, 40..78 are -1..-39; beyond 39 degrees the last row is used.
+    The third row of the rotation is the direction to the camera in the head's frame, up to the sign that tells the y-up
+    frame (face towards +z) from RingNet's y-down frame (face towards -z); yaw = atan(-R20 / R22) is therefore right in
+    both frames, and in-plane roll leaves it unchanged. It is positive when the face is turned to the subject's left
+    (+x). Row 0 is frontal, 1..39 are +1..+39 degrees, 40..78 are -1..-39; beyond 39 degrees the last row is used.
     """
     r20, r22 = rotation[:, 2, 0], rotation[:, 2, 2]
     degrees = torch.atan2(torch.where(r22 < 0, r20, -r20), r22.abs()) * (180 / math.pi)
@@ -199,7 +211,8 @@ def flame_landmarks(
     ``neck_joint`` (see :func:`contour_rows`). No gradient flows through the choice.
 
     Args:
-        betas, pose, v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights, pose2rot: as in :func:`flame_lbs`.
+        betas, pose, v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights, pose2rot: as in
+            :func:`flame_lbs`.
         faces: (F, 3) vertex indices.
         lmk_faces_idx: (L,) faces of the static landmarks.
         lmk_bary_coords: (L, 3).
@@ -232,18 +245,25 @@ def flame_landmarks_jacobian(
     neck_joint: int = 1,
     pose2rot: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`flame_landmarks` and all their derivatives, from one backward pass for each of their coordinates. Args: as there.
+    """:func:`flame_landmarks` and all their derivatives, from one backward pass for each of their coordinates. Args: as
+    there.
 
     Returns:
-        landmarks (B, C + L, 3), d_betas (B, C + L, 3, K) and d_pose (B, C + L, 3, 3J), or (B, C + L, 3, 9J) for matrices.
+        landmarks (B, C + L, 3), d_betas (B, C + L, 3, K) and d_pose (B, C + L, 3, 3J), or (B, C + L, 3, 9J) for
+        matrices.
     """
     model = (v_template, shapedirs, posedirs, J_regressor, parents, lbs_weights)
     embedding = (faces, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords)
     B = betas.shape[0]
     with torch.enable_grad():
         betas, pose = betas.detach().requires_grad_(), pose.detach().flatten(1).requires_grad_()
-        points = flame_landmarks(betas, pose if pose2rot else pose.view(B, -1, 3, 3), *model, *embedding, neck_joint, pose2rot)
-        rows = [torch.autograd.grad(column.sum(), (betas, pose), retain_graph=True) for column in points.flatten(1).unbind(1)]
+        points = flame_landmarks(
+            betas, pose if pose2rot else pose.view(B, -1, 3, 3), *model, *embedding, neck_joint, pose2rot
+        )
+        rows = [
+            torch.autograd.grad(column.sum(), (betas, pose), retain_graph=True)
+            for column in points.flatten(1).unbind(1)
+        ]
     derivatives = []
     for i, t in enumerate((betas, pose)):
         columns = torch.stack([row[i] for row in rows], 1) if rows else t.new_zeros(B, 0, t.shape[1])

@@ -4,12 +4,12 @@
 
 namespace ringnet::cpu {
 
-#define SIZE(NAME, PARAMETERS, ...)                                                                    \
-    template <class T>                                                                                 \
-    index_t NAME PARAMETERS {                                                                          \
-        return cuda::NAME<T>(__VA_ARGS__);                                                             \
-    }                                                                                                  \
-    template index_t NAME<float> PARAMETERS;                                                           \
+#define SIZE(NAME, PARAMETERS, ...)          \
+    template <class T>                       \
+    index_t NAME PARAMETERS {                \
+        return cuda::NAME<T>(__VA_ARGS__);   \
+    }                                        \
+    template index_t NAME<float> PARAMETERS; \
     template index_t NAME<double> PARAMETERS;
 SIZE(lbs_packed_size, (index_t V, index_t K, index_t J), V, K, J)
 SIZE(lbs_index_size, (index_t V, index_t K, index_t J), V, K, J)
@@ -21,21 +21,21 @@ SIZE(landmarks_state_size, (index_t K, index_t J, index_t L, index_t C, bool kee
 SIZE(landmarks_workspace_size, (index_t B, index_t K, index_t J, index_t L, index_t C), B, K, J, L, C)
 SIZE(landmarks_jacobian_workspace_size, (index_t B, index_t K, index_t J, index_t L, index_t C), B, K, J, L, C)
 
-#define PACK(NAME, CONSTANTS)                                                        \
-    template <class T>                                                               \
-    void NAME(const CONSTANTS<T>& c, T* packed, std::int32_t* index, int) {          \
-        cuda::NAME(c, packed, index, nullptr);                                       \
-    }                                                                                \
-    template void NAME<float>(const CONSTANTS<float>&, float*, std::int32_t*, int);  \
+#define PACK(NAME, CONSTANTS)                                                       \
+    template <class T>                                                              \
+    void NAME(const CONSTANTS<T>& c, T* packed, std::int32_t* index, int) {         \
+        cuda::NAME(c, packed, index, nullptr);                                      \
+    }                                                                               \
+    template void NAME<float>(const CONSTANTS<float>&, float*, std::int32_t*, int); \
     template void NAME<double>(const CONSTANTS<double>&, double*, std::int32_t*, int);
 PACK(pack_lbs, LbsConstants)
 PACK(pack_landmarks, LandmarkConstants)
 
-#define RUN(NAME, PARAMETERS)                                \
-    template <class T>                                       \
-    void NAME(const PARAMETERS<T>& p, int) {                 \
-        cuda::NAME(p, nullptr);                              \
-    }                                                        \
+#define RUN(NAME, PARAMETERS)                                 \
+    template <class T>                                        \
+    void NAME(const PARAMETERS<T>& p, int) {                  \
+        cuda::NAME(p, nullptr);                               \
+    }                                                         \
     template void NAME<float>(const PARAMETERS<float>&, int); \
     template void NAME<double>(const PARAMETERS<double>&, int);
 RUN(lbs_forward, LbsForward)

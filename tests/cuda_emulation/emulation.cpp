@@ -147,7 +147,8 @@ void make_fibers(std::size_t count) {
 // Ends the launch. Only the first failure counts: the others are its consequences.
 void fail(const std::string& what) {
     if (failure.empty())
-        failure = what + ", block " + std::to_string(blockIdx.x) + " of " + std::to_string(gridDim.x) + ", thread " + std::to_string(current);
+        failure =
+            what + ", block " + std::to_string(blockIdx.x) + " of " + std::to_string(gridDim.x) + ", thread " + std::to_string(current);
     for (;;) to_scheduler();
 }
 
@@ -210,7 +211,8 @@ void describe_deadlock() {
     std::unordered_map<std::string, int> waiting;
     for (unsigned t = 0; t < blockDim.x; ++t) fibers[t].finished ? ++finished : ++waiting[text(fibers[t].waits_for->place)];
     for (const auto& [place, count] : waiting) what += " " + std::to_string(count) + " wait at " + place + ",";
-    failure = what + " " + std::to_string(finished) + " have ended, block " + std::to_string(blockIdx.x) + " of " + std::to_string(gridDim.x);
+    failure =
+        what + " " + std::to_string(finished) + " have ended, block " + std::to_string(blockIdx.x) + " of " + std::to_string(gridDim.x);
 }
 
 std::vector<int> in_order(int count) {
@@ -269,9 +271,11 @@ void run_block(std::size_t shared_bytes, std::mt19937& random) {
     __asan_unpoison_memory_region(dynamic_shared_memory, dynamic_capacity);
 #endif
     if (!failure.empty()) return;
-    if (!std::all_of(fibers.begin(), fibers.begin() + threads, [](const Fiber& fiber) { return fiber.finished; })) return describe_deadlock();
+    if (!std::all_of(fibers.begin(), fibers.begin() + threads, [](const Fiber& fiber) { return fiber.finished; }))
+        return describe_deadlock();
     const unsigned char* end = dynamic_shared_memory + dynamic_capacity;
-    if (std::find_if(dynamic_shared_memory + shared_bytes, const_cast<unsigned char*>(end), [](unsigned char c) { return c != 0xff; }) != end)
+    if (std::find_if(dynamic_shared_memory + shared_bytes, const_cast<unsigned char*>(end), [](unsigned char c) { return c != 0xff; }) !=
+        end)
         failure = "dynamic shared memory written beyond its " + std::to_string(shared_bytes) + " bytes";
 }
 

@@ -22,5 +22,4 @@ void emulation_ignore(const char* place);
 // How the mesh's kernel for these sizes, in float32, is launched. values: whether it is that for small batches; of blocks, threads and bytes of
 // shared memory per block; of tiles per block, and of tiles of all groups of batch elements. (forward at larger batches: nothing of use.)
 void emulation_plan(int backward, std::int64_t B, std::int64_t V, std::int64_t K, std::int64_t J, std::int64_t* values);
-
 }

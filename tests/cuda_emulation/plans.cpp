@@ -17,7 +17,8 @@ void emulation_plan(int backward, index_t B, index_t V, index_t K, index_t J, in
         put(plan.small, blocks, threads, small_forward_bytes<float>(K, J, plan.elements, plan.fused, plan.workers), 1, blocks);
     } else {
         const BackwardPlan plan = mesh_backward_plan<float>(B, V, K, J);
-        const index_t shared = plan.small ? 4 * plan.elements * (tile_columns + transform_staging) : mesh_backward_bytes<float, TensorProduct>(12 * J);
+        const index_t shared =
+            plan.small ? 4 * plan.elements * (tile_columns + transform_staging) : mesh_backward_bytes<float, TensorProduct>(12 * J);
         put(plan.small, plan.groups * plan.chunks, plan.threads, shared, plan.tiles_per_chunk, plan.groups * tiles);
     }
 }

@@ -1,8 +1,8 @@
 """The built-in head: a procedural head model in FLAME's layout, free of anyone's data.
 
-:mod:`.program` computes it. What it computes differs in its last bits between processors, numbers of threads and versions of
-NumPy, as sines, exponentials and sums of products do; so the package has what it computed once, in ``head.npz``, and the head
-is the same numbers everywhere.
+:mod:`.program` computes it. What it computes differs in its last bits between processors, numbers of threads and
+versions of NumPy, as sines, exponentials and sums of products do; so the package has what it computed once, in
+``head.npz``, and the head is the same numbers everywhere.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from ..model import FlameModel
 
 __all__ = ["VERSION", "builtin_head"]
 
-#: Of the numbers in ``head.npz``: raised whenever they change. What was trained on one version is for that version only.
+#: Of the numbers in ``head.npz``: raised whenever they change. What was trained on one version is for that version
+# only.
 VERSION = 1
 
 #: Directions are whole multiples of this, metres: a 70th of a micrometre. They are exact in single precision.
@@ -33,8 +34,8 @@ def builtin_head() -> FlameModel:
     """The built-in head, read on first use and kept: the same bits on every machine.
 
     5,023 vertices (3,931 of the skin, 546 of the left, 546 of the right eyeball), 9,976 triangles, 100 shape directions
-    (orthogonal to 1e-4, sorted by RMS, 4 mm RMS in all) and 50 expressions, both for standard normal coefficients, 36 pose
-    correctives, 5 joints, 68 landmarks. The arrays are shared and read-only.
+    (orthogonal to 1e-4, sorted by RMS, 4 mm RMS in all) and 50 expressions, both for standard normal coefficients, 36
+    pose correctives, 5 joints, 68 landmarks. The arrays are shared and read-only.
     """
     arrays = read_file(FILE)
     directions = _unpacked(arrays.pop("directions"), len(arrays["v_template"]))

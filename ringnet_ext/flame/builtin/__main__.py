@@ -1,5 +1,5 @@
-"""``python -m ringnet_ext.flame.builtin``: compute the built-in head anew and store it. For whoever changes the program,
-and then raises ``VERSION``."""
+"""``python -m ringnet_ext.flame.builtin``: compute the built-in head anew and store it. For whoever changes the
+program, and then raises ``VERSION``."""
 
 import numpy as np
 

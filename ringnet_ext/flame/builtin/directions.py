@@ -286,14 +286,16 @@ def expression_fields(f: Fields, jaw: np.ndarray) -> dict[str, np.ndarray]:
     brows = lambda odd=False: f(
         term((28, 44, 50), (26, 14, 24), (0, 3.2, 0)), term((30, 33, 46), (22, 7, 20), (0, 1.2, 0)), odd=odd
     )
-    raise_lip = lambda odd=False: f.lips(upper=(0, 2.2, 0.4), upper_border=(0, 1.0, 0.3), odd=odd) + f(
-        term((16, -28, 56), (10, 12, 16), (0, 1.3, 0.5)), odd=odd
+    raise_lip = lambda odd=False: (
+        f.lips(upper=(0, 2.2, 0.4), upper_border=(0, 1.0, 0.3), odd=odd)
+        + f(term((16, -28, 56), (10, 12, 16), (0, 1.3, 0.5)), odd=odd)
     )
     drop_lip = lambda odd=False: f.lips(lower=(0, -2.4, 0.3), lower_border=(0, -1.2, 0.2), odd=odd)
     corners = lambda push, odd=False: f(term(_CORNER, (11, 11, 18), push), odd=odd)
-    wrinkle = lambda odd=False: f(
-        term((13, -12, 60), (9, 13, 16), (0, 2.2, 0.4)), term((14, 36, 54), (13, 10, 15), (-0.8, -1.6, 0.5)), odd=odd
-    ) + f.lips(upper=(0, 0.8, 0.2), odd=odd)
+    wrinkle = lambda odd=False: (
+        f(term((13, -12, 60), (9, 13, 16), (0, 2.2, 0.4)), term((14, 36, 54), (13, 10, 15), (-0.8, -1.6, 0.5)), odd=odd)
+        + f.lips(upper=(0, 0.8, 0.2), odd=odd)
+    )
     puff = lambda odd=False: f(term((42, -42, 34), (17, 18, 22), (2.6, 0, 2.6)), odd=odd)
     frown = lambda odd=False: f(term((17, 40, 53), (15, 10, 18), (-1.6, -2.6, 0.6)), odd=odd)
     return {
