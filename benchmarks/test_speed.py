@@ -96,7 +96,7 @@ def solved(problem: Problem, backward: bool, contender: str):
 def measured(
     problem: Problem, backward: bool, contenders: tuple[str, ...], seconds: float, patience: float
 ) -> dict[str, dict]:
-    """Of each contender: timings, quartiles of the ratio to ours round by round, peak memory; the common facts: ""."""
+    """Of each contender: timings, quartiles of its time over ours round by round, peak memory; of "": what they share."""
     calls = {name: solved(problem, backward, name) for name in contenders if name != BOUND}
     calls = {name: call for name, call in calls.items() if not isinstance(call, Unavailable)}
     work, limit = problem.work(backward), limits(problem.device)
@@ -122,12 +122,11 @@ def measured(
     for name, rounds in times.items():
         found[name]["durations"] = [t for burst in rounds for t in burst]
         if OURS in medians:
-            ratios = [theirs / mine for theirs, mine in zip(medians[name], medians[OURS])]
-            found[name]["time_over_ours"] = statistics.quantiles(ratios, n=4, method="inclusive")
-    found[""] = {
-        "flops": work.flops, "bytes_read": work.read, "bytes_written": work.written,
-        "processors_used_by_others": others, **({"fma_seconds": statistics.median(arithmetic)} if arithmetic else {}),
-    }  # fmt: skip
+            ratios = [theirs / mine for theirs, mine in zip(medians[name], medians[OURS], strict=True)]
+            found[name]["relative"] = statistics.quantiles(ratios, n=4, method="inclusive")
+    found[""] = {"processors_used_by_others": others}
+    if arithmetic:
+        found[""]["fma_seconds"] = statistics.median(arithmetic)
     return found
 
 
@@ -172,9 +171,14 @@ def test_speed(benchmark, request, trial):
     durations = mine.pop("durations")
     benchmark.group = str(trial).removesuffix("-" + contender.replace(" ", "_"))
     benchmark.extra_info |= {
-        "op": problem.op, "K": problem.K, "B": problem.B, "direction": DIRECTIONS[backward], "contender": contender,
-        **mine, **measurement[""],
-    }  # fmt: skip
+        "op": problem.op,
+        "K": problem.K,
+        "B": problem.B,
+        "direction": DIRECTIONS[backward],
+        "contender": contender,
+        **mine,
+        **measurement[""],
+    }
     replay.durations = iter(durations)
     benchmark.pedantic(replay, rounds=len(durations))
 

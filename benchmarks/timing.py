@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -86,7 +87,7 @@ def _cuda_burst(call, device: torch.device, seconds: float) -> list[float]:
         marks.append(torch.cuda.Event(enable_timing=True))
         marks[-1].record()
     torch.cuda.synchronize(device)
-    return [a.elapsed_time(b) / 1000 for a, b in zip(marks, marks[1:])]
+    return [a.elapsed_time(b) / 1000 for a, b in itertools.pairwise(marks)]
 
 
 def peak_memory(call: Call, device: torch.device) -> int | None:
@@ -128,7 +129,7 @@ class Neighbours:
         self._start = self._now()
 
     def share(self) -> float:
-        busy, total = (b - a for a, b in zip(self._start, self._now()))
+        busy, total = (b - a for a, b in zip(self._start, self._now(), strict=True))
         return max(0.0, busy / total) if total > 0 else float("nan")
 
     @staticmethod
