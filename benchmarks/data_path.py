@@ -163,8 +163,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         prepared = make_sets(folder)
-        kilobytes = {side: statistics.mean(path.stat().st_size for path in (folder / str(side)).rglob("*.jpg")) / 1000
-                     for side in prepared}  # fmt: skip
+        kilobytes = {
+            side: statistics.mean(path.stat().st_size for path in (folder / str(side)).rglob("*.jpg")) / 1000
+            for side in prepared
+        }
         split = elsewhere("stages", folder, cores[:1], options.seconds)
         rounds = [[elsewhere("rate", folder, some, options.seconds) for some in (cores[:1], cores)] for _ in range(5)]
     one, every = ([max(cases) for cases in zip(*results, strict=True)] for results in zip(*rounds, strict=True))
@@ -173,9 +175,10 @@ def main() -> None:
     machine = [f"{len(cores)} cores of {processor()}", *(torch.cuda.get_device_name(device) for device in devices[1:])]
 
     print(f"python benchmarks/data_path.py on {', '.join(machine)}, PyTorch {torch.__version__}.")
-    print("prepare, of JPEGs of {0} x {0}: {1}.\n".format(SIDE, "; ".join(
+    speeds = (
         f"{prepared[side]:.0f} images/s to crops of {side} x {side}, {kilobytes[side]:.0f} kB each" for side in prepared
-    )))  # fmt: skip
+    )
+    print(f"prepare, of JPEGs of {SIDE} x {SIDE}: {'; '.join(speeds)}.\n")
     labels = [f"{SIZES[name]} x {SIZES[name]} of {side} x {side}, {name}" for name, side in CASES]
     rows = []
     for (name, _), label, (alone, _), (rate, used), parts in zip(CASES, labels, one, every, split, strict=True):

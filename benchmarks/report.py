@@ -41,11 +41,15 @@ comes to what the machine can do at all: the longer of the multiply-adds at thei
 """
 
 
-def duration(ms: float) -> str:
-    for unit, factor in (("s", 1e-3), ("ms", 1)):
-        if ms * factor >= 0.9995:
-            return f"{ms * factor:.3g} {unit}"
-    return f"{ms * 1e3:.3g} us"
+def duration(seconds: float) -> str:
+    for unit, factor in (("s", 1), ("ms", 1e3)):
+        if seconds * factor >= 0.9995:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
+
+
+def milliseconds(ms: float) -> str:
+    return duration(ms / 1e3)
 
 
 def ratio(entry: Entry | None, quartiles: bool = False) -> str:
@@ -65,7 +69,7 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 def row(found: Case, quartiles: bool, peers: tuple[str, ...]) -> list[str]:
     mine = found[OURS]
-    time = duration(mine.median_ms) + (f" ({duration(mine.iqr_ms)})" if quartiles else "")
+    time = milliseconds(mine.median_ms) + (f" ({milliseconds(mine.iqr_ms)})" if quartiles else "")
     bound = f"{found[BOUND].relative:.0%}" if BOUND in found else "-"
     return [time, bound, *(ratio(found.get(name), quartiles) for name in peers)]
 
@@ -91,17 +95,17 @@ def modules(table: Table) -> str:
 
     def fast(entry: Entry) -> str:
         times = f"{1 / entry.relative:.2g}x ({1 / entry.relative_q3:.2g} to {1 / entry.relative_q1:.2g})"
-        return f"{duration(entry.median_ms)}, {times}"
+        return f"{milliseconds(entry.median_ms)}, {times}"
 
     rows = [
         [
             f"{operator}, {coefficients} coefficients",
             direction,
             str(B),
-            duration(found[UNCHANGED].median_ms),
+            milliseconds(found[UNCHANGED].median_ms),
             fast(found[LINE]),
             fast(found[ACCELERATED]),
-            duration(found[BOUND].median_ms),
+            milliseconds(found[BOUND].median_ms),
             f"{busy(found):.2f}",
         ]
         for (operator, coefficients, B, direction), found in sorted(table.cases.items())
@@ -123,11 +127,13 @@ def limits(table: Table) -> str:
     method = next((run.limits for run in table.runs.values() if run.limits), None)
     if method is None:
         return ""
-    return (
-        f"Measured limits ({method}): {table.limit('gflops_one_core'):.1f} GFLOP/s of multiply-adds on one core, "
-        f"{table.limit('gflops_all_threads'):.1f} on all threads; copying {table.limit('copy_gb_per_s'):.1f} GB/s, "
-        "read and written together.\n"
-    )
+    said = {
+        "gflops_one_core": "GFLOP/s of multiply-adds on one core",
+        "gflops_all_threads": "GFLOP/s on all threads",
+        "copy_gb_per_s": "GB/s of copying, read and written together",
+    }
+    measured = [f"{value:.1f} {text}" for name, text in said.items() if (value := table.limit(name)) is not None]
+    return f"Measured limits ({method}): {', '.join(measured)}.\n"
 
 
 def page(table: Table) -> str:
@@ -217,11 +223,16 @@ def comparison(new: Table, old: Table) -> str:
             if name in found and name in old.cases.get(case, {}):
                 then = old.cases[case]
                 machine = found[BOUND].median_ms / then[BOUND].median_ms if BOUND in found and BOUND in then else None
-                rows.append([
-                    f"{case[0]}, K = {case[1]}, {case[3]}", str(case[2]), duration(then[name].median_ms),
-                    duration(found[name].median_ms), f"{found[name].median_ms / then[name].median_ms:.2f}",
-                    "-" if machine is None else f"{machine:.2f}",
-                ])  # fmt: skip
+                before, after = then[name].median_ms, found[name].median_ms
+                cells = milliseconds(before), milliseconds(after), f"{after / before:.2f}"
+                rows.append(
+                    [
+                        f"{case[0]}, K = {case[1]}, {case[3]}",
+                        str(case[2]),
+                        *cells,
+                        "-" if machine is None else f"{machine:.2f}",
+                    ]
+                )
     return markdown(["", "batch", "then", "now", "now / then", "the bound, now / then"], rows)
 
 
@@ -304,8 +315,11 @@ def main() -> None:
             plot([table for table in tables if pictured(table)], docs / "benchmark.png")
         print(f"{docs}: {', '.join(pages(tables))}")
     for table in tables if arguments.files else ():
-        print(f"{table.name}: {described(table.run)}\n")
-        print(comparison(table, against) if against else "\n".join(filter(None, (summary(table), modules(table)))))
+        print(f"{table.name}: {described(table.run)}")
+        if against:
+            print(f"then: {described(against.run)}\n\n{comparison(table, against)}")
+        else:
+            print("\n" + "\n".join(filter(None, (summary(table), modules(table)))))
 
 
 if __name__ == "__main__":

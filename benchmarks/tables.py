@@ -134,12 +134,19 @@ def read_json(path: Path, name: str = "") -> Table:
             else:
                 entries.append(_entry(stamp, info, stats))
         run = Run(
-            name, stamp, f"{(commit.get('id') or '')[:7]}{'+' * bool(commit.get('dirty'))}", machine["device"],
-            machine["threads"], machine["simd"],
-            ", ".join(f"{package} {version}" for package, version in machine["packages"].items()),
-            " ".join(f"{x:.1f}" for x in machine["load_average"]), limits.get("method", ""),
-            limits.get("one core"), limits.get("all threads"), limits.get("copy"),
-        )  # fmt: skip
+            table=name,
+            run=stamp,
+            commit=(commit.get("id") or "")[:7] + "+" * bool(commit.get("dirty")),
+            machine=machine["device"],
+            threads=machine["threads"],
+            simd=machine["simd"],
+            packages=", ".join(f"{package} {version}" for package, version in machine["packages"].items()),
+            load_average=" ".join(f"{x:.1f}" for x in machine["load_average"]),
+            limits=limits.get("method", ""),
+            gflops_one_core=limits.get("one core"),
+            gflops_all_threads=limits.get("all threads"),
+            copy_gb_per_s=limits.get("copy"),
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: expected the JSON that pytest benchmarks/ --benchmark-only --benchmark-json=FILE writes, "
@@ -152,13 +159,24 @@ def _entry(run: str, info: dict, stats: dict) -> Entry:
     def ms(seconds: float | None) -> float | None:
         return None if seconds is None else rounded(seconds * 1e3)
 
-    peak, bound = info.get("peak_bytes"), info["contender"] == "bound"
+    low, middle, high = map(rounded, info.get("relative") or (None,) * 3)
     return Entry(
-        run, info["op"], info["K"], info["B"], info["direction"], info["contender"], ms(stats["median"]),
-        ms(stats["min"]), ms(stats["iqr"]), *map(rounded, info.get("relative") or (None,) * 3),
-        ms(info.get("fma_seconds") if bound else None), None if peak is None else rounded(peak / 2**20),
-        rounded(info["processors_used_by_others"]),
-    )  # fmt: skip
+        run=run,
+        operator=info["op"],
+        coefficients=info["K"],
+        batch=info["B"],
+        direction=info["direction"],
+        contender=info["contender"],
+        median_ms=ms(stats["median"]),
+        min_ms=ms(stats["min"]),
+        iqr_ms=ms(stats["iqr"]),
+        relative_q1=low,
+        relative=middle,
+        relative_q3=high,
+        arithmetic_ms=ms(info.get("fma_seconds") if info["contender"] == "bound" else None),
+        peak_mib=rounded(None if info.get("peak_bytes") is None else info["peak_bytes"] / 2**20),
+        others=rounded(info["processors_used_by_others"]),
+    )
 
 
 def _by_case(entries: list[Entry]) -> dict[tuple, Case]:
@@ -175,13 +193,13 @@ def rounded(value: float | None) -> float | None:
 
 def read(path: Path) -> Table:
     """The table in a CSV file; what its runs were made with is in runs.csv beside it."""
+    if path.suffix != ".csv" or path.name == RUNS:
+        raise ValueError(f"{path}: expected a table, a file NAME.csv beside {RUNS}")
     runs = {run.run: run for run in _read_rows(path.with_name(RUNS), Run) if run.table == path.stem}
     entries = _read_rows(path, Entry)
     for entry in entries:
         if entry.run not in runs:
-            raise ValueError(
-                f"{path}: a row is of the run {entry.run!r}; {RUNS} beside it has no such run of {path.stem}"
-            )
+            raise ValueError(f"{path}: a row is of the run {entry.run!r}, which {RUNS} beside it doesn't have")
     return Table(path.stem, runs, _by_case(entries))
 
 

@@ -96,7 +96,7 @@ def solved(problem: Problem, backward: bool, contender: str):
 def measured(
     problem: Problem, backward: bool, contenders: tuple[str, ...], seconds: float, patience: float
 ) -> dict[str, dict]:
-    """Of each contender: timings, quartiles of its time over ours round by round, peak memory; of "": what they share."""
+    """Of each contender: timings, quartiles of its time over ours by rounds, peak memory; of "": what they share."""
     calls = {name: solved(problem, backward, name) for name in contenders if name != BOUND}
     calls = {name: call for name, call in calls.items() if not isinstance(call, Unavailable)}
     work, limit = problem.work(backward), limits(problem.device)
