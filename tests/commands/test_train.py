@@ -12,8 +12,8 @@ import torch
 from ringnet_ext import RingNet
 from ringnet_ext.commands import train
 from ringnet_ext.data.synthetic import SyntheticFaces
+from ringnet_ext.evaluation import photographs
 from ringnet_ext.evaluation.photographs import evaluate_photographs
-from ringnet_ext.evaluation import synthetic as evaluation
 from ringnet_ext.files.checkpoint import read_checkpoint
 from ringnet_ext.flame.parameters import HeadParams
 from ringnet_ext.training.run_folder import checkpoints
@@ -124,7 +124,7 @@ class TestPhotographs:
         def predict(model, faces, images):
             return HeadParams(*(value[images] for value in params)), target[images], confidence[images]
 
-        monkeypatch.setattr(evaluation, "predict", predict)
+        monkeypatch.setattr(photographs, "predict", predict)
 
     def test_what_the_numbers_are(self, monkeypatch, faces, model):
         truth = {name: torch.from_numpy(value) for name, value in faces.truth.items()}
