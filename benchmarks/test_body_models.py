@@ -7,7 +7,6 @@ bound for the body alone.
 """
 
 import functools
-import statistics
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 import torch
 from limits import Limits, skinned_points
 from test_speed import BOUND, DIRECTIONS, Replay, limits
-from timing import Neighbours, interleaved, wait_for_quiet
+from timing import Neighbours, compared, interleaved, wait_for_quiet
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -108,16 +107,7 @@ def measured(
     neighbours = Neighbours()
     times = interleaved(timed, device, seconds)
     others = neighbours.share()
-    medians = {way: [statistics.median(burst) for burst in rounds] for way, rounds in times.items()}
-    found = {}
-    for way, rounds in times.items():
-        ratios = [mine / theirs for mine, theirs in zip(medians[way], medians[UNCHANGED], strict=True)]
-        found[way] = {
-            "durations": [t for burst in rounds for t in burst],
-            "processors_used_by_others": others,
-            "relative": statistics.quantiles(ratios, n=4, method="inclusive"),
-        }
-    return found
+    return {way: found | {"processors_used_by_others": others} for way, found in compared(times, UNCHANGED).items()}
 
 
 @pytest.mark.benchmark(timer=replay.time)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from contenders import CONTENDERS, FULL, KERNEL, OPS, OURS, Problem, Unavailable
 from limits import Limits
-from timing import Neighbours, call_of, interleaved, peak_memory, wait_for_quiet
+from timing import Neighbours, call_of, compared, interleaved, peak_memory, wait_for_quiet
 
 BOUND = "bound"
 DIRECTIONS = {False: "forward", True: "forward + backward"}
@@ -118,12 +118,8 @@ def measured(
     neighbours = Neighbours()
     times = interleaved(calls, problem.device, seconds)
     others = neighbours.share()
-    medians = {name: [statistics.median(burst) for burst in rounds] for name, rounds in times.items()}
-    for name, rounds in times.items():
-        found[name]["durations"] = [t for burst in rounds for t in burst]
-        if OURS in medians:
-            ratios = [theirs / mine for theirs, mine in zip(medians[name], medians[OURS], strict=True)]
-            found[name]["relative"] = statistics.quantiles(ratios, n=4, method="inclusive")
+    for name, result in compared(times, OURS).items():
+        found[name] |= result
     found[""] = {"processors_used_by_others": others}
     if arithmetic:
         found[""]["fma_seconds"] = statistics.median(arithmetic)

@@ -4,6 +4,7 @@ import ctypes
 import gc
 import itertools
 import os
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,21 @@ def interleaved(
             times[name].append(_burst(call, device, burst))
             slow[name] = times[name][-1][0] > burst
     return times
+
+
+def compared(times: dict[str, list[list[float]]], baseline: str) -> dict[str, dict]:
+    """Of each contender its durations, and the quartiles, over the rounds, of its median time over the baseline's.
+
+    Without the quartiles where the baseline was not timed.
+    """
+    medians = {name: [statistics.median(burst) for burst in rounds] for name, rounds in times.items()}
+    found = {}
+    for name, rounds in times.items():
+        found[name] = {"durations": [t for burst in rounds for t in burst]}
+        if baseline in medians:
+            ratios = [mine / other for mine, other in zip(medians[name], medians[baseline], strict=True)]
+            found[name]["relative"] = statistics.quantiles(ratios, n=4, method="inclusive")
+    return found
 
 
 def _burst(call: Call | Callable[[], float], device: torch.device, seconds: float) -> list[float]:
