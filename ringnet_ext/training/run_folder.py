@@ -11,13 +11,43 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from .._version import __version__
+from ..files.checkpoint import CheckpointError, read_checkpoint
 
 
 def checkpoints(folder: str | os.PathLike) -> list[Path]:
     """The checkpoints that a run folder holds, oldest first."""
     return sorted((Path(folder) / "checkpoints").glob("step-*.safetensors"))
+
+
+def checkpoint_path(folder: str | os.PathLike, step: int) -> Path:
+    """The file of a step's checkpoint, in a folder that is made if missing."""
+    path = Path(folder) / "checkpoints" / f"step-{step:08d}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    return path
+
+
+def newest_checkpoint(folder: str | os.PathLike) -> tuple[Path, dict[str, torch.Tensor], dict]:
+    """The newest checkpoint that is not damaged: its path, tensors and facts.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CheckpointError: all are damaged; of the newest.
+    """
+    *older, newest = checkpoints(folder) or [Path(folder) / "checkpoints" / "step-*.safetensors"]
+    try:
+        return newest, *read_checkpoint(newest)
+    except CheckpointError as error:
+        for path in reversed(older):
+            try:
+                found = path, *read_checkpoint(path)
+            except CheckpointError:
+                continue
+            tqdm.write(f"{error}; using {path.name}")
+            return found
+        raise
 
 
 def described(options: argparse.Namespace, **more) -> dict:
