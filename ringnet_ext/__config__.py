@@ -3,13 +3,13 @@ and build belong together."""
 
 import re
 
-import torch
-
 from ._version import __version__
 
 
 def check_core() -> None:
     """Raise ImportError, saying what to do, where the compiled core is missing or belongs to another version."""
+    import torch  # noqa: F401  # before the core, which then uses the OpenMP library that PyTorch has brought
+
     try:
         import _ringnet_core
     except ImportError as error:
@@ -34,6 +34,7 @@ def openmp_libraries() -> list[str]:
 def facts() -> dict[str, str]:
     """What an issue report needs to say of the compiled core and its threads: under each name a value of one line."""
     import _ringnet_core as core
+    import torch
 
     return {
         "ringnet_ext": core.__version__,
@@ -50,6 +51,7 @@ def facts() -> dict[str, str]:
 def problems() -> list[str]:
     """What slows the operators down or keeps them from running here: for each problem one line that says what to do."""
     import _ringnet_core as core
+    import torch
 
     found = []
     libraries = openmp_libraries()
