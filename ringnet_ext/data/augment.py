@@ -55,7 +55,7 @@ def crop(
         spread = np.where(faces.identity[indices.ravel()] < 0, settings.lone, 1.0)
         zoom = np.exp(spread * random.uniform(-settings.zoom, settings.zoom, indices.size))
         shift = spread[:, None] * random.uniform(-settings.shift, settings.shift, shift.shape)
-        mirror = np.repeat(random.choice(np.float32([-1, 1]), count), length)
+        mirror = np.repeat(random.choice(np.array([-1, 1], np.float32), count), length)
         if settings.rotation:
             angle = np.radians(random.uniform(-settings.rotation, settings.rotation, indices.size))
         if settings.changes_pixels:
@@ -107,7 +107,7 @@ def crop(
         c, s = cos[:, None], sin[:, None]
         landmarks = np.stack([c * x + s * y, c * y - s * x], axis=-1)
     flipped = mirror < 0
-    landmarks[flipped] = landmarks[flipped][:, FLIP] * np.float32([-1, 1])
+    landmarks[flipped] = landmarks[flipped][:, FLIP] * np.array([-1, 1], np.float32)
     confidence[flipped] = confidence[flipped][:, FLIP]
 
     images = torch.from_numpy(pixels)
@@ -124,7 +124,8 @@ def _degrade(image: np.ndarray, settings: Augmentation, random: np.random.Genera
         if random.random() < 0.5:
             outline = cv2.boxPoints((centre.tolist(), (2 * axes).tolist(), angle)).astype(np.int32)
         else:
-            outline = cv2.ellipse2Poly(centre.astype(int).tolist(), axes.astype(int).tolist(), int(angle), 0, 360, 15)
+            ellipse = centre.astype(int).tolist(), axes.astype(int).tolist(), int(angle)
+            outline = np.array(cv2.ellipse2Poly(*ellipse, 0, 360, 15), np.int32)
         cv2.fillConvexPoly(image, outline, color, cv2.LINE_AA)
     if settings.color:
         contrast, brightness = np.exp(random.uniform(-settings.color, settings.color, 2))
@@ -138,5 +139,5 @@ def _degrade(image: np.ndarray, settings: Augmentation, random: np.random.Genera
     if random.random() < settings.jpeg:
         quality = int(random.integers(20, 80))
         _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
-        image = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+        image = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED))
     return image

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
+
+
+class Images(Protocol):
+    """Images of one size, as an array (N, S, S[, 3]) or decoded when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,7 @@ class FaceSet:
                 the last bits of the landmarks, and have the same set
     """
 
-    images: np.ndarray
+    images: Images
     landmarks: np.ndarray
     confidence: np.ndarray
     identity: np.ndarray

@@ -136,10 +136,10 @@ def loose_square(
         (size, size, 3) uint8; (68, 2) float32 normalised coordinates in it, 0 for points that are not known.
     """
     middle, side = landmark_square(points, confidence, FILL)
-    side = max(2, round(float(side)))
-    left, top = (round(float(value)) for value in middle - side / 2)
-    square = cut_square(image, np.array([left, top]) + side / 2, side, size).image
-    normalised = (points - (left, top)) * (2 / side) - 1
+    pixels = max(2, round(float(side)))
+    left, top = (round(float(value)) for value in middle - pixels / 2)
+    square = cut_square(image, np.array([left, top]) + pixels / 2, pixels, size).image
+    normalised = (points - (left, top)) * (2 / pixels) - 1
     return square, np.where(confidence[:, None] > 0, normalised, 0).astype(np.float32)
 
 
@@ -166,11 +166,14 @@ def check(
     height, width = pixels.shape[:2]
     if min(height, width) < MIN_IMAGE:
         raise Dropped("image too small", f"{width} x {height} pixels, expected at least {MIN_IMAGE} x {MIN_IMAGE}")
-    if landmarks is None and detectors is None:
-        raise Dropped("no landmarks", f"no file of its name ending in {', '.join(LANDMARK_SUFFIXES)}")
     origin = "detector" if landmarks is None else landmarks.name
     try:
-        points, confidence = detectors(pixels) if landmarks is None else read_landmarks(landmarks)
+        if landmarks is not None:
+            points, confidence = read_landmarks(landmarks)
+        elif detectors is not None:
+            points, confidence = detectors(pixels)
+        else:
+            raise Dropped("no landmarks", f"no file of its name ending in {', '.join(LANDMARK_SUFFIXES)}")
     except NoFaceError as error:
         raise Dropped("no face found", f"{origin}: {error}") from None
     except (LandmarkError, OSError) as error:

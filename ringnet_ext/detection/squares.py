@@ -107,7 +107,8 @@ def cut_square(image: np.ndarray, middle: np.ndarray, side: float, size: int = I
         np.ascontiguousarray(inside), matrix, (size, size), flags=method | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REPLICATE,
     )  # fmt: skip
-    return Square(pixels, scale, tuple(map(float, -low * scale)))
+    x, y = (-low * scale).tolist()
+    return Square(pixels, scale, (x, y))
 
 
 def _size(image: np.ndarray) -> tuple[int, int]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from ..ops import reference
-from .layer import _COEFFICIENTS, _JOINTS, _POSES, _given, _rows
+from .layer import _COEFFICIENTS, _JOINTS, _POSES, HeadBuffers, _given, _rows
 
 
-class ExportableFLAME(nn.Module):
+class ExportableFLAME(HeadBuffers):
     """What :meth:`ringnet_ext.flame.FLAME.exportable` returns: it takes what the layer takes and returns what the layer
     returns.
 
@@ -79,17 +79,15 @@ class ExportableFLAME(nn.Module):
 
         template = like if static_offset is None else like + static_offset
         model = (template, self.shapedirs, self.posedirs, self.J_regressor, self.parents, self.lbs_weights)
-        if self.lmk_faces_idx is None:
+        outputs: tuple[Tensor, ...]
+        if self.lmk_faces_idx is None or self.lmk_bary_coords is None:
             outputs = reference.flame_lbs(betas, pose, *model, pose2rot=pose2rot)
         else:
-            embedding = (
-                self.faces,
-                self.lmk_faces_idx,
-                self.lmk_bary_coords,
-                self.contour_faces_idx,
-                self.contour_bary_coords,
+            static, contour = (
+                (self.faces, self.lmk_faces_idx, self.lmk_bary_coords),
+                (self.contour_faces_idx, self.contour_bary_coords),
             )
-            outputs = reference.flame_head(betas, pose, *model, *embedding, self.neck_joint, pose2rot=pose2rot)
+            outputs = reference.flame_head(betas, pose, *model, *static, *contour, self.neck_joint, pose2rot=pose2rot)
         return outputs if translation is None else tuple(points + translation[:, None] for points in outputs)
 
 

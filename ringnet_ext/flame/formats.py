@@ -16,6 +16,9 @@ MODEL_ARRAYS = (
 OPTIONAL_ARRAYS = "eyeliddirs", "uv", "uv_faces"
 
 _SHAPE_DIRECTIONS = 300  # of FLAME's 400, and of SMPL-X's; the rest are expressions
+_FLAME_NAMES = {
+    "v_template": "v_template", "shapedirs": "shapedirs", "posedirs": "posedirs", "lbs_weights": "weights", "faces": "f",
+}  # fmt: skip
 _NO_PARENT = (-1, 2**32 - 1, 2**64 - 1)
 
 
@@ -40,16 +43,11 @@ def model_arguments(content) -> dict:
     _require_keys(content, names)
     arrays = {name: numbers(name, content[name]) for name in names if not isinstance(content[name], Sparse)}
     regressor = content["J_regressor"]
-    arguments = {
-        "v_template": arrays.get("v_template"),
-        "shapedirs": arrays.get("shapedirs"),
-        "posedirs": arrays.get("posedirs"),
-        "lbs_weights": arrays.get("weights"),
-        "faces": arrays.get("f"),
-    }
-    for name, array in arguments.items():
-        if array is None or array.ndim == 0:
-            raise ValueError(f"{name}: expected an array, got {'a sparse matrix' if array is None else 'a number'}")
+    arguments = {}
+    for name, key in _FLAME_NAMES.items():
+        if key not in arrays or arrays[key].ndim == 0:
+            raise ValueError(f"{name}: expected an array, got {'a number' if key in arrays else 'a sparse matrix'}")
+        arguments[name] = arrays[key]
     parents = _parents(arrays.get("kintree_table"))
     if isinstance(regressor, Sparse):
         # Before it is made dense, its size must be that of an array which the file holds in full.

@@ -109,7 +109,7 @@ class LandmarkEmbedding:
         paths: RingNet's static and dynamic embeddings, in either order. `full` takes the 68 static points that DECA's
         file has besides. Raises ValueError, naming the file.
         """
-        arguments = {}
+        arguments: dict = {}
         for path in paths:
             content = read_file(path)
             try:

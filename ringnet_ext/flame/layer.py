@@ -52,7 +52,23 @@ class FlameOutput(NamedTuple):
     landmarks: Tensor | None
 
 
-class FLAME(nn.Module):
+class HeadBuffers(nn.Module):
+    """The constants of a head model as buffers, under the names of the operators' arguments; None without landmarks."""
+
+    v_template: Tensor
+    shapedirs: Tensor
+    posedirs: Tensor
+    J_regressor: Tensor
+    parents: Tensor
+    lbs_weights: Tensor
+    faces: Tensor
+    lmk_faces_idx: Tensor | None
+    lmk_bary_coords: Tensor | None
+    contour_faces_idx: Tensor | None
+    contour_bary_coords: Tensor | None
+
+
+class FLAME(HeadBuffers):
     """A head model as a differentiable layer without trainable parameters.
 
     Args:
@@ -155,8 +171,7 @@ class FLAME(nn.Module):
             shape, expression, global_pose, neck_pose, jaw_pose, eye_pose, translation, eyelids, static_offset, pose
         )
         if self.lmk_faces_idx is None:
-            body = self._body(template)
-            (vertices, joints), landmarks = flame_lbs(betas, pose, *body, pose2rot=pose.dim() != 4), None
+            (vertices, joints), landmarks = self._mesh(betas, pose, template), None
         else:
             vertices, joints, landmarks = self._head(betas, pose, template)
         if translation is not None:
@@ -188,8 +203,7 @@ class FLAME(nn.Module):
 
     def static_landmarks(self, vertices: Tensor) -> Tensor:
         """The static landmarks (B, L, 3) of a mesh (B, V, 3)."""
-        self._require_landmarks()
-        return vertices2landmarks(vertices, self.faces, self.lmk_faces_idx, self.lmk_bary_coords)
+        return vertices2landmarks(vertices, self.faces, *self._require_landmarks())
 
     @torch.no_grad()
     def fixed(
@@ -207,7 +221,7 @@ class FLAME(nn.Module):
         """
         if shape is None and expression is None and static_offset is None:
             raise ValueError("shape, expression, static_offset: expected at least one of them, got none")
-        like, batch = self.v_template, {}
+        like, batch = self.v_template, dict[str, int]()
         given = {
             "shape": self._checked("shape", shape, (self.shape_params,), like, batch, at_most=True),
             "expression": self._checked("expression", expression, (self.expression_params,), like, batch, at_most=True),
@@ -277,15 +291,20 @@ class FLAME(nn.Module):
         except KeyError:
             return [getattr(self, name) for name in names]
 
+    def _mesh(self, betas, pose, template):
+        return flame_lbs(betas, pose, *self._body(template), pose2rot=pose.dim() != 4)
+
     def _head(self, betas, pose, template):
         return flame_head(betas, pose, *self._body(template), *self._embedding(), pose2rot=pose.dim() != 4)
 
     def _landmarks(self, betas, pose, template):
         return flame_landmarks(betas, pose, *self._body(template), *self._embedding(), pose2rot=pose.dim() != 4)
 
-    def _require_landmarks(self):
-        if self.lmk_faces_idx is None:
+    def _require_landmarks(self) -> tuple[Tensor, Tensor]:
+        """Triangles and barycentric coordinates of the static landmarks."""
+        if self.lmk_faces_idx is None or self.lmk_bary_coords is None:
             raise ValueError("the model of this layer has no landmarks; give FlameModel a LandmarkEmbedding")
+        return self.lmk_faces_idx, self.lmk_bary_coords
 
     def _arguments(
         self, shape, expression, global_pose, neck_pose, jaw_pose, eye_pose, translation, eyelids, static_offset, pose

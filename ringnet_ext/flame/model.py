@@ -104,7 +104,7 @@ class FlameModel:
             expressiondirs=np.zeros((count, 3, 0)),
             posedirs=np.zeros((count, 3, 0)),
             J_regressor=np.full((1, count), 1 / max(count, 1)),
-            parents=[-1],
+            parents=np.array([-1]),
             lbs_weights=np.ones((count, 1)),
             faces=faces,
             landmarks=landmarks,

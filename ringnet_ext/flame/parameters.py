@@ -111,6 +111,7 @@ class FlameParams(NamedTuple):
         if unknown or not given:
             got = ", ".join(sorted(unknown)) or "nothing"
             raise ValueError(f"expected some of {', '.join(cls._fields)}, got {got}")
+        wanted: int | str
         for name, value in given.items():
             if name == "static_offset":
                 wanted, fits = "V, 3", value.dim() == 3 and value.shape[2] == _VERTEX

@@ -51,13 +51,11 @@ class RingNet(nn.Module):
         if encoder not in ENCODERS:
             raise ValueError(f"encoder: expected one of {', '.join(ENCODERS)}, got {encoder!r}")
         self.head_path = None if head is None or isinstance(head, FlameModel) else os.path.abspath(head)
-        if head is None:
-            head = builtin_head()
-        elif not isinstance(head, FlameModel):
+        if head is not None and not isinstance(head, FlameModel):
             head = FlameModel.load(head)
-        require_landmarks(head)
-        self.head = head
-        self.flame = FLAME(head, shape_params=shape_params, expression_params=expression_params)
+        self.head: FlameModel = builtin_head() if head is None else head
+        require_landmarks(self.head)
+        self.flame = FLAME(self.head, shape_params=shape_params, expression_params=expression_params)
         shape_params, expression_params = self.flame.shape_params, self.flame.expression_params
         self.encoder = CompactEncoder(leak) if encoder == "compact" else ENCODERS[encoder]()
         sizes = (1, 2, 3, 3, shape_params, expression_params)
