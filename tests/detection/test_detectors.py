@@ -204,7 +204,10 @@ class TestFaceLandmarker:
         with pytest.raises(ValueError, match="broken.*zip archive"):
             FaceLandmarker(tmp_path / "broken")
 
-    @pytest.mark.skipif(not MODEL, reason="needs RINGNET_FACE_LANDMARKER, a file face_landmarker.task")
+    @pytest.mark.skipif(
+        not MODEL,
+        reason="needs RINGNET_FACE_LANDMARKER, a file face_landmarker.task as MediaPipe's documentation offers it",
+    )
     def test_rendered_heads(self, tmp_path):
         """The real thing finds most heads, and their points where they are."""
         pytest.importorskip("mediapipe")
