@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..detection.squares import landmark_square
-from .face_set import Augmentation, FaceSet
+from .face_set import Augmentation, FaceSet, available_cores
 
 #: ``mirrored[i] = original[FLIP[i]]``: the 68 iBUG points of a mirrored face, numbered as on any face.
 FLIP = np.array(
@@ -22,8 +22,8 @@ FLIP = np.array(
     + [64, 63, 62, 61, 60, 67, 66, 65]  # inner lips
 )
 
-_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-_THREADS = max(1, _CORES // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # shared with torchrun's other processes
+# The cores are shared with torchrun's other processes.
+_THREADS = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def crop(
@@ -48,23 +48,12 @@ def crop(
         crops' normalised coordinates; their confidence (B R, 68).
     """
     count, length = indices.shape
-    zoom, shift = np.ones(indices.size), np.zeros((indices.size, 2))
-    mirror, angle, seeds = np.ones(indices.size, np.float32), np.zeros(indices.size), None
-    if random is not None:
-        settings = faces.augmentation
-        spread = np.where(faces.identity[indices.ravel()] < 0, settings.lone, 1.0)
-        zoom = np.exp(spread * random.uniform(-settings.zoom, settings.zoom, indices.size))
-        shift = spread[:, None] * random.uniform(-settings.shift, settings.shift, shift.shape)
-        mirror = np.repeat(random.choice(np.array([-1, 1], np.float32), count), length)
-        if settings.rotation:
-            angle = np.radians(random.uniform(-settings.rotation, settings.rotation, indices.size))
-        if settings.changes_pixels:
-            seeds = random.integers(2**63, size=indices.size)
+    *moves, seeds = _variation(faces, indices, random)
 
     def chosen(values: np.ndarray) -> np.ndarray:
         return values.reshape(count, length, *values.shape[1:])[rings].reshape(-1, *values.shape[1:])
 
-    flat, zoom, shift, mirror, angle = (chosen(values) for values in (indices.ravel(), zoom, shift, mirror, angle))
+    flat, zoom, shift, mirror, angle = (chosen(values) for values in (indices.ravel(), *moves))
     seeds = None if seeds is None else chosen(seeds)
     points, confidence = np.asarray(faces.landmarks[flat]), np.asarray(faces.confidence[flat])
     middle, side = landmark_square(points, confidence)
@@ -113,6 +102,23 @@ def crop(
     images = torch.from_numpy(pixels)
     images = images.permute(0, 3, 1, 2) if images.dim() == 4 else images[:, None]
     return images, torch.from_numpy(landmarks.astype(np.float32)), torch.from_numpy(confidence)
+
+
+def _variation(faces: FaceSet, indices: np.ndarray, random: np.random.Generator | None):
+    """Zoom, shift (n, 2), mirror (1 or -1) and angle of all n images, and seeds for their pixels or None."""
+    n = indices.size
+    zoom, shift, mirror, angle, seeds = np.ones(n), np.zeros((n, 2)), np.ones(n, np.float32), np.zeros(n), None
+    if random is not None:
+        settings = faces.augmentation
+        spread = np.where(faces.identity[indices.ravel()] < 0, settings.lone, 1.0)
+        zoom = np.exp(spread * random.uniform(-settings.zoom, settings.zoom, n))
+        shift = spread[:, None] * random.uniform(-settings.shift, settings.shift, shift.shape)
+        mirror = np.repeat(random.choice(np.array([-1, 1], np.float32), len(indices)), indices.shape[1])
+        if settings.rotation:
+            angle = np.radians(random.uniform(-settings.rotation, settings.rotation, n))
+        if settings.changes_pixels:
+            seeds = random.integers(2**63, size=n)
+    return zoom, shift, mirror, angle, seeds
 
 
 def _degrade(image: np.ndarray, settings: Augmentation, random: np.random.Generator) -> np.ndarray:

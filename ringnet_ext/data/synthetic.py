@@ -25,11 +25,11 @@ from ..files.arrays import write_arrays
 from ..files.whole import folder_written_whole, remove_leftovers
 from ..flame import FLAME, FlameModel, builtin_head
 from ..flame.sources import require_landmarks
-from ..geometry.camera import UPRIGHT, project
+from ..geometry.camera import UPRIGHT, project, project_to_pixels
 from ..geometry.surface import vertex_normals
 from ..progress import progress
 from ..render.raster import draw_mesh
-from .face_set import FaceSet
+from .face_set import FaceSet, available_cores
 
 #: Raised whenever the same configuration would give other pictures, so that cached ones are not used.
 _VERSION = 2
@@ -105,7 +105,6 @@ class SyntheticFaces:
         layer = FLAME(head, shape_params=self.shape_params, expression_params=self.expression_params)
         painter = _Painter(head, self)
         labels = []
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         chunk = max(1, 96 // self.images_per_identity)
         bar = progress(total=count, desc=f"rendering {self.split} faces", unit="face")
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +112,7 @@ class SyntheticFaces:
         needed, free = math.prod(shape), shutil.disk_usage(folder.parent).free
         if needed > free:
             raise OSError(f"{folder.parent}: the faces need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
-        with folder_written_whole(folder) as unfinished, ThreadPoolExecutor(workers) as pool, bar:
+        with folder_written_whole(folder) as unfinished, ThreadPoolExecutor(available_cores()) as pool, bar:
             images = np.lib.format.open_memmap(unfinished / "images.npy", "w+", np.uint8, shape)
             for first in range(0, self.identities, chunk):
                 people = range(first, min(first + chunk, self.identities))
@@ -194,7 +193,7 @@ class _Painter:
     """Paints one posed head: colours, light, background, something in front, a camera that is not perfect."""
 
     def __init__(self, head: FlameModel, faces: SyntheticFaces):
-        self.faces = head.faces.astype(np.int32)
+        self.triangles = head.faces.astype(np.int32)
         self.regions = head.regions
         self.rest = head.v_template.astype(np.float32)
         self.configuration = faces
@@ -204,12 +203,10 @@ class _Painter:
         faces, size = self.configuration, self.configuration.size
         random = np.random.default_rng([faces.seed, 3 + _SPLITS[faces.split], index])
         image = self._background(random, size)
-        normals = vertex_normals(vertices, self.faces)
-        points = np.empty_like(vertices)
-        points[:, :2] = (camera[0] * (vertices[:, :2] + camera[1:]) + 1) * (size / 2)
-        points[:, 2] = vertices[:, 2]
+        normals = vertex_normals(vertices, self.triangles)
+        points = project_to_pixels(vertices, camera, size)
         colors = self._light(random, normals, self._albedo(random))
-        draw_mesh(image, points, self.faces, colors, back_faces=False)
+        draw_mesh(image, points, self.triangles, colors, back_faces=False)
         if random.random() < faces.occlusion:
             self._occlude(random, image)
         if not faces.color:

@@ -44,7 +44,9 @@ class Machine:
 
     def __init__(self, data: memoryview, position: int, allowed: Callable[[str], bool]):
         self.data, self.position, self.allowed = data, position, allowed
-        self.stack, self.below, self.memo = [], [], {}
+        self.stack: list = []
+        self.below: list[list] = []  # stacks under the marks
+        self.memo: dict = {}
         self.result = None
 
     def run(self):

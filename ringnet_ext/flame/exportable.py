@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..ops import reference
-from .layer import _COEFFICIENTS, _JOINTS, _POSES, HeadBuffers, _given, _rows
+from .layer import _COEFFICIENTS, _JOINTS, POSES, HeadBuffers, _given, _rows
 
 
 class ExportableFLAME(HeadBuffers):
@@ -59,7 +59,7 @@ class ExportableFLAME(HeadBuffers):
             raise ValueError(f"{_given(poses)}: these are FLAME's joints, but the model has {joints}; use pose")
         pose2rot = pose is None or pose.dim() != 4
         _require("pose", pose, (3 * joints,) if pose2rot else (joints, 3, 3))
-        for name, value, width in (("translation", translation, 3), *zip(_POSES, poses, _POSES.values())):
+        for name, value, width in (("translation", translation, 3), *zip(POSES, poses, POSES.values())):
             _require(name, value, (width,))
         if static_offset is not None and static_offset.shape[1:] == (0, 3):  # as in FlameParams without one
             static_offset = None
@@ -72,9 +72,7 @@ class ExportableFLAME(HeadBuffers):
         size = given[0].shape[0] if given else 1
         betas = _rows(coefficients, widths, size, like)
         if pose is None:
-            pose = (
-                _rows(poses[:1], (3,), size, like) if joints != _JOINTS else _rows(poses, _POSES.values(), size, like)
-            )
+            pose = _rows(poses[:1], (3,), size, like) if joints != _JOINTS else _rows(poses, POSES.values(), size, like)
             pose = pad(pose, (0, 3 * joints - pose.shape[1]))
 
         template = like if static_offset is None else like + static_offset

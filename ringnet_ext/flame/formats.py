@@ -77,12 +77,15 @@ def _parents(table):
         )
     if parents[0] not in _NO_PARENT:
         raise ValueError(f"kintree_table: expected no parent (-1 or 2^32 - 1) for joint 0, got {parents[0]}")
+    require_parents_first("kintree_table", parents)
+    return np.array([-1, *parents[1:]], dtype=np.int64)
+
+
+def require_parents_first(name: str, parents) -> None:
+    """Raises ValueError unless the parent of every joint but the root comes before it."""
     for joint, parent in enumerate(parents[1:], start=1):
         if not 0 <= parent < joint:
-            raise ValueError(
-                f"kintree_table: expected the parent of joint {joint} among 0 ... {joint - 1}, got {parent}"
-            )
-    return np.array([-1, *parents[1:]], dtype=np.int64)
+            raise ValueError(f"{name}: expected the parent of joint {joint} among 0 ... {joint - 1}, got {parent}")
 
 
 # Field of LandmarkEmbedding -> its key in: this project, DECA and SMIRK, SMPL-X's model files

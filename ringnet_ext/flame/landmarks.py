@@ -6,8 +6,10 @@ import os
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from ..files.arrays import read_file, write_arrays
+from ..ops.reference import contour_rows_of_yaw
 from .formats import landmark_arguments
 
 CONTOUR_ROWS = 79
@@ -145,8 +147,7 @@ class LandmarkEmbedding:
 
 def contour_row(yaw_degrees) -> np.ndarray:
     """Row of the contour table for a yaw in degrees, rounded and clamped; positive = turned to the subject's left."""
-    angle = np.rint(np.clip(yaw_degrees, -CONTOUR_MAX_DEGREES, CONTOUR_MAX_DEGREES)).astype(np.int64)
-    return np.where(angle < 0, CONTOUR_MAX_DEGREES - angle, angle)
+    return contour_rows_of_yaw(torch.as_tensor(yaw_degrees)).numpy()
 
 
 def static_first(points, num_contour: int = 17):

@@ -18,14 +18,16 @@ if TYPE_CHECKING:
     from .exportable import ExportableFLAME
 
 _JOINTS = 5  # global, neck, jaw, left eye, right eye
-_POSES = {"global_pose": 3, "neck_pose": 3, "jaw_pose": 3, "eye_pose": 6}  # columns of the pose, in the joints' order
+
+#: Widths of the poses by name: columns of the pose, in the joints' order.
+POSES = {"global_pose": 3, "neck_pose": 3, "jaw_pose": 3, "eye_pose": 6}
 _COEFFICIENTS = "shape", "expression", "eyelids"
 _BODY = "v_template", "shapedirs", "posedirs", "J_regressor", "parents", "lbs_weights"
 _EMBEDDING = "faces", "lmk_faces_idx", "lmk_bary_coords", "contour_faces_idx", "contour_bary_coords"
 
 
 def _given(poses) -> str:
-    return ", ".join(name for name, value in zip(_POSES, poses) if value is not None)
+    return ", ".join(name for name, value in zip(POSES, poses) if value is not None)
 
 
 def _rows(values, widths, size: int, like: Tensor) -> Tensor:
@@ -317,7 +319,7 @@ class FLAME(HeadBuffers):
                 raise ValueError(f"pose: expected either the pose of all joints or {_given(poses)}, got both")
             names, poses, pose_widths = ("pose",), (pose,), (3 * J,)
         elif J == _JOINTS:
-            names, pose_widths = tuple(_POSES), tuple(_POSES.values())
+            names, pose_widths = tuple(POSES), tuple(POSES.values())
         elif all(value is None for value in poses[1:]):
             names, poses, pose_widths = ("global_pose", "the rest"), (global_pose, None), (3, 3 * J - 3)
         else:

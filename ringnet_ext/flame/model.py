@@ -10,7 +10,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..files.arrays import read_file, write_arrays
-from .formats import MODEL_ARRAYS, OPTIONAL_ARRAYS, eyelid_arguments, model_arguments, region_arguments
+from .formats import (
+    MODEL_ARRAYS,
+    OPTIONAL_ARRAYS,
+    eyelid_arguments,
+    model_arguments,
+    region_arguments,
+    require_parents_first,
+)
 from .landmarks import LandmarkEmbedding, index_range, integer_array, real_array
 
 
@@ -79,11 +86,7 @@ class FlameModel:
             index_range("uv_faces", arrays["uv_faces"], len(arrays["uv"]), "texture coordinates")
         if parents[0] != -1:
             raise ValueError(f"parents: expected -1 for the root, joint 0, got {parents[0]}")
-        for joint in range(1, J):
-            if not 0 <= parents[joint] < joint:
-                raise ValueError(
-                    f"parents: expected the parent of joint {joint} among 0 ... {joint - 1}, got {parents[joint]}"
-                )
+        require_parents_first("parents", parents)
         index_range("faces", arrays["faces"], V, "vertices")
         for name, ids in arrays["regions"].items():
             index_range(f"regions[{name!r}]", ids, V, "vertices")

@@ -169,10 +169,10 @@ class ResNet50(nn.Module):
             else:
                 state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            where = (
+            source = (
                 f"{name}: can't get {PRETRAINED[name]}" if name in PRETRAINED else f"{path}: not a readable state dict"
             )
-            raise ValueError(f"{where}: {error}") from error
+            raise ValueError(f"{source}: {error}") from error
         if not isinstance(state, dict):
             raise ValueError(f"{path}: expected a state dict, got {type(state).__name__}")
         state = {key: value for key, value in state.items() if not key.startswith("fc.")}

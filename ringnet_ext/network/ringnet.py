@@ -166,27 +166,24 @@ class RingNet(nn.Module):
     def _on_its_head(cls, path, head, saved, configuration, tensors) -> RingNet:
         """A model with the head that was saved, which is looked for where it was and beside the checkpoint if not
         given."""
-        places = [head]
+        candidates = [head]
         if head is None and saved["path"] is not None:
             folders = (path.parent, path.parent.parent)
-            places = [saved["path"], *(folder / Path(saved["path"]).name for folder in folders)]
-            places = [place for place in places if os.path.isfile(place)]
-            if not places:
+            candidates = [saved["path"], *(folder / Path(saved["path"]).name for folder in folders)]
+            candidates = [candidate for candidate in candidates if os.path.isfile(candidate)]
+            if not candidates:
                 raise FileNotFoundError(
                     f"{path}: its head model, {saved['path']}, is not there any more, nor beside the checkpoint; say where "
                     "it is with --head, in Python with head="
                 )
-        for place in places:
-            model = cls(place, **configuration)
+        for candidate in candidates:
+            model = cls(candidate, **configuration)
             if _same_head(model, saved, tensors):
                 return model
-        own = (
-            "the built-in one"
-            if place is None
-            else "the one given"
-            if isinstance(place, FlameModel)
-            else os.fspath(place)
-        )
+        if candidate is None:
+            own = "the built-in one"
+        else:
+            own = "the one given" if isinstance(candidate, FlameModel) else os.fspath(candidate)
         raise CheckpointError(
             f"{path}: trained on another head than {own}: on {_described_head(saved)}; give it with --head, in Python with "
             "head="

@@ -163,6 +163,11 @@ def contour_rows(rotation: Tensor) -> Tensor:
     """
     r20, r22 = rotation[:, 2, 0], rotation[:, 2, 2]
     degrees = torch.atan2(torch.where(r22 < 0, r20, -r20), r22.abs()) * (180 / math.pi)
+    return contour_rows_of_yaw(degrees)
+
+
+def contour_rows_of_yaw(degrees: Tensor) -> Tensor:
+    """The same for yaws in degrees, of any shape."""
     rounded = degrees.nan_to_num(0.0).clamp(-39, 39).round().long()
     return torch.where(rounded < 0, 39 - rounded, rounded)
 
