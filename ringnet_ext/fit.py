@@ -1,11 +1,11 @@
-"""``python -m ringnet_ext.fit``: fit heads to landmarks."""
+"""``python -m ringnet_ext.fit``: see :mod:`ringnet_ext.commands.fit`."""
 
 import sys
 
 if __name__ == "__main__":
-    from .commands.fit import main
+    from .commands.main import main
 
-    sys.exit(main())
+    sys.exit(main(["fit", *sys.argv[1:]]))
 
 # Whoever imports this module gets the function of its name, which would otherwise be hidden behind it.
 from .fitting import fit

@@ -1,4 +1,4 @@
-"""Sets of photographs that ``python -m ringnet_ext.prepare`` has made: crops in files, and one manifest of them all.
+"""Sets of photographs that ``ringnet prepare`` has made: crops in files, and one manifest of them all.
 
 A set is a folder with ``images/``, ``people.csv`` and ``manifest.npy``, an array with one record per image:
 
@@ -92,7 +92,7 @@ def load_photographs(folder: str | os.PathLike, augmentation: Augmentation = AUG
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; make the set with python -m ringnet_ext.prepare")
+        raise FileNotFoundError(f"{path}: no such file; make the set with ringnet prepare")
     try:
         manifest = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from ..files.arrays import write_arrays
+from ..files.cache import cache_folder
 from ..files.whole import folder_written_whole, remove_leftovers
 from ..flame import FLAME, FlameModel, builtin_head
 from ..flame.sources import require_landmarks
@@ -84,7 +85,7 @@ class SyntheticFaces:
         recipe = json.dumps([_VERSION, head.digest(), dataclasses.asdict(self)], sort_keys=True)
         key = f"{recipe} OpenCV {cv2.__version__} NumPy {np.__version__}"  # they draw, and draw the random numbers
         name = f"faces-{self.split}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-        folder = _cache_folder(cache) / name
+        folder = cache_folder(cache) / name
         if not (folder / "labels.npz").is_file():
             self._render(head, folder)
         with np.load(folder / "labels.npz", allow_pickle=False) as labels:
@@ -174,13 +175,6 @@ def global_pose(yaw: float, pitch: float, roll: float) -> np.ndarray:
     # Half a turn about an axis is half a turn about its opposite too. Of the two vectors of a rotation take the one
     # near UPRIGHT, so that heads that look alike have poses that are alike.
     return vector if vector[0] > 0 else vector * (1 - 2 * math.pi / np.linalg.norm(vector))
-
-
-def _cache_folder(cache: str | os.PathLike | None) -> Path:
-    if cache is not None:
-        return Path(cache)
-    base = os.environ.get("RINGNET_CACHE")
-    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ringnet_ext"
 
 
 # Ends and middles of the palettes that colours are mixed from, linear in [0, 1].

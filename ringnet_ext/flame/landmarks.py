@@ -6,10 +6,8 @@ import os
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from ..files.arrays import read_file, write_arrays
-from ..ops.reference import contour_rows_of_yaw
 from .formats import landmark_arguments
 
 CONTOUR_ROWS = 79
@@ -147,7 +145,9 @@ class LandmarkEmbedding:
 
 def contour_row(yaw_degrees) -> np.ndarray:
     """Row of the contour table for a yaw in degrees, rounded and clamped; positive = turned to the subject's left."""
-    return contour_rows_of_yaw(torch.as_tensor(yaw_degrees)).numpy()
+    # As reference.contour_rows_of_yaw, but without PyTorch, which reading a model does without.
+    angle = np.rint(np.clip(yaw_degrees, -CONTOUR_MAX_DEGREES, CONTOUR_MAX_DEGREES)).astype(np.int64)
+    return np.where(angle < 0, CONTOUR_MAX_DEGREES - angle, angle)
 
 
 def static_first(points, num_contour: int = 17):

@@ -53,5 +53,5 @@ def require_landmarks(head: FlameModel, name: str = "head") -> None:
     if count != 68:
         raise ValueError(
             f"{name}: expected a model with iBUG's 68 landmarks, 17 of the contour and 51 inner ones, and this one has "
-            f"{count or 'none'}; store them with it: python -m ringnet_ext.convert MODEL HEAD.npz --landmarks EMBEDDING"
+            f"{count or 'none'}; store them with it: ringnet convert MODEL HEAD.npz --landmarks EMBEDDING"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from ..flame.sources import require_landmarks
 from ..geometry.camera import FILL, UPRIGHT, project
 from .encoder import ENCODERS, CompactEncoder, to_input
 from .regressor import IterativeRegressor
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class RingNet(nn.Module):
@@ -130,7 +134,7 @@ class RingNet(nn.Module):
         write_checkpoint(path, self.checkpoint_tensors(), self.checkpoint_facts())
 
     @classmethod
-    def load(cls, path: str | os.PathLike, head: FlameModel | str | os.PathLike | None = None) -> RingNet:
+    def load(cls, path: str | os.PathLike, head: FlameModel | str | os.PathLike | None = None) -> Self:
         """Rebuild a model from a checkpoint file, or from a run folder (its best checkpoint).
 
         Args:

@@ -497,7 +497,7 @@ class TestTraining:
         assert RingNet.load(run).trained_on == "photographs" and 0 < RingNet.load(run).limit <= 0.9
         (tmp_path / "nothing").mkdir()
         assert train.main(["--data", str(tmp_path / "nothing"), "--out", str(tmp_path / "other")]) == 1
-        assert "ringnet_ext.prepare" in capsys.readouterr().err
+        assert "ringnet prepare" in capsys.readouterr().err
 
     def test_held_out_people_are_others(self, prepared):
         faces = load_photographs(prepared)
@@ -626,7 +626,7 @@ print(len(faces), len(validation), seconds, peak)
         assert seconds < 1.5 * 4 * few_seconds
 
     def test_damaged_sets_are_refused(self, prepared, tmp_path):
-        with pytest.raises(FileNotFoundError, match="ringnet_ext.prepare"):
+        with pytest.raises(FileNotFoundError, match="ringnet prepare"):
             load_photographs(tmp_path)
         data = (prepared / "manifest.npy").read_bytes()
         for content in (b"", data[: len(data) // 2], npy(np.zeros(3))):

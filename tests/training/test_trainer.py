@@ -27,7 +27,10 @@ from ringnet_ext.training.run_folder import checkpoints
 from ringnet_ext.training.settings import Execution, TrainingSettings
 from ringnet_ext.training.trainer import Trainer
 
-SETTINGS = TrainingSettings(steps=12, rings_per_step=2, ring_size=4, checkpoint_steps=4, warmup_steps=2)
+SETTINGS = TrainingSettings(
+    steps=12, rings_per_step=2, ring_size=4, shares=1, learning_rate=3e-3, checkpoint_steps=4, warmup_steps=2,
+    readout_weight=0.0,
+)  # fmt: skip
 SHARED = dataclasses.replace(SETTINGS, shares=2, readout_weight=10.0, gradient_clip=None)
 FACES = SyntheticFaces(identities=8, images_per_identity=4, size=64)
 
@@ -58,7 +61,7 @@ def same(one, other):
 
 def test_training_lowers_the_losses_and_writes_the_run(faces, tmp_path):
     # A rate at which the course doesn't depend on the last bits: over seeds the loss falls to 0.80 to 0.87.
-    settings = TrainingSettings(steps=60, rings_per_step=4, ring_size=4, checkpoint_steps=20, learning_rate=1e-3)
+    settings = dataclasses.replace(SETTINGS, steps=60, rings_per_step=4, checkpoint_steps=20, learning_rate=1e-3)
     run = trainer(faces, tmp_path, settings, dropout=0.0)
     assert run.train()
     assert run.history[-1]["loss"] < 0.93 * run.history[0]["loss"]
