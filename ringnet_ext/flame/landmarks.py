@@ -66,12 +66,13 @@ class LandmarkEmbedding:
 
     In the order of this project the contour comes first. For the 68 points of iBUG, C = 17 and L = 51.
 
-    static_faces_idx     (L,) int64        triangle of each static point
-    static_bary_coords   (L, 3) float64    its barycentric coordinates there, summing to 1
-    contour_faces_idx    (79, C) int64     one row per degree of yaw, see CONTOUR_ROWS; None without a contour
-    contour_bary_coords  (79, C, 3) float64
-    static_ids           (L,) int64        numbers of the static points in their own scheme, such as MediaPipe's 478;
-                                           None for the 51 inner points of iBUG in their order
+    Attributes:
+        static_faces_idx: (L,) int64, triangle of each static point.
+        static_bary_coords: (L, 3) float64, its barycentric coordinates there, summing to 1.
+        contour_faces_idx: (79, C) int64, one row per degree of yaw, see CONTOUR_ROWS; None without a contour.
+        contour_bary_coords: (79, C, 3) float64.
+        static_ids: (L,) int64, numbers of the static points in their own scheme, such as MediaPipe's 478; None for the
+            51 inner points of iBUG in their order.
     """
 
     static_faces_idx: np.ndarray

@@ -236,7 +236,7 @@ def read_parameters(path: str | os.PathLike, dtype: torch.dtype = torch.float32)
     DECA, EMOCA, SMIRK    shape, exp, pose, or shape_params, expression_params, pose_params, jaw_params, eyelid_params,
                           or shapecode, expcode, posecode: ``.npz``, ``.npy``, ``.mat``, a folder of ``.npy``. The
                           ``.mat`` of DECA's demo has vertices and no parameters
-    VHAP, GaussianAvatars ``flame_param.npz`` with static_offset, ``tracked_flame_params.npz``
+    VHAP                  ``flame_param.npz`` with static_offset, GaussianAvatars' too; ``tracked_flame_params.npz``
     metrical-tracker      ``.frame``: the head stands still, its camera moves
     MICA                  ``identity.npy``
     smplx                 betas, expression, global_orient, neck_pose, jaw_pose, leye_pose, reye_pose, transl

@@ -167,7 +167,7 @@ class RingNet(nn.Module):
         return model.eval()
 
     @classmethod
-    def _on_its_head(cls, path, head, saved, configuration, tensors) -> RingNet:
+    def _on_its_head(cls, path, head, saved, configuration, tensors) -> Self:
         """A model with the head that was saved, which is looked for where it was and beside the checkpoint if not
         given."""
         candidates = [head]

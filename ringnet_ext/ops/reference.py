@@ -35,7 +35,7 @@ def _polynomial(x: Tensor, coefficients: list[float]) -> Tensor:
 def batch_rodrigues(rot_vecs: Tensor, epsilon: float = 1e-8) -> Tensor:
     """Rotation matrices of axis-angle vectors.
 
-    R = I + sin(x)/x K + (1 - cos x)/x^2 K^2, where x = |r| and K is the cross product matrix of r. Both factors are
+    R = I + sin(x)/x K + (1 - cos x)/x^2 K^2, where x = ``|r|`` and K is the cross product matrix of r. Both factors are
     smooth functions of x^2; below 1 they are summed as series, so values and derivatives of any order are right at 0
     too.
 
