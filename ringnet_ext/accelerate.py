@@ -73,7 +73,7 @@ def _new(cls: type) -> nn.Module:
 
 
 def _reduce(self, protocol):
-    function, (_, *arguments), *rest = object.__reduce_ex__(self, max(protocol, 2))
+    _, _, *rest = object.__reduce_ex__(self, max(protocol, 2))
     return (_new, (self._slow_class,), *rest)
 
 
@@ -121,7 +121,8 @@ def accelerate(module: nn.Module) -> Acceleration:
     found = {name: (part, base) for name, part in module.named_modules() if (base := _base(part))}
     if not found:
         raise ValueError(
-            f"module: expected one of smplx's body models (SMPL, SMPLH, SMPLX, MANO, FLAME), or a module that has one, got {type(module).__name__}"
+            "module: expected one of smplx's body models (SMPL, SMPLH, SMPLX, MANO, FLAME), or a module that has one, "
+            f"got {type(module).__name__}"
         )
     for part, base in found.values():
         if not hasattr(part, "_slow_class"):

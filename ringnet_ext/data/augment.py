@@ -44,8 +44,8 @@ def crop(
         rings: which rows to cut. A ring comes out the same whichever others are cut with it.
 
     Returns:
-        images (B R, 1 or 3, size, size) uint8, for :func:`ringnet_ext.network.encoder.to_input`; landmarks (B R, 68, 2) in the
-        crops' normalised coordinates; their confidence (B R, 68).
+        images (B R, 1 or 3, size, size) uint8, for :func:`ringnet_ext.network.encoder.to_input`; landmarks
+        (B R, 68, 2) in the crops' normalised coordinates; their confidence (B R, 68).
     """
     count, length = indices.shape
     *moves, seeds = _variation(faces, indices, random)

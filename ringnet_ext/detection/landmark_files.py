@@ -246,8 +246,11 @@ def _csv(data: bytes) -> np.ndarray:
 
 #: Columns of a .csv that are read, and what else they are called.
 _COLUMNS = {
-    "x": (), "y": (), "confidence": ("score", "probability", "conf"), "index": ("i", "id", "idx", "point", "landmark", "number")
-}  # fmt: skip
+    "x": (),
+    "y": (),
+    "confidence": ("score", "probability", "conf"),
+    "index": ("i", "id", "idx", "point", "landmark", "number"),
+}
 
 
 def _named_columns(names: list[str], rows: list[list[str]]) -> np.ndarray:

@@ -1,8 +1,8 @@
 """The square around a face that is cut from an image: one definition for training, ``prepare`` and ``infer``.
 
 The middle of the square is the middle of the box of the 68 landmarks, and the larger side of that box fills
-:data:`ringnet_ext.geometry.camera.FILL` (0.8) of the square. Landmarks that are not known don't count. Where the square reaches
-beyond the image, the pixels of the image's edge are repeated.
+:data:`ringnet_ext.geometry.camera.FILL` (0.8) of the square. Landmarks that are not known don't count. Where the square
+reaches beyond the image, the pixels of the image's edge are repeated.
 """
 
 from __future__ import annotations

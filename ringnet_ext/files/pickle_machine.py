@@ -114,7 +114,7 @@ class Machine:
         target = self.stack[-1]
         if not isinstance(target, dict) or len(items) % 2:
             raise ValueError("sets items of something that is no dictionary")
-        for key, value in zip(items[::2], items[1::2]):
+        for key, value in zip(items[::2], items[1::2], strict=True):
             # Large integers can be chosen so that they collide in a dictionary and make it slow.
             if not isinstance(key, (str, bytes)) and not (isinstance(key, int) and abs(key) < 2**31):
                 raise ValueError(f"a dictionary key of type {type(key).__name__}")

@@ -353,7 +353,7 @@ def _torch_tensor(storage, offset, shape, stride):
     if not isinstance(storage, np.ndarray) or storage.ndim != 1 or len(stride) != len(shape) or type(offset) is not int:
         raise ValueError("a torch tensor of unknown form")
     count = math.prod(shape)
-    last = offset + sum((n - 1) * s for n, s in zip(shape, stride))
+    last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
     if count > len(storage) or (count and not 0 <= offset <= last < len(storage)):
         raise ValueError(f"a torch tensor of shape {shape} over {len(storage)} numbers")
     if not count:

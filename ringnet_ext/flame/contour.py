@@ -178,7 +178,7 @@ def _clipped_edges(faces, cuts):
                 crossings = [(b[:, i] * v[:, j] - b[:, j] * v[:, i]) / (v[:, j] - v[:, i]) for i, j in pairs]
                 polygon = np.concatenate([b[:, :count], np.stack(crossings, axis=1)], axis=1)
                 kept.setdefault(count + 2, []).append((triangle[these], polygon))
-        polygons = [tuple(map(np.concatenate, zip(*parts))) for parts in kept.values()]
+        polygons = [tuple(map(np.concatenate, zip(*parts, strict=True))) for parts in kept.values()]
     triangle = np.concatenate([np.repeat(t, b.shape[1]) for t, b in polygons])
     starts = np.concatenate([b.reshape(-1, 3) for _, b in polygons])
     ends = np.concatenate([np.roll(b, -1, axis=1).reshape(-1, 3) for _, b in polygons])
@@ -234,5 +234,5 @@ def _outermost(x, y, depth, angles, tie):
             raise ValueError(f"landmarks: nothing of the head is seen at {np.degrees(angle):.0f} degrees from below")
         best = outer[near[outer].argmax()]
         found.append((edges[best], way[best]))
-    edge, way = (np.array(values) for values in zip(*found))
+    edge, way = (np.array(values) for values in zip(*found, strict=True))
     return edge, way[:, None]

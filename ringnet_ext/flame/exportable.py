@@ -59,14 +59,16 @@ class ExportableFLAME(HeadBuffers):
             raise ValueError(f"{_given(poses)}: these are FLAME's joints, but the model has {joints}; use pose")
         pose2rot = pose is None or pose.dim() != 4
         _require("pose", pose, (3 * joints,) if pose2rot else (joints, 3, 3))
-        for name, value, width in (("translation", translation, 3), *zip(POSES, poses, POSES.values())):
+        for name, value, width in (("translation", translation, 3), *zip(POSES, poses, POSES.values(), strict=True)):
             _require(name, value, (width,))
         if static_offset is not None and static_offset.shape[1:] == (0, 3):  # as in FlameParams without one
             static_offset = None
         _require("static_offset", static_offset, tuple(like.shape))
         widths = (self.shape_params, self.expression_params, self.eyelid_params)
-        coefficients = [_padded(name, value, width)
-                        for name, value, width in zip(_COEFFICIENTS, (shape, expression, eyelids), widths)]  # fmt: skip
+        coefficients = [
+            _padded(name, value, width)
+            for name, value, width in zip(_COEFFICIENTS, (shape, expression, eyelids), widths, strict=True)
+        ]
 
         given = [value for value in (*coefficients, translation, static_offset, pose, *poses) if value is not None]
         size = given[0].shape[0] if given else 1

@@ -17,8 +17,12 @@ OPTIONAL_ARRAYS = "eyeliddirs", "uv", "uv_faces"
 
 _SHAPE_DIRECTIONS = 300  # of FLAME's 400, and of SMPL-X's; the rest are expressions
 _FLAME_NAMES = {
-    "v_template": "v_template", "shapedirs": "shapedirs", "posedirs": "posedirs", "lbs_weights": "weights", "faces": "f",
-}  # fmt: skip
+    "v_template": "v_template",
+    "shapedirs": "shapedirs",
+    "posedirs": "posedirs",
+    "lbs_weights": "weights",
+    "faces": "f",
+}
 _NO_PARENT = (-1, 2**32 - 1, 2**64 - 1)
 
 

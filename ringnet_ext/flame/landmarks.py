@@ -39,7 +39,9 @@ def real_array(name: str, value, shape: tuple) -> np.ndarray:
 
 def _check_shape(name, array, shape):
     wanted = "(" + ", ".join(str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
-    fits = array.ndim == len(shape) and all(isinstance(n, str) or n == m for n, m in zip(shape, array.shape))
+    fits = array.ndim == len(shape) and all(
+        isinstance(n, str) or n == m for n, m in zip(shape, array.shape, strict=True)
+    )
     if not fits:
         raise ValueError(f"{name}: expected shape {wanted}, got {array.shape}")
     return array

@@ -27,13 +27,13 @@ _EMBEDDING = "faces", "lmk_faces_idx", "lmk_bary_coords", "contour_faces_idx", "
 
 
 def _given(poses) -> str:
-    return ", ".join(name for name, value in zip(POSES, poses) if value is not None)
+    return ", ".join(name for name, value in zip(POSES, poses, strict=True) if value is not None)
 
 
 def _rows(values, widths, size: int, like: Tensor) -> Tensor:
     """The values (size, width) side by side, zeros for those that are None."""
     parts, missing = [], 0
-    for value, width in zip(values, widths):
+    for value, width in zip(values, widths, strict=True):
         if value is None:
             missing += width
             continue
@@ -238,7 +238,7 @@ class FLAME(HeadBuffers):
         *directions, eyelids = self.shapedirs.split(
             [self.shape_params, self.expression_params, self.eyelid_params], dim=-1
         )
-        for (name, value), dirs in zip(given.items(), directions):
+        for (name, value), dirs in zip(given.items(), directions, strict=True):
             if value is None:
                 free.append(dirs)
             else:
@@ -274,7 +274,8 @@ class FLAME(HeadBuffers):
         vertices, joints = self.lbs_weights.shape
         return (
             f"vertices={vertices}, faces={len(self.faces)}, joints={joints}, "
-            f"shape_params={self.shape_params}, expression_params={self.expression_params}, eyelid_params={self.eyelid_params}"
+            f"shape_params={self.shape_params}, expression_params={self.expression_params}, "
+            f"eyelid_params={self.eyelid_params}"
         )
 
     def _body(self, template=None):
@@ -348,7 +349,7 @@ class FLAME(HeadBuffers):
         """The values in the layer's dtype and as wide as they should be, and their batch size, to which all are
         expanded."""
         batch, fitted = {} if template is None else {"static_offset": len(template)}, []
-        for name, value, width in zip(names, values, widths):
+        for name, value, width in zip(names, values, widths, strict=True):
             coefficients = name in _COEFFICIENTS
             matrices = name == "pose" and isinstance(value, Tensor) and value.dim() == 4
             value = self._checked(

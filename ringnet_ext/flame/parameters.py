@@ -159,7 +159,7 @@ class FlameParams(NamedTuple):
         if vector.dim() != 2 or vector.shape[1] != 415:
             raise ValueError(f"vector: expected shape (B, 415), got {tuple(vector.shape)}")
         names = ("shape", "expression", *POSES)
-        return cls.make(**dict(zip(names, vector.split([300, 100, *POSES.values()], dim=1))))
+        return cls.make(**dict(zip(names, vector.split([300, 100, *POSES.values()], dim=1), strict=True)))
 
     def to_deca(self, camera: Tensor) -> dict[str, Tensor]:
         """DECA's code dictionary with `shape`, `exp`, `pose` and `cam`, from a DECA camera (B, 3).
@@ -326,8 +326,8 @@ def _require_known(content):
     unknown = content.keys() - _PARAMETERS - _LEFT_OUT
     if unknown:
         raise ValueError(
-            f"{_listed(sorted(unknown, key=str))}: not among the names that are known; remove what isn't a parameter of the "
-            f"head, and call the others {', '.join(FlameParams._fields)}"
+            f"{_listed(sorted(unknown, key=str))}: not among the names that are known; remove what isn't a parameter "
+            f"of the head, and call the others {', '.join(FlameParams._fields)}"
         )
 
 
@@ -341,7 +341,7 @@ def _split_poses(name: str, pose: Tensor, expression: str | None) -> dict[str, T
     expression."""
     width = pose.shape[1]
     if width == 15:
-        return dict(zip(POSES, pose.split(list(POSES.values()), dim=1)))
+        return dict(zip(POSES, pose.split(list(POSES.values()), dim=1), strict=True))
     if width == 3 and name == "pose_params":  # SMIRK's
         return {"global_pose": pose}
     if width != 6:

@@ -36,8 +36,8 @@ def project(points: torch.Tensor, camera: torch.Tensor) -> torch.Tensor:
 
 
 def project_to_pixels(vertices: np.ndarray, camera: np.ndarray, size: int) -> np.ndarray:
-    """One mesh (V, 3) as :func:`project` sees it by one camera (3,), in a size x size image: x and y in pixels, then the
-    depth, (V, 3); what a rasteriser takes."""
+    """One mesh (V, 3) as :func:`project` sees it by one camera (3,), in a size x size image: x and y in pixels, then
+    the depth, (V, 3); what a rasteriser takes."""
     points = np.empty_like(vertices)
     points[:, :2] = (camera[0] * (vertices[:, :2] + camera[1:]) + 1) * (size / 2)
     points[:, 2] = vertices[:, 2]

@@ -86,7 +86,7 @@ class RingNet(nn.Module):
         }
         #: What it was trained on, ``synthetic faces`` or ``photographs``; None if that is not known.
         self.trained_on: str | None = None
-        #: What :func:`ringnet_ext.inference.framing.following` is at most on faces that it knows; None if not measured yet.
+        #: What :func:`ringnet_ext.inference.framing.following` is at most on faces that it knows; None if not measured.
         self.limit: float | None = None
 
     def forward(self, images: Tensor) -> HeadParams:
@@ -177,8 +177,8 @@ class RingNet(nn.Module):
             candidates = [candidate for candidate in candidates if os.path.isfile(candidate)]
             if not candidates:
                 raise FileNotFoundError(
-                    f"{path}: its head model, {saved['path']}, is not there any more, nor beside the checkpoint; say where "
-                    "it is with --head, in Python with head="
+                    f"{path}: its head model, {saved['path']}, is not there any more, nor beside the checkpoint; say "
+                    "where it is with --head, in Python with head="
                 )
         for candidate in candidates:
             model = cls(candidate, **configuration)
@@ -189,8 +189,8 @@ class RingNet(nn.Module):
         else:
             own = "the one given" if isinstance(candidate, FlameModel) else os.fspath(candidate)
         raise CheckpointError(
-            f"{path}: trained on another head than {own}: on {_described_head(saved)}; give it with --head, in Python with "
-            "head="
+            f"{path}: trained on another head than {own}: on {_described_head(saved)}; give it with --head, in Python "
+            "with head="
         )
 
 

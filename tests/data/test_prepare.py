@@ -271,7 +271,7 @@ class TestPrepare:
             assert (tmp_path / "set" / name).read_bytes() == (prepared / name).read_bytes()
         done.clear()
         assert prepare_command.main(command) == 0 and not done
-        with pytest.raises(ValueError, match='"size": 96.*"size": 64.*another folder'):
+        with pytest.raises(ValueError, match=r'"size": 96.*"size": 64.*another folder'):
             prepare.prepare(vggface2, tmp_path / "set", prepare.PrepareSettings(size=64))
 
     def test_a_changed_source_changes_the_set(self, vggface2, prepared, tmp_path):
@@ -631,5 +631,5 @@ print(len(faces), len(validation), seconds, peak)
         data = (prepared / "manifest.npy").read_bytes()
         for content in (b"", data[: len(data) // 2], npy(np.zeros(3))):
             (tmp_path / "manifest.npy").write_bytes(content)
-            with pytest.raises(ValueError, match="manifest.npy"):
+            with pytest.raises(ValueError, match=r"manifest.npy"):
                 load_photographs(tmp_path)

@@ -139,7 +139,7 @@ class TestMesh:
 
 class TestFaceLandmarker:
     def test_missing_file(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="face_landmarker.task"):
+        with pytest.raises(FileNotFoundError, match=r"face_landmarker.task"):
             FaceLandmarker(tmp_path / "missing.task")
 
     def test_missing_package(self, tmp_path, monkeypatch):
@@ -201,7 +201,7 @@ class TestFaceLandmarker:
             versions.append(FaceLandmarker(tmp_path / name).version)
         assert versions[0] == versions[2] != versions[1]
         (tmp_path / "broken").write_bytes(b"broken")
-        with pytest.raises(ValueError, match="broken.*zip archive"):
+        with pytest.raises(ValueError, match=r"broken.*zip archive"):
             FaceLandmarker(tmp_path / "broken")
 
     @pytest.mark.skipif(

@@ -151,8 +151,14 @@ class TestCommandOnMeshes:
         x = positions(ball(), ears.static_faces_idx[51:], ears.static_bary_coords[51:])[:, 0]
         assert (x[:8] < -0.075).all() and (x[8:] > 0.075).all()
 
-    @pytest.mark.parametrize("regions, message", [("missing.pkl", "missing.pkl"), ("other.pkl", "other.pkl: regions['left_ear']"),
-                                                  ("landmarks.npz", "landmarks.npz: regions")])  # fmt: skip
+    @pytest.mark.parametrize(
+        "regions, message",
+        [
+            ("missing.pkl", "missing.pkl"),
+            ("other.pkl", "other.pkl: regions['left_ear']"),
+            ("landmarks.npz", "landmarks.npz: regions"),
+        ],
+    )
     def test_regions_that_are_missing_or_of_another_head_are_named(self, given, tmp_path, capsys, regions, message):
         assert main([*given, "--regions", str(tmp_path / regions)]) == 1
         assert message in capsys.readouterr().err and not (tmp_path / "c.npz").exists()

@@ -57,7 +57,7 @@ def test_ringnet_files(embedding, tmp_path, protocol):
     assert same(LandmarkEmbedding.load(static), embedding, *names)
     assert same(LandmarkEmbedding.load(static, dynamic), embedding)
     assert same(LandmarkEmbedding.load(dynamic, static), embedding)
-    with pytest.raises(ValueError, match="dynamic.npy: no static landmarks"):
+    with pytest.raises(ValueError, match=r"dynamic.npy: no static landmarks"):
         LandmarkEmbedding.load(dynamic)
 
 

@@ -107,7 +107,7 @@ def landmark_embedding(head: T.Template) -> LandmarkEmbedding:
     """The 68 points of iBUG on the mean head."""
 
     def embed(points):
-        faces, bary = zip(*[locate(*p) for p in points])
+        faces, bary = zip(*[locate(*p) for p in points], strict=True)
         return np.array(faces), np.array(bary)
 
     outline = _outline(head)

@@ -170,7 +170,7 @@ def _feature_levels(x):
         level[row[ring]] = curve(at) * (1 - leave) + level[row[ring]] * leave
 
     for ring, above in ((BROW - 1, 4.5), (BROW, 0.0), (BROW + 1, -3.8)):
-        along(ring, lambda x: brow_line(x) + above, 46, 24)
+        along(ring, lambda x, above=above: brow_line(x) + above, 46, 24)
     nose_side = lambda x: 2.2 * smoothstep(1 - x / CANTHI[0, 0])
     upper_lid = lambda x: _lid_line(x) + 0.9 + nose_side(x) + 5.4 * _lid_shape(x, 0.44)
     lower_lid = lambda x: _lid_line(x) - 0.9 - nose_side(x) - 4.2 * _lid_shape(x, 0.56)
@@ -252,7 +252,7 @@ _NOSE = np.array([
 
 def _features(p):
     """Height (...) over skull points p (..., 3) of the subject's left, along z."""
-    x, y, z = np.moveaxis(p, -1, 0)
+    x, y = np.moveaxis(p, -1, 0)[:2]
     height, width = np.moveaxis(spline(_NOSE[:, 0], _NOSE[:, 1:], np.clip(y, -46, 52)), -1, 0)
     h = height * np.exp(-((x / width) ** 2))
     h += 4.8 * _bump(x, y, 0, -17.6, 8.0, 7.2)  # tip
