@@ -132,7 +132,8 @@ def test_imports_from_the_checkout_and_from_elsewhere(where):
 
 def test_operators_and_decoder_do_without_the_networks_packages():
     program = (
-        "import sys; sys.modules.update(dict.fromkeys(['cv2', 'safetensors', 'trimesh', 'tqdm', 'matplotlib', 'yaml']));"
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(['cv2', 'safetensors', 'trimesh', 'tqdm', 'matplotlib', 'yaml']))\n"
         "import ringnet_ext; assert ringnet_ext.FLAME()().landmarks.shape == (1, 68, 3);"
         "del sys.modules['cv2'], sys.modules['safetensors']; print(ringnet_ext.RingNet.__name__)"
     )
