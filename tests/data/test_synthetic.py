@@ -1,5 +1,7 @@
 """What is painted on synthetic faces: as varied as a training set needs, and always a picture."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,7 @@ def test_palettes_are_colours_and_every_mixture_lies_between_two_neighbours(pale
     assert colours.min() >= 0 and colours.max() <= 1
     random = np.random.default_rng(0)
     mixtures = np.array([synthetic._mixed(random, colours) for _ in range(500)])
-    for low, high in zip(colours[:-1], colours[1:], strict=True):
+    for low, high in itertools.pairwise(colours):
         share = (mixtures - low) @ (high - low) / ((high - low) @ (high - low))
         near = np.abs(mixtures - low - np.clip(share, 0, 1)[:, None] * (high - low)).max(1) < 1e-9
         assert near.sum() > 500 / len(colours) / 2  # each stretch of the line has its part
