@@ -1,17 +1,16 @@
-"""Draws docs/crop.jpg: the square around a face, on a rendered one. Run from the root of the checkout: python
-docs/crop.py"""
+"""Draws docs/crop.jpg, the square around a face on a rendered one. From the checkout: python docs/crop.py"""
 
 import cv2
 import numpy as np
 import torch
 
 from ringnet_ext.data import prepare
-from ringnet_ext.geometry.camera import FILL, yaw_of
 from ringnet_ext.data.synthetic import SyntheticFaces
-from ringnet_ext.files.images import write_image
-from ringnet_ext.render.pictures import mark_points
-from ringnet_ext.render.pictures.sheets import sheet
 from ringnet_ext.detection.squares import cut_square, landmark_square
+from ringnet_ext.files.images import write_image
+from ringnet_ext.geometry.camera import FILL, yaw_of
+from ringnet_ext.render.pictures import mark_points
+from ringnet_ext.render.sheets import sheet
 
 SIZE = 360
 BOX, SQUARE, LOOSE = (30, 90, 220), (20, 150, 60), (150, 150, 150)
