@@ -75,7 +75,7 @@ def examined() -> dict[str, Any]:
             import_module(name)
         except Exception as error:  # whatever a broken package raises
             problems.append(f"{name} can't be imported: {explained(error)}")
-    found["core"] = _core(problems, warnings)
+    found["core"] = _core(problems, warnings) if "torch" in sys.modules else None  # the core needs it
     found["cuda"] = _cuda(found["core"] is not None, problems)
     found["operators"] = {} if found["core"] is None else _operators(found["cuda"], problems)
     return found | {"warnings": warnings, "problems": problems}
@@ -229,7 +229,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     core = found["core"] or {"core": "can't be used"}
     rows = [("ringnet_ext", f"{ours['version']}, {ours['folder']}")]
     rows += [(name, value) for name, value in core.items() if name not in ("ringnet_ext", "torch")]
-    rows.append(("PyTorch", f"for CUDA {cuda['torch']}" if cuda["torch"] else "without CUDA"))
+    if found["core"]:
+        rows.append(("PyTorch", f"for CUDA {cuda['torch']}" if cuda["torch"] else "without CUDA"))
     rows += [("device", f"{each['name']}, {each['capability']}, {_size(each['bytes'])}") for each in cuda["devices"]]
     rows += [("operators", f"{device}: within {value:.0e} m") for device, value in found["operators"].items()]
     rows.append(("cores", str(machine["cores"])))

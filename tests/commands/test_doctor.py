@@ -106,6 +106,18 @@ def test_a_package_that_is_broken_is_a_problem(monkeypatch, capsys):
     assert problem.startswith("cv2 can't be imported: ")
 
 
+def test_on_a_bare_python_it_says_what_is_missing(tmp_path):
+    """With the package's files and nothing else: no core, none of the packages."""
+    (tmp_path / "ringnet_ext").symlink_to(ROOT / "ringnet_ext")
+    started = [sys.executable, "-S", "-m", "ringnet_ext", "doctor"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run = subprocess.run(started, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 1 and not run.stderr, run.stderr
+    problems = [line for line in run.stdout.splitlines() if line.startswith("problem: ")]
+    assert "pip install ." in problems[0] and all(name in problem for name, problem in zip(
+        ("torch", "numpy", "cv2"), problems[1:], strict=True))  # fmt: skip
+
+
 def test_operators_that_are_wrong_or_fail_are_a_problem(monkeypatch, capsys):
     right = ops.flame_lbs
 

@@ -55,6 +55,7 @@ def test_version(capsys):
     "arguments, message",
     [
         (["trian"], "there is no verb 'trian'; did you mean train? ringnet --help lists them"),
+        (["flame", "--model", "a.npz"], "there is no verb 'flame'; did you mean pose? ringnet --help lists them"),
         (["zzz", "--help"], "there is no verb 'zzz'; ringnet --help lists them"),
         ([], "expected a verb: train, infer"),
         (["--out", "x"], "unrecognized arguments: --out x; ringnet --help"),
