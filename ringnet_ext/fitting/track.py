@@ -80,12 +80,17 @@ def clips(usable: Tensor, of: Tensor) -> Tensor:
     return chosen.nonzero()[:, 0]
 
 
+#: A step is made shorter or longer by this at most, and not if that differs by less.
+_LENGTHS, _NEAR_ENOUGH = (0.05, 2.0), 0.2
+
+
 class Video:
     """Equations of videos: a frame's parameters differ little from the next one's. Its objective has another term,
     half the sum of |(local_n - local_{n+1}) tie_n|^2.
 
-    They aren't held: derivatives are taken anew, some frames at a time, whenever a step is wanted. Damping is a
-    frame's own: where a step made a frame worse, the next one is shorter there, and not in the whole video.
+    They aren't held: derivatives are taken anew, some frames at a time, whenever a step is wanted. As the
+    objective alone costs little, a step that overshoots is made shorter rather than refused: in a long video some
+    frames nearly always do, as their contour jumps from one row of its table to the next.
 
     Args:
         residuals, problem, local, shared, local_prior, shared_prior, common: as of
@@ -110,7 +115,6 @@ class Video:
         self.local, self.shared, self.common = local.clone(), shared.clone(), common
         self._residuals, self._problem, self._frames_at_once = residuals, problem, frames_at_once
         self._local_prior, self._shared_prior, self._all_ties = local_prior, shared_prior, tie.square()
-        self._care = torch.ones_like(problem, dtype=torch.float64)
         self._work_on(torch.ones(len(shared), dtype=torch.bool, device=problem.device))
 
     def _work_on(self, alive: Tensor) -> None:
@@ -125,13 +129,13 @@ class Video:
 
     def keep(self, running: Tensor) -> None:
         frames = running[self._of]
-        self._costs, self._care = self._costs[frames], self._care[frames]
+        self._costs = self._costs[frames]
         alive = torch.zeros(len(self.shared), dtype=torch.bool, device=running.device)
         alive[self._alive[running]] = True
         self._work_on(alive)
 
     def step(self, damping: Tensor) -> Tensor:
-        by_frame = (damping[self._of] * self._care).to(self.local)
+        by_frame = damping[self._of].to(self.local)
         linear = _Linear(self, by_frame, damping)
         eliminated = linear.eliminated(self.local.dtype)
         S = self.shared.shape[1]
@@ -146,21 +150,43 @@ class Video:
             if S
             else (-eliminated.solution(gradient.new_ones(len(gradient), 1)))
         )
-        self._next = self.local[self._frames] + d_local, self.shared[self._alive] + d_shared.to(self.shared)
+        self._step = d_local, d_shared.to(self.shared)
+        slopes = (d_local * linear.gradient).sum(1)
+        self._slope = add_up(slopes, self._of, len(damping)) + (d_shared * gradient).sum(1)
         promised = promised_decrease(d_local, linear.gradient, linear.diagonal, by_frame)
         return add_up(promised, self._of, len(damping)) + promised_decrease(d_shared, gradient, undamped, damping)
 
     def trial(self) -> Tensor:
-        self._next_costs = self._frame_costs(*self._next)
-        return self._total(self._next_costs, self._next[1])
+        before, length = self._total(self._costs, self.shared[self._alive]), torch.ones_like(self._slope)
+        after, costs = self._after(length)
+        # Where the step was too long or too short, a parabola says by how much. To look there costs little.
+        curvature = after - before - self._slope
+        other = torch.where(curvature > 0, -self._slope / (2 * curvature), length).clamp(*_LENGTHS)
+        other = torch.where(after.isfinite(), other, _LENGTHS[0])
+        if ((other - 1).abs() > _NEAR_ENOUGH).any():
+            there, costs_there = self._after(other)
+            better = ~(after <= there)
+            length, after = torch.where(better, other, length), torch.where(better, there, after)
+            costs = torch.where(better[self._of], costs_there, costs)
+        self._next, self._next_costs = self._moved(length), costs
+        return after
+
+    def _after(self, length: Tensor) -> tuple[Tensor, Tensor]:
+        """The objective (g,) after a part (g,) of the step, and the frames' part of it (n,)."""
+        x, y = self._moved(length)
+        costs = self._frame_costs(x, y)
+        return self._total(costs, y), costs
+
+    def _moved(self, length: Tensor) -> tuple[Tensor, Tensor]:
+        d_local, d_shared = self._step
+        length = length.to(d_local)
+        return (
+            self.local[self._frames] + length[self._of][:, None] * d_local,
+            self.shared[self._alive] + length[:, None] * d_shared,
+        )
 
     def accept(self, accepted: Tensor) -> None:
         frames = accepted[self._of]
-        worse = ~(self._next_costs <= self._costs)
-        care = torch.where(
-            frames, torch.where(worse, self._care, self._care / 4), torch.where(worse, self._care * 8, self._care)
-        )
-        self._care = care.clamp(1.0, 1e8)
         x, y = self._next
         self.local[self._frames[frames]] = x[frames]
         self.shared[self._alive[accepted]] = y[accepted]
