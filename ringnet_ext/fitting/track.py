@@ -163,7 +163,8 @@ class Video:
         curvature = after - before - self._slope
         other = torch.where(curvature > 0, -self._slope / (2 * curvature), length).clamp(*_LENGTHS)
         other = torch.where(after.isfinite(), other, _LENGTHS[0])
-        if ((other - 1).abs() > _NEAR_ENOUGH).any():
+        other = torch.where((other - 1).abs() > _NEAR_ENOUGH, other, length)
+        if (other != length).any():
             there, costs_there = self._after(other)
             better = ~(after <= there)
             length, after = torch.where(better, other, length), torch.where(better, there, after)
