@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -15,6 +17,9 @@ from tqdm import tqdm
 
 from .._version import __version__
 from ..files.checkpoint import CheckpointError, read_checkpoint
+from ..files.whole import written_whole
+
+_CONFIGURATION = "config.json"
 
 
 def checkpoints(folder: str | os.PathLike) -> list[Path]:
@@ -48,6 +53,40 @@ def newest_checkpoint(folder: str | os.PathLike) -> tuple[Path, dict[str, torch.
             tqdm.write(f"{error}; using {path.name}")
             return found
         raise
+
+
+def begin_run(folder: str | os.PathLike, description: dict) -> None:
+    """Write what a new run comes from to the folder's ``config.json``.
+
+    Of an earlier run the checkpoints, the events and the best model are removed.
+    """
+    folder = Path(folder)
+    for earlier in ("checkpoints", "tensorboard"):
+        shutil.rmtree(folder / earlier, ignore_errors=True)
+    (folder / "best.safetensors").unlink(missing_ok=True)
+    write_json(folder / _CONFIGURATION, description)
+
+
+def shares_of_run(folder: str | os.PathLike) -> int:
+    """In how many shares the run in a folder divides its steps.
+
+    Raises:
+        ValueError: its ``config.json`` doesn't say so.
+    """
+    path = Path(folder) / _CONFIGURATION
+    try:
+        shares = json.loads(path.read_text())["options"]["shares"]
+    except (OSError, KeyError, TypeError, ValueError):
+        shares = None
+    if not isinstance(shares, int) or shares < 1:
+        raise ValueError(f"{path}: doesn't say in how many shares the run divides its steps; give --shares")
+    return shares
+
+
+def write_json(path: str | os.PathLike, value: dict) -> None:
+    """Write a JSON file for people and programs; whole or not at all."""
+    with written_whole(path) as file:
+        file.write(json.dumps(value, indent=2).encode() + b"\n")
 
 
 def described(options: argparse.Namespace, **more) -> dict:

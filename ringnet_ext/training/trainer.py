@@ -79,6 +79,11 @@ class Trainer:
         )  # fmt: skip
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
 
+        if settings.readout_weight > 0 and model.readout is None:
+            raise ValueError(
+                f"readout_weight: {settings.readout_weight}, and the model has nothing to read the landmarks off its "
+                "features with; make it with readout=True, or set the weight to 0"
+            )
         if settings.shares % self.processes.count:
             raise ValueError(
                 f"shares: expected a multiple of the {self.processes.count} processes, got {settings.shares}"
@@ -87,7 +92,7 @@ class Trainer:
         self._first_share = shares * self.processes.rank
         # Each share has the same parameters and head, and running statistics of its own. Those of the first are kept.
         self.replicas = [model, *(replica(model) for _ in range(shares - 1))]
-        one_random_generator = model.configuration["dropout"] > 0
+        one_random_generator = bool(model.configuration["dropout"])
         if one_random_generator and execution.workers > 1:
             raise ValueError("workers: threads share one random generator, so more than one needs dropout 0")
         one_after_the_other = one_random_generator or self.device.type != "cpu" or execution.compile
