@@ -103,26 +103,7 @@ def fit(
     )  # fmt: skip
     tolerance = (1e-5 if video else 1e-6) if tolerance is None else tolerance
     found, sigma = task.solved(sigma, iterations=iterations, tolerance=tolerance, progress=progress)
-    solution, reasons = found.solution, [REASONS[reason] for reason in found.solution.stopped.tolist()]
-    nothing = ~task.somewhere_usable()
-    for g in nothing.nonzero()[:, 0].tolist():
-        reasons[g] = f"no image with at least {_FEWEST} known landmarks"
-    invalid = solution.stopped == REASONS.index(INVALID)
-    failed = {g: reasons[g] for g in (nothing | invalid).nonzero()[:, 0].tolist()}
-
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order), device=order.device)
-    seen, distance = found.residuals.seen(found.values)
-    row, C = found.values[back], parameters.columns
-    weak, translation, focal_length = lens.weak(C.take(row, lens.names))
-    return Fit(
-        params=HeadParams(weak, *(row[:, C[name]] for name in ("global_pose", "jaw_pose", "shape", "expression"))),
-        person=person, neck_pose=row[:, C["neck_pose"]], eye_pose=row[:, C["eye_pose"]],
-        translation=translation, focal=focal_length, landmarks=seen[back].reshape(len(back), *per_image),
-        residuals=distance[back].reshape(len(back), *per_image[:-1]), sigma=sigma,
-        objective=solution.objective.to(row), iterations=solution.iterations, stopped=reasons, failed=failed,
-        _posterior=functools.cache(lambda: posterior(flame, C, solution, back)),
-    )  # fmt: skip
+    return _result(task, found, sigma, order, person, per_image)
 
 
 _ROBUST = {None: 0.0, "huber": 1.5, "geman-mcclure": 3.0}
@@ -271,6 +252,30 @@ class _Task:
                 solution.shared[:, -common:] = solution.shared[valid][0, -common:]
         values = residuals.row(solution.local, solution.shared[of], torch.arange(len(of), device=of.device))
         return _Found(residuals, solution, values)
+
+
+def _result(task: _Task, found: _Found, sigma: float, order: Tensor, person: Tensor, per_image: tuple[int, ...]) -> Fit:
+    """What a task has found, in the order in which the images came: the task's are those of ``order``."""
+    solution, reasons = found.solution, [REASONS[reason] for reason in found.solution.stopped.tolist()]
+    nothing = ~task.somewhere_usable()
+    for g in nothing.nonzero()[:, 0].tolist():
+        reasons[g] = f"no image with at least {_FEWEST} known landmarks"
+    invalid = solution.stopped == REASONS.index(INVALID)
+    failed = {g: reasons[g] for g in (nothing | invalid).nonzero()[:, 0].tolist()}
+
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=order.device)
+    seen, distance = found.residuals.seen(found.values)
+    row, C = found.values[back], task.columns
+    weak, translation, focal_length = task.lens.weak(C.take(row, task.lens.names))
+    return Fit(
+        params=HeadParams(weak, *(row[:, C[name]] for name in ("global_pose", "jaw_pose", "shape", "expression"))),
+        person=person, neck_pose=row[:, C["neck_pose"]], eye_pose=row[:, C["eye_pose"]],
+        translation=translation, focal=focal_length, landmarks=seen[back].reshape(len(back), *per_image),
+        residuals=distance[back].reshape(len(back), *per_image[:-1]), sigma=sigma,
+        objective=solution.objective.to(row), iterations=solution.iterations, stopped=reasons, failed=failed,
+        _posterior=functools.cache(lambda: posterior(task.flame, C, solution, back)),
+    )  # fmt: skip
 
 
 def _people(person: Sequence | Tensor | None, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
