@@ -182,7 +182,7 @@ def main() -> None:
     wanted = {name: [demand(name, device, options.seconds) for device in devices] for name in SIZES}
     machine = [f"{len(cores)} cores of {processor()}", *(torch.cuda.get_device_name(device) for device in devices[1:])]
 
-    print(f"python benchmarks/data_path.py on {', '.join(machine)}, PyTorch {torch.__version__}.")
+    print(f"# The data path\n\npython benchmarks/data_path.py on {', '.join(machine)}, PyTorch {torch.__version__}.")
     speeds = (
         f"{prepared[side]:.0f} images/s to crops of {side} x {side}, {kilobytes[side]:.0f} kB each" for side in prepared
     )

@@ -1,6 +1,7 @@
 """``python -m ringnet_ext.fit``: see :mod:`ringnet_ext.commands.fit`."""
 
 import sys
+from typing import Any
 
 if __name__ == "__main__":
     from .commands.main import main
@@ -10,4 +11,5 @@ if __name__ == "__main__":
 # Whoever imports this module gets the function of its name, which would otherwise be hidden behind it.
 from .fitting import fit
 
-sys.modules[__name__] = fit
+function: Any = fit
+sys.modules[__name__] = function

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if not (ROOT / "docs").is_dir():
     pytest.skip("docs/ is not here: a source distribution leaves it out", allow_module_level=True)
 
-PAGES = sorted([ROOT / "README.md", ROOT / "benchmarks" / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), ROOT / "benchmarks" / "README.md", *(ROOT / "docs").glob("*.md")])
 FOLDERS = "ringnet_ext", "csrc", "python", "tests", "benchmarks", "docs"
 
 

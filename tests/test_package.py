@@ -132,7 +132,8 @@ def test_imports_from_the_checkout_and_from_elsewhere(where):
 
 def test_operators_and_decoder_do_without_the_networks_packages():
     program = (
-        "import sys; sys.modules.update(dict.fromkeys(['cv2', 'safetensors', 'trimesh', 'tqdm', 'matplotlib', 'yaml']));"
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(['cv2', 'safetensors', 'trimesh', 'tqdm', 'matplotlib', 'yaml']))\n"
         "import ringnet_ext; assert ringnet_ext.FLAME()().landmarks.shape == (1, 68, 3);"
         "del sys.modules['cv2'], sys.modules['safetensors']; print(ringnet_ext.RingNet.__name__)"
     )
@@ -142,7 +143,15 @@ def test_operators_and_decoder_do_without_the_networks_packages():
 
 
 @pytest.mark.parametrize(
-    "core, error", [("raise ImportError('no such library')", "no such library"), ("__version__ = '0.0.1'", "0.0.1")]
+    "core, error",
+    [
+        ("raise ImportError('no such library')", "no such library"),
+        ("__version__ = '0.0.1'", "0.0.1"),
+        (
+            "raise ImportError('libgomp.so.1: cannot open shared object file: No such file or directory')",
+            "an OpenMP library, and neither PyTorch nor this system has it (libgomp.so.1: cannot open",
+        ),
+    ],
 )
 def test_a_missing_or_foreign_core_says_what_to_do(tmp_path, core, error):
     (tmp_path / "_ringnet_core.py").write_text(core)

@@ -67,7 +67,7 @@ class Photographs:
 
     def __init__(self, folder: str | os.PathLike, paths: np.ndarray):
         self.folder, self.paths = Path(folder), paths
-        self.shape = (len(paths), *read_image(self._path(0)).shape)
+        self.shape: tuple[int, ...] = (len(paths), *read_image(self._path(0)).shape)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -116,6 +116,9 @@ def hold_out(faces: FaceSet, share: float) -> tuple[FaceSet, FaceSet]:
 
     Nothing is copied. Images without identity are for training.
     """
+    images = faces.images
+    if not isinstance(images, Photographs):
+        raise TypeError(f"faces: expected a set of photographs, got images of type {type(images).__name__}")
     if not 0 < share < 1:
         raise ValueError(f"share: expected a number between 0 and 1, got {share}")
     people = np.unique(faces.identity[faces.identity >= 0])
@@ -129,7 +132,7 @@ def hold_out(faces: FaceSet, share: float) -> tuple[FaceSet, FaceSet]:
 
     def part(rows: slice) -> FaceSet:
         return dataclasses.replace(
-            faces, images=Photographs(faces.images.folder, faces.images.paths[rows]),
+            faces, images=Photographs(images.folder, images.paths[rows]),
             landmarks=faces.landmarks[rows], confidence=faces.confidence[rows], identity=faces.identity[rows],
         )  # fmt: skip
 

@@ -98,7 +98,7 @@ def test_a_loss_that_is_no_number_comes_with_advice_that_can_be_followed(faces, 
         steps=8, rings_per_step=2, ring_size=4, readout_weight=0.0, learning_rate=1e30, warmup_steps=0
     )
     with pytest.raises(
-        FloatingPointError, match="the loss is (nan|inf); start anew with a learning rate lower than 1e[+]30"
+        FloatingPointError, match=r"the loss is (nan|inf); start anew with a learning rate lower than 1e[+]30"
     ):
         Trainer(RingNet(), faces, faces, settings, tmp_path).train()
 

@@ -200,13 +200,13 @@ def test_a_compiled_encoder_learns_the_same_and_is_compiled_once_for_all_shares(
 
 
 def test_settings_that_do_not_go_together_are_refused(faces, tmp_path):
-    with pytest.raises(ValueError, match="shares.*divisor of the 2 rings"):
+    with pytest.raises(ValueError, match=r"shares.*divisor of the 2 rings"):
         TrainingSettings(steps=1, rings_per_step=2, shares=3)
     with pytest.raises(ValueError, match="dropout 0"):
         trainer(faces, tmp_path, SHARED, dropout=0.5, execution=Execution(workers=2))
-    with pytest.raises(ValueError, match="precision.*float8"):
+    with pytest.raises(ValueError, match=r"precision.*float8"):
         TrainingSettings(steps=1, precision="float8")
-    with pytest.raises(ValueError, match="ema.*1.5"):
+    with pytest.raises(ValueError, match=r"ema.*1.5"):
         TrainingSettings(steps=1, ema=1.5)
     with pytest.raises(ValueError, match="keep: expected at least 1"):
         Execution(keep=0)
@@ -233,9 +233,9 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_used(faces, tmp_path
 
 def test_resuming_with_other_settings_model_or_faces_is_refused(faces, cache, tmp_path):
     trainer(faces, tmp_path).train()
-    with pytest.raises(CheckpointError, match="learning_rate 0.003 -> 0.1"):
+    with pytest.raises(CheckpointError, match=r"learning_rate 0.003 -> 0.1"):
         trainer(faces, tmp_path, dataclasses.replace(SETTINGS, learning_rate=0.1)).resume()
-    with pytest.raises(CheckpointError, match="dropout 0.3 -> 0.1"):
+    with pytest.raises(CheckpointError, match=r"dropout 0.3 -> 0.1"):
         trainer(faces, tmp_path, dropout=0.1).resume()
     landmarks = np.array(faces.landmarks)
     landmarks[3, 5] += 0.01
