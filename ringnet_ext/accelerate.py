@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .ops._prepared import Cache, constant
+from .ops._cache import Cache, constant
 
 _joined = Cache(lambda *tensors: torch.cat(tensors, dim=-1))
 

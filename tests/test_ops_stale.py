@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ringnet_ext import ops
-from ringnet_ext.ops import _prepared, reference
+from ringnet_ext.ops import _cache, reference
 
 FLOATS = ("v_template", "shapedirs", "posedirs", "J_regressor", "lbs_weights", "lmk_bary_coords", "contour_bary_coords")
 
@@ -165,7 +165,7 @@ def test_what_is_written_as_it_was_is_not_prepared_again(random_model):
 
 
 def caches():
-    return [value for value in vars(_prepared).values() if isinstance(value, _prepared.Cache)]
+    return _cache.Cache.all
 
 
 def collectives(rank: int, port: int, folder: str) -> None:

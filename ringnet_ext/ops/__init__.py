@@ -22,7 +22,7 @@ The same functions as readable formulas are in :mod:`ringnet_ext.ops.reference`.
 """
 
 from . import reference
-from ._prepared import clear_prepared
+from ._cache import clear_prepared
 from .functions import (
     batch_rodrigues,
     flame_head,

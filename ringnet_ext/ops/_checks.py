@@ -6,6 +6,7 @@ checked where a model is prepared, because only real tensors have values.
 
 import operator
 
+import _ringnet_core as core
 import torch
 from torch import Tensor
 
@@ -79,6 +80,18 @@ def require_tensor(
 def capturing(device: torch.device) -> bool:
     """Whether the device's current stream is being captured in a CUDA graph."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def require_device(tensor: Tensor, argument: str) -> bool:
+    """Whether the tensor lives on a CUDA device; an error where the core can't run."""
+    kind = tensor.device.type
+    if kind == "cuda" and not core.cuda_architectures:
+        raise RuntimeError(
+            f"{argument} is on {tensor.device}, but ringnet_ext was built without CUDA; "
+            "reinstall it with `pip install . -C cmake.define.RINGNET_CUDA=ON`"
+        )
+    require(kind in ("cpu", "cuda"), argument, "a tensor on a CPU or a CUDA device", f"one on {tensor.device}")
+    return kind == "cuda"
 
 
 def require_readable(argument: str, device: torch.device) -> None:

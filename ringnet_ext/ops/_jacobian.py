@@ -3,9 +3,10 @@
 from torch import Tensor
 
 from . import reference
+from ._cache import Cache
 from ._landmarks import LandmarkOperator
 from ._operator import Operator
-from ._prepared import Cache, PreparedLandmarks, prepared_landmarks
+from ._prepared import PreparedLandmarks, prepared_landmarks
 
 
 class PreparedJacobian:

@@ -2,10 +2,11 @@
 
 from . import _checks as checks
 from . import reference
+from ._cache import Cache
 from ._lbs import LBS, ModelOperator, in_rows
 from ._operator import differentiated, watched
 from ._points import POINTS
-from ._prepared import _LANDMARKS, _LBS, Cache, joint_tree, prepared_head, prepared_landmarks
+from ._prepared import _LANDMARKS, _LBS, joint_tree, prepared_head, prepared_landmarks
 
 _checked_values = Cache(checks.landmark_values)
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _checks as checks
-from ._prepared import gradient_like, in_backward, require_device
+from ._cache import in_backward
+from ._prepared import gradient_like
 
 try:
     from torch._C import _AutoDispatchBelowAutograd as _below_autograd
@@ -284,7 +285,7 @@ class Operator:
     def _forward_fake(self, *arguments):
         inputs, keep = self._inputs(arguments)
         like, sizes = inputs[0], self.check(*inputs)
-        cuda = require_device(like, self.moving[0])
+        cuda = checks.require_device(like, self.moving[0])
         states = [(sizes[0], size) for size in self.state_sizes(sizes, cuda, like.dtype, keep)]
         return _unpacked(tuple(like.new_empty(shape) for shape in (*self.shapes(sizes), *states)))
 
@@ -307,7 +308,7 @@ class Operator:
     def _check_backward(self, gradients, like: Tensor, states, sizes: tuple, wanted: list[bool]) -> None:
         for name, gradient, shape in zip(self.results, gradients, self.shapes(sizes)):
             checks.kept(f"grad_{name}", gradient, shape, like)
-        cuda = require_device(like, self.moving[0])
+        cuda = checks.require_device(like, self.moving[0])
         for name, state, size in zip(self.states, states, self.state_sizes(sizes, cuda, like.dtype, True)):
             checks.kept(name, state, (sizes[0], size), like)
         n = len(self.moving)

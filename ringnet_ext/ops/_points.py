@@ -7,7 +7,7 @@ from . import _checks as checks
 from . import reference
 from ._lbs import in_rows
 from ._operator import Operator
-from ._prepared import require_device, rows_of_points
+from ._prepared import rows_of_points
 
 _FORWARD = {torch.float32: core.vertices2landmarks_forward_f32, torch.float64: core.vertices2landmarks_forward_f64}
 _BACKWARD = {torch.float32: core.vertices2landmarks_backward_f32, torch.float64: core.vertices2landmarks_backward_f64}
@@ -52,7 +52,7 @@ class Points(Operator):
         vertices, faces, lmk_faces_idx, lmk_bary_coords = inputs
         try:
             kernel[vertices.dtype](
-                is_cuda=require_device(vertices, "vertices"), faces=faces.long().contiguous(),
+                is_cuda=checks.require_device(vertices, "vertices"), faces=faces.long().contiguous(),
                 lmk_faces_idx=in_rows(lmk_faces_idx.long()), lmk_bary_coords=rows_of_points(lmk_bary_coords), **arguments,
             )  # fmt: skip
         except IndexError as error:

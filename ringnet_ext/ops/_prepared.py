@@ -1,10 +1,6 @@
-"""Models prepared for the core: packed once, reused while nothing about their tensors has changed, gone when they
-go."""
+"""Models prepared for the core: constants packed once, and the calls of the kernels that read them."""
 
-import contextlib
 import copy
-import threading
-from collections.abc import Callable
 
 import _ringnet_core as core
 import torch
@@ -12,198 +8,12 @@ from torch import Tensor
 
 from . import _checks as checks
 from . import _memory
+from ._cache import Cache
 
 _LBS = {torch.float32: core.LbsModelF32, torch.float64: core.LbsModelF64}
 _LANDMARKS = {torch.float32: core.LandmarkModelF32, torch.float64: core.LandmarkModelF64}
 _DIRECTIONS = {torch.float32: core.DirectionsF32, torch.float64: core.DirectionsF64}
 _CPU = torch.device("cpu")
-
-
-def require_device(tensor: Tensor, argument: str) -> bool:
-    """Whether the tensor lives on a CUDA device; an error where the core can't run."""
-    kind = tensor.device.type
-    if kind == "cuda" and not core.cuda_architectures:
-        raise RuntimeError(
-            f"{argument} is on {tensor.device}, but ringnet_ext was built without CUDA; "
-            "reinstall it with `pip install . -C cmake.define.RINGNET_CUDA=ON`"
-        )
-    checks.require(kind in ("cpu", "cuda"), argument, "a tensor on a CPU or a CUDA device", f"one on {tensor.device}")
-    return kind == "cuda"
-
-
-# What is prepared stays true
-#
-# An operator never uses what was made of a constant's former values. What that rests on:
-#
-# - What is or was trainable (an nn.Parameter, a tensor that requires grad or has one) is never kept: optimisers write
-#   to it, and the fused ones leave no trace. It is used as it lies, at every call. So are inference tensors, which have
-#   no version counter.
-# - Of everything else the version counter, the address, shape and strides are compared at every call: what PyTorch
-#   counts (operators in place, load_state_dict, Module.to) is seen by the next call, always. When the counter has
-#   moved, the values are compared, all of them, and nothing is prepared again where they are as they were
-#   (DistributedDataParallel writes all buffers anew at every step).
-# - Writes that PyTorch doesn't count (collectives, DistributedDataParallel's broadcast of a single buffer, apply_,
-#   map_, .data, NumPy and DLPack, a storage that was resized) are looked for in host memory: at every call 16 places
-#   spread over each tensor, none of them zero where it can be helped, and 4 KiB of one of the tensors, all of it in
-#   turn. So one that changes all of a tensor's values, or all but the zeros, is seen by the next call. One that changes
-#   a share p of them is missed by a call with a probability of (1 - p)^16, and one that changes a single value is seen
-#   after as many calls as the constants have 4 KiB, 2800 for FLAME with 150 directions, at the latest. On a CUDA device
-#   that would need a
-#   synchronisation: nothing is looked for there.
-# - What is seen for the first time is used and forgotten, or rather: nothing is read of it to recognise it by. When it
-#   comes back its values are noted, what was made of it before is made again, and only that is kept. Directions that
-#   never come back (smplx joins them anew for every call) are never packed: the kernels read them as they lie, with the
-#   same bits.
-# - What a CUDA graph was captured with is replayed: later writes to constants don't reach it, and it keeps its models
-#   for good.
-# - Whoever writes a few values in such a way, or any on a CUDA device, calls clear_prepared().
-
-
-def trainable(tensor: Tensor) -> bool:
-    """Whether it is being optimised, or ever was as far as can be told."""
-    return isinstance(tensor, torch.nn.Parameter) or tensor.requires_grad or tensor.grad is not None
-
-
-def constant(tensor: Tensor | None) -> bool:
-    """Whether what is made of it may be kept."""
-    return tensor is None or not (tensor.is_inference() or trainable(tensor))
-
-
-def _tensors_of(model) -> list[Tensor]:
-    """All tensors that a prepared model has, those of its parts included."""
-    if isinstance(model, Tensor):
-        return [model]
-    if isinstance(model, (tuple, list)):
-        return [t for part in model for t in _tensors_of(part)]
-    if type(model).__module__ != __name__:
-        return []
-    return [t for part in vars(model).values() for t in _tensors_of(part)]
-
-
-_captured: dict[int, object] = {}  # models that graphs read whenever they are replayed, for good
-
-
-class Streams:
-    """The streams that may read a model on a CUDA device: the one that it was prepared on, and those that have waited
-    for that.
-
-    A stream that is being captured can't wait for what was before the capture. It needn't: torch.cuda.graph,
-    make_graphed_callables and torch.compile wait for the device before they capture.
-    """
-
-    def __init__(self, device: torch.device, model):
-        self._device, self._model, self._prepared = device, model, torch.cuda.Event()
-        stream = torch.cuda.current_stream(device)
-        self._prepared.record(stream)
-        self._may_read = {stream.cuda_stream}
-
-    def admit(self) -> None:
-        """The current stream, which is about to read the model."""
-        stream, captured = torch.cuda.current_stream(self._device), checks.capturing(self._device)
-        if captured:
-            _captured[id(self._model)] = self._model
-        if stream.cuda_stream in self._may_read:
-            return
-        if not captured:
-            stream.wait_event(self._prepared)
-            self._may_read.add(stream.cuda_stream)
-        for tensor in _tensors_of(self._model):  # or its memory could be another's before this stream has read it
-            tensor.record_stream(stream)
-
-
-class Prepared:
-    """A model, and the marks of the tensors that it was made of, which are held weakly.
-
-    Holds their storages, so that no other data can appear at their addresses while it lives: it is dropped when one of
-    the tensors dies.
-    """
-
-    __slots__ = ("marks", "model", "storages", "streams")
-
-    def __init__(self, tensors: tuple[Tensor | None, ...], on_death: Callable[[object], None]):
-        self.marks, self.streams = core.Marks(tensors, on_death), None
-        self.storages = [t.untyped_storage() for t in tensors if t is not None]
-
-    def on_current_stream(self) -> "Prepared":
-        if self.streams is not None:
-            self.streams.admit()
-        return self
-
-
-_backward = threading.local()
-
-
-@contextlib.contextmanager
-def in_backward():
-    """In a backward pass what was prepared for the forward pass is used, and doesn't count as coming back."""
-    before, _backward.now = getattr(_backward, "now", False), True
-    try:
-        yield
-    finally:
-        _backward.now = before
-
-
-class Cache:
-    """build(*tensors, *settings), kept while the tensors live and don't change, where they are constant."""
-
-    all: "list[Cache]" = []
-
-    def __init__(self, build: Callable):
-        Cache.all.append(self)
-        self._build = build
-        self._entries: dict[tuple, Prepared] = {}
-        self._lock = threading.RLock()
-
-    def find(self, tensors: tuple[Tensor | None, ...], *settings) -> Prepared | None:
-        """What is there already and still true."""
-        entry = self._entries.get((*map(id, tensors), *settings))
-        return entry.on_current_stream() if entry is not None and entry.marks.usable(tensors) else None
-
-    def __call__(self, tensors: tuple[Tensor | None, ...], *settings):
-        if getattr(_backward, "now", False):
-            entry = self._entries.get((*map(id, tensors), *settings))
-            entry = (
-                entry.on_current_stream() if entry is not None and entry.marks.unchanged(tensors, again=False) else None
-            )
-        else:
-            entry = self.find(tensors, *settings)
-        if entry is not None:
-            return entry.model
-        for t in tensors:
-            if t is not None and t.numel() and not t.data_ptr():
-                raise ValueError(
-                    f"a constant of shape {tuple(t.shape)} has no memory: its storage was resized to nothing, as FSDP does between calls"
-                )
-        key = (*map(id, tensors), *settings)
-        with self._lock, torch.no_grad():
-            before = self._entries.pop(key, None)  # its marks know the tensors: they go when the new ones are there
-            # What is made during a capture is there only when the graph is replayed.
-            if not all(map(constant, tensors)) or any(t is not None and checks.capturing(t.device) for t in tensors):
-                return self._build(*tensors, *settings)
-
-            def on_death(_, key=key):
-                self._entries.pop(key, None)
-
-            # Marked before they are read: a write in between makes the entry miss, never go stale.
-            entry = Prepared(tensors, on_death)
-            entry.model = self._build(*tensors, *settings)
-            device = next((t.device for t in _tensors_of(entry.model) if t.device.type == "cuda"), None)
-            if device is not None:
-                entry.streams = Streams(device, entry.model)
-                for t in tensors:
-                    if (
-                        t is not None
-                    ):  # as torch._dynamo.mark_static_address does: graphs of compiled functions don't copy it first
-                        t._dynamo_static_input_type = "unguarded"
-            self._entries[key] = entry
-            del before
-            return entry.model
-
-    def clear(self) -> None:
-        self._entries.clear()
-
-    def __len__(self) -> int:
-        return len(self._entries)
 
 
 def _regress(J_regressor: Tensor, values: Tensor) -> Tensor:
@@ -286,7 +96,7 @@ class PreparedLbs:
 
     def __init__(self, shapedirs: Tensor, posedirs: Tensor, J_regressor: Tensor, parents: Tensor, lbs_weights: Tensor):
         V, K, J = self.sizes = checks.lbs_constants(shapedirs, posedirs, J_regressor, parents, lbs_weights)
-        self.cuda = cuda = require_device(shapedirs, "shapedirs")
+        self.cuda = cuda = checks.require_device(shapedirs, "shapedirs")
         self.like, self.device, model = shapedirs.new_empty(0), shapedirs.device, _LBS[shapedirs.dtype]
         self.parents: Tensor = joint_tree((parents,), self.device)
         self.joint_dirs: Tensor = joint_dirs((J_regressor, shapedirs))
@@ -463,7 +273,7 @@ class PreparedLandmarks:
         corners: Corners = landmark_corners(
             (faces, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords), V
         )
-        self.cuda = cuda = require_device(shapedirs, "shapedirs")
+        self.cuda = cuda = checks.require_device(shapedirs, "shapedirs")
         self.like, self.device, self.points = shapedirs.new_empty(0), shapedirs.device, C + L
         model = _LANDMARKS[shapedirs.dtype]
         self.parents: Tensor = joint_tree((parents,), self.device)
@@ -605,17 +415,3 @@ prepared_lbs = Cache(PreparedLbs)
 prepared_mesh = Cache(PreparedMesh)
 prepared_landmarks = Cache(PreparedLandmarks)
 prepared_head = Cache(PreparedHead)
-
-
-def clear_prepared() -> None:
-    """Forget every prepared model, and give back the memory that is kept for the next big batch (from about 500 heads
-    on).
-
-    Needed only after writes that PyTorch doesn't count, through ``tensor.data``, by way of NumPy or DLPack or by a
-    collective, where they change a few values only, or a tensor on a CUDA device. Everything else is noticed by the
-    next call: what PyTorch counts (in-place operators, ``load_state_dict``, ``Module.to``), what changes all of a
-    tensor's values, and optimisers.
-    """
-    for cache in Cache.all:
-        cache.clear()
-    _memory.release()

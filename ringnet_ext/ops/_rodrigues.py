@@ -8,7 +8,7 @@ import torch
 from . import _checks as checks
 from . import reference
 from ._operator import Operator, apply_call, watched
-from ._prepared import gradient_like, require_device
+from ._prepared import gradient_like
 
 _KERNELS = {
     torch.float32: (core.rodrigues_forward_f32, core.rodrigues_backward_f32),
@@ -21,7 +21,7 @@ class _Kernels:
 
     def __init__(self, dtype: torch.dtype, device: torch.device):
         self.like = torch.empty(0, dtype=dtype, device=device)
-        self.cuda = require_device(self.like, "rot_vecs")
+        self.cuda = checks.require_device(self.like, "rot_vecs")
         self._forward, self._backward = _KERNELS[dtype]
 
     def shapes(self, N):
