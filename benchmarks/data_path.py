@@ -23,12 +23,12 @@ import torch
 from report import markdown
 from timing import wait_for_quiet
 
-from ringnet_ext import prepare
+from ringnet_ext.data import prepare
 from ringnet_ext.data.augment import crop
 from ringnet_ext.data.photographs import load_photographs
 from ringnet_ext.data.synthetic import SyntheticFaces
-from ringnet_ext.encoder import ENCODERS
-from ringnet_ext.images import write_image
+from ringnet_ext.files.images import write_image
+from ringnet_ext.network.encoder import ENCODERS
 
 PEOPLE, EACH, SIDE, BATCH = 24, 6, 384, 96
 SIZES = {name: encoder().input_size for name, encoder in ENCODERS.items()}

@@ -22,11 +22,11 @@ import torch
 from report import markdown
 
 from ringnet_ext import FLAME, builtin_head
-from ringnet_ext.camera import FILL, UPRIGHT, project
 from ringnet_ext.data.synthetic import SyntheticFaces
-from ringnet_ext.evaluation import similarity_align
 from ringnet_ext.fitting import Priors, fit
-from ringnet_ext.model import HeadParams
+from ringnet_ext.flame.parameters import HeadParams
+from ringnet_ext.geometry.alignment import similarity_align
+from ringnet_ext.geometry.camera import FILL, UPRIGHT, project
 from ringnet_ext.ops import reference
 
 SIGMA, CLOSE = 0.003, 1.001

@@ -183,9 +183,9 @@ run_tests() { step tests 100 "$python" -m pytest -q -p no:cacheprovider --contin
 if ! imports "pytest hypothesis"; then
     skip tests "no pytest or hypothesis"
 elif [ $device = cpu ]; then
-    run_tests tests/test_ops_points.py tests/test_landmarks.py -k cpu
+    run_tests tests/ops/test_points.py tests/ops/test_landmarks.py -k cpu
 else
-    run_tests tests/test_ops*.py tests/test_landmarks.py tests/test_flame_layer.py -k cuda &
+    run_tests tests/ops tests/flame/test_layer.py -k cuda &
 fi
 if [ $device = cuda ] && command -v compute-sanitizer >/dev/null; then
     check=("$python" benchmarks/gpu_kernels.py check --quick)
@@ -203,8 +203,8 @@ fi
 wait
 
 # ---- Optional: the whole trainer, 32 rings of 6 a step, ResNet-50; the last row of history.csv is without the compilation ----
-if ! imports "ringnet_ext.train"; then
-    skip train "$("$python" -c 'import ringnet_ext.train' 2>&1 | tail -n 1)"
+if ! imports "ringnet_ext.commands.train"; then
+    skip train "$("$python" -c 'import ringnet_ext.commands.train' 2>&1 | tail -n 1)"
 elif [ $device = cuda ] && ((budget - SECONDS < 60)); then
     skip train "less than a minute left"
 else

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from report import duration, markdown
 
-from ringnet_ext import prepare
+from ringnet_ext.data import prepare
 from ringnet_ext.flame import FLAME
 
 EACH, SIDE, SETTINGS = 40, 64, prepare.PrepareSettings(size=32)

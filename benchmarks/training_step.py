@@ -13,9 +13,9 @@ from contenders import CONTENDERS, Problem, Unavailable
 from report import duration, markdown
 from timing import interleaved
 
-from ringnet_ext.camera import project
-from ringnet_ext.encoder import ENCODERS
-from ringnet_ext.losses import coefficient_norm, landmark_loss, ring_shape_loss
+from ringnet_ext.geometry.camera import project
+from ringnet_ext.network.encoder import ENCODERS
+from ringnet_ext.training.losses import coefficient_norm, landmark_loss, ring_shape_loss
 
 RINGS, RING = 32, 6
 B = RINGS * RING

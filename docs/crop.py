@@ -5,12 +5,13 @@ import cv2
 import numpy as np
 import torch
 
-from ringnet_ext import prepare
-from ringnet_ext.camera import FILL, yaw_of
+from ringnet_ext.data import prepare
+from ringnet_ext.geometry.camera import FILL, yaw_of
 from ringnet_ext.data.synthetic import SyntheticFaces
-from ringnet_ext.images import write_image
-from ringnet_ext.render import mark_points, sheet
-from ringnet_ext.squares import cut_square, landmark_square
+from ringnet_ext.files.images import write_image
+from ringnet_ext.render.pictures import mark_points
+from ringnet_ext.render.pictures.sheets import sheet
+from ringnet_ext.detection.squares import cut_square, landmark_square
 
 SIZE = 360
 BOX, SQUARE, LOOSE = (30, 90, 220), (20, 150, 60), (150, 150, 150)

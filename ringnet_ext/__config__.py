@@ -2,11 +2,11 @@
 
 import torch
 
+from ._version import __version__
+
 
 def check_core() -> None:
     """Raise ImportError, saying what to do, where the compiled core is missing or belongs to another version."""
-    from . import __version__
-
     try:
         import _ringnet_core
     except ImportError as error:

@@ -1,13 +1,12 @@
 """RingNet (Sanyal et al., CVPR 2019) on fused FLAME operators: 3D heads from single images, learned from 2D alone."""
 
-__version__ = "0.1.0"
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from . import __config__
+from ._version import __version__
 
 __config__.check_core()
-
-from importlib import import_module  # noqa: E402
-from typing import TYPE_CHECKING  # noqa: E402
 
 from .accelerate import accelerate  # noqa: E402
 from .flame import FLAME, FlameModel, FlameOutput, LandmarkEmbedding, builtin_head  # noqa: E402
@@ -15,21 +14,36 @@ from .ops import batch_rodrigues, flame_landmarks, flame_lbs, vertices2landmarks
 
 if TYPE_CHECKING:
     from .fitting import Fit, fit, fit_mesh
-    from .model import HeadParams, Reconstruction, RingNet
+    from .flame.parameters import HeadParams
+    from .inference.reconstruction import Reconstruction, RingNet
 
 __all__ = [
-    "FLAME", "Fit", "FlameModel", "FlameOutput", "HeadParams", "LandmarkEmbedding", "Reconstruction", "RingNet",
-    "accelerate", "batch_rodrigues", "builtin_head", "fit", "fit_mesh", "flame_landmarks", "flame_lbs", "vertices2landmarks",
-]  # fmt: skip
-
+    "FLAME",
+    "Fit",
+    "FlameModel",
+    "FlameOutput",
+    "HeadParams",
+    "LandmarkEmbedding",
+    "Reconstruction",
+    "RingNet",
+    "__version__",
+    "accelerate",
+    "batch_rodrigues",
+    "builtin_head",
+    "fit",
+    "fit_mesh",
+    "flame_landmarks",
+    "flame_lbs",
+    "vertices2landmarks",
+]
 
 _LATER = {
     "Fit": "fitting",
     "fit": "fitting",
     "fit_mesh": "fitting",
-    "HeadParams": "model",
-    "Reconstruction": "model",
-    "RingNet": "model",
+    "HeadParams": "flame.parameters",
+    "Reconstruction": "inference.reconstruction",
+    "RingNet": "inference.reconstruction",
 }
 
 

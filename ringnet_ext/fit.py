@@ -3,7 +3,7 @@
 import sys
 
 if __name__ == "__main__":
-    from ringnet_ext.commands.fit import main
+    from .commands.fit import main
 
     sys.exit(main())
 

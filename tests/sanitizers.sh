@@ -53,7 +53,7 @@ for level in baseline avx2 avx512; do
     # A finding ends the process, hence -s. Left out: the compiler's tests, which call the same code at no new size, other
     # levels' subprocesses, and the comparison of rounding errors.
     if ! RINGNET_SIMD=$level run "$python" -m pytest -q -x -s -rfE -p no:cacheprovider \
-        tests/test_ops_*.py tests/test_flame_layer.py \
+        tests/ops/*.py tests/flame/test_layer.py \
         -k "not compile and not opcheck and not every_simd_level and not as_close_as"; then
         echo "sanitizers: FAILED at $level" >&2
         exit 1
@@ -64,7 +64,7 @@ done
 # The CUDA kernels on the host: every address that they use. A fiber's switch costs much here, so a few sizes only: of each tiling one.
 began=$SECONDS
 if ! CXXFLAGS="$flags -fno-omit-frame-pointer -g1" run "$python" -m pytest -q -x -s -rfE -p no:cacheprovider \
-    tests/test_cuda_emulation.py -k "every_operator and dtype0 and (B3- or B12- or B20- or B33-)"; then
+    tests/ops/test_cuda_emulation.py -k "every_operator and dtype0 and (B3- or B12- or B20- or B33-)"; then
     echo "sanitizers: FAILED in the emulation of CUDA" >&2
     exit 1
 fi

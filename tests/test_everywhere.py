@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ringnet_ext.model import RingNet
+from ringnet_ext import RingNet
 
 _CPU = str(min(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ""
 #: What used to change the head's last bits: numbers of threads and cores, and which instructions NumPy's linear
@@ -25,7 +25,7 @@ import hashlib, os, sys
 if len(sys.argv) > 2:
     os.sched_setaffinity(0, {int(sys.argv[2])})
 import numpy as np
-from ringnet_ext.model import RingNet
+from ringnet_ext import RingNet
 head = RingNet.load(sys.argv[1]).head
 digest = hashlib.sha256()
 for arrays in (vars(head), head.landmarks.arrays(), head.regions):

@@ -9,15 +9,18 @@ import pytest
 import torch
 from torch import nn
 
-from ringnet_ext import evaluation
+from ringnet_ext import RingNet
 from ringnet_ext.data.augment import crop
-from ringnet_ext.data.faces import FaceSet
-from ringnet_ext.encoder import CompactEncoder, IterativeRegressor, ResNet50
+from ringnet_ext.data.face_set import FaceSet
+from ringnet_ext.detection.squares import fit_square
+from ringnet_ext.evaluation import synthetic as evaluation
 from ringnet_ext.flame import FLAME
-from ringnet_ext.model import HeadParams, RingNet
-from ringnet_ext.render import overlay
-from ringnet_ext.squares import fit_square
-from ringnet_ext.trainer import Trainer, TrainingSettings
+from ringnet_ext.flame.parameters import HeadParams
+from ringnet_ext.network.encoder import CompactEncoder, ResNet50
+from ringnet_ext.network.regressor import IterativeRegressor
+from ringnet_ext.render.pictures import overlay
+from ringnet_ext.training.settings import TrainingSettings
+from ringnet_ext.training.trainer import Trainer
 
 SETTINGS = TrainingSettings(
     steps=3, rings_per_step=2, ring_size=3, checkpoint_steps=1, warmup_steps=0, learning_rate=1e-3

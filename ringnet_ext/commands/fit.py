@@ -15,33 +15,28 @@ import cv2
 import numpy as np
 import torch
 
-from ..command_line import (
-    FAILED,
-    OptionError,
-    Parser,
-    command,
-    computing_device,
-    explained,
-    output_folder,
-    path,
-    real,
-    report,
-)
-from ..data.detectors import Detectors, FaceLandmarker
-from ..data.landmark_files import SUFFIXES as LANDMARK_SUFFIXES
-from ..data.landmark_files import NoFaceError
+from ..detection.detectors import Detectors, FaceLandmarker
+from ..detection.landmark_files import SUFFIXES as LANDMARK_SUFFIXES
+from ..detection.landmark_files import NoFaceError
+from ..detection.squares import Square, around_landmarks, fit_square
+from ..files.arrays import read_file
+from ..files.errors import explained
+from ..files.images import read_image, write_image
+from ..files.videos import SUFFIXES as VIDEO_SUFFIXES
+from ..files.videos import Video, write_video
+from ..files.whole import output_folder, written_whole
 from ..fitting import Fit, Walk, fit
 from ..fitting.pictures import uncertainty
 from ..flame import FLAME, FlameModel, builtin_head
-from ..flame.files import read_file, written_whole
-from ..images import read_image, write_image
-from ..infer import KINDS, image_files, landmarks_of, named, write_reconstruction
-from ..model import HeadParams, RingNet, reconstruction, require_landmarks
+from ..flame.parameters import HeadParams
+from ..flame.sources import require_landmarks
+from ..inference.inputs import image_files, landmarks_of, named
+from ..inference.outputs import KINDS, write_reconstruction
+from ..inference.reconstruction import RingNet, reconstruction
+from ..ops.devices import computing_device
 from ..progress import progress
-from ..render import mark_points, overlay
-from ..squares import Square, around_landmarks, fit_square
-from ..videos import SUFFIXES as VIDEO_SUFFIXES
-from ..videos import Video, write_video
+from ..render.pictures import mark_points, overlay
+from .options import FAILED, OptionError, Parser, command, path, real, report
 
 _OUTER_EYE_CORNERS = 36, 45
 _MOST_OVERLAY = 720  # pixels along the longer side of an overlay video
@@ -422,7 +417,3 @@ def _overlays(video: Video, flame: FLAME, head: FlameModel, found: Fit, known: n
                 picture, "no face seen: bridged", (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (220, 30, 40), 1, cv2.LINE_AA
             )
         yield np.ascontiguousarray(picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2])
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import torch
 
-from ..squares import landmark_square
-from .faces import Augmentation, FaceSet
+from ..detection.squares import landmark_square
+from .face_set import Augmentation, FaceSet
 
 #: ``mirrored[i] = original[FLIP[i]]``: the 68 iBUG points of a mirrored face, numbered as on any face.
 FLIP = np.array(
@@ -44,7 +44,7 @@ def crop(
         rings: which rows to cut. A ring comes out the same whichever others are cut with it.
 
     Returns:
-        images (B R, 1 or 3, size, size) uint8, for :func:`ringnet_ext.images.to_input`; landmarks (B R, 68, 2) in the
+        images (B R, 1 or 3, size, size) uint8, for :func:`ringnet_ext.network.encoder.to_input`; landmarks (B R, 68, 2) in the
         crops' normalised coordinates; their confidence (B R, 68).
     """
     count, length = indices.shape

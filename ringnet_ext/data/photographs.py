@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..flame.files import written_whole
-from ..images import ImageError, read_image
-from .faces import Augmentation, FaceSet
+from ..files.images import ImageError, read_image
+from ..files.whole import written_whole
+from .face_set import Augmentation, FaceSet
 
 MANIFEST, IMAGES = "manifest.npy", "images"
 

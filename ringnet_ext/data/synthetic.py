@@ -21,13 +21,14 @@ import cv2
 import numpy as np
 import torch
 
-from ..camera import UPRIGHT, project
+from ..files.whole import folder_written_whole, remove_leftovers
 from ..flame import FLAME, FlameModel, builtin_head
-from ..flame.files import folder_written_whole, remove_leftovers
-from ..model import require_landmarks
+from ..flame.sources import require_landmarks
+from ..geometry.camera import UPRIGHT, project
+from ..geometry.surface import vertex_normals
 from ..progress import progress
-from ..render import draw_mesh, vertex_normals
-from .faces import FaceSet
+from ..render.raster import draw_mesh
+from .face_set import FaceSet
 
 #: Raised whenever the same configuration would give other pictures, so that cached ones are not used.
 _VERSION = 2

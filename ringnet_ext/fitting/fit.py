@@ -13,11 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..camera import UPRIGHT
 from ..flame import FLAME
-from ..model import HeadParams
-from ..parameters import FlameParams
-from ..rotations import axis_angle_from_matrix, matrix_from_axis_angle
+from ..flame.parameters import FlameParams, HeadParams
+from ..geometry.camera import UPRIGHT
+from ..geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle
 from .cameras import Perspective, Space, Views, WeakPerspective
 from .levenberg_marquardt import INVALID, REASONS, NormalEquations, Prior, Solution, covariance, minimise
 from .problem import POSES, Columns, LandmarkResiduals, Robust, observations

@@ -7,7 +7,8 @@ import io
 import cv2
 import numpy as np
 
-from ..render import head_picture, sheet
+from ..render.pictures import head_picture
+from ..render.sheets import sheet
 
 _TURNED = np.radians(50)
 

@@ -7,7 +7,7 @@ import pickle
 
 import numpy as np
 
-from .pickles import Inert, Sparse, numbers
+from ..files.pickles import Inert, Sparse, numbers
 
 MODEL_ARRAYS = (
     "v_template", "shapedirs", "expressiondirs", "posedirs", "J_regressor", "parents", "lbs_weights", "faces",

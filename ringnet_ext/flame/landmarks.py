@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .files import read_file, write_arrays
+from ..files.arrays import read_file, write_arrays
 from .formats import landmark_arguments
 
 CONTOUR_ROWS = 79

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from .files import read_file, write_arrays
+from ..files.arrays import read_file, write_arrays
 from .formats import MODEL_ARRAYS, OPTIONAL_ARRAYS, eyelid_arguments, model_arguments, region_arguments
 from .landmarks import LandmarkEmbedding, index_range, integer_array, real_array
 

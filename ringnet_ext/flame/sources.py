@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..files.meshes import MESHES, read_mesh
 from .landmarks import LandmarkEmbedding
-from .meshes import MESHES, read_mesh
 from .model import FlameModel
 
 
@@ -43,3 +43,15 @@ def load_head(
         mesh = read_mesh(path)
         head = FlameModel.rigid(mesh.vertices, mesh.faces, embedding, mesh.uv, mesh.uv_faces)
     return head if regions is None else head.with_regions(regions)
+
+
+def require_landmarks(head: FlameModel, name: str = "head") -> None:
+    """Raises ValueError, saying what to do, for a head without the 68 landmarks that RingNet is trained on; `name` says
+    which head."""
+    found = head.landmarks
+    count = 0 if found is None else found.num_contour + found.num_static
+    if count != 68:
+        raise ValueError(
+            f"{name}: expected a model with iBUG's 68 landmarks, 17 of the contour and 51 inner ones, and this one has "
+            f"{count or 'none'}; store them with it: python -m ringnet_ext.convert MODEL HEAD.npz --landmarks EMBEDDING"
+        )

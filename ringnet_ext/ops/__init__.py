@@ -30,7 +30,7 @@ from .functions import (
     flame_landmarks_jacobian,
     flame_lbs,
     vertices2landmarks,
-)  # fmt: skip
+)
 
 lbs = flame_lbs  # smplx's name for it
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import read_file
+from ...files.arrays import read_file
 from ..landmarks import LandmarkEmbedding
 from ..model import FlameModel
 

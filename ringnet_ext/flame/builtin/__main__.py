@@ -3,7 +3,7 @@ program, and then raises ``VERSION``."""
 
 import numpy as np
 
-from ..files import written_whole
+from ...files.whole import written_whole
 from . import FILE, stored_arrays
 from .program import compute
 

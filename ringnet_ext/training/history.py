@@ -1,0 +1,45 @@
+"""What a run measured on its way: as CSV, and as curves."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from pathlib import Path
+
+from ..files.whole import written_whole
+
+
+def write_curves(path: str | os.PathLike, history: list[dict[str, float]]) -> None:
+    """Plot a training history (the rows of history.csv) as PNG."""
+    from matplotlib.figure import Figure  # takes a second to import
+
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    steps = [row["step"] for row in history]
+    titles = {
+        "loss": "loss (held out: without read-out)",
+        "landmarks": "landmarks, L1, half images",
+        "ring": "ring shape loss",
+    }
+    for axes, (name, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
+        axes.plot(steps, [row[name] for row in history], label="training")
+        axes.plot(steps, [row[f"validation_{name}"] for row in history], label="held out")
+        axes.set(title=title, xlabel="step", yscale="log" if name != "ring" else "linear")
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    with written_whole(path) as file:
+        file.write(buffer.getvalue())
+
+
+def write_history(path: Path, history: list[dict[str, float]]) -> None:
+    """The rows as CSV, columns named in the first line."""
+    if not history:
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, history[0].keys())
+    writer.writeheader()
+    writer.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in history)
+    with written_whole(path) as file:
+        file.write(text.getvalue().encode())

@@ -1,0 +1,158 @@
+import numpy as np
+import pytest
+import trimesh
+
+from ringnet_ext.commands.pose import main as flame_command
+from ringnet_ext.files.meshes import MESHES, Mesh, read_mesh
+from ringnet_ext.flame import FlameModel
+from ringnet_ext.flame.sources import load_head
+
+
+@pytest.fixture(scope="module")
+def seamed():
+    """A ball whose vertices have several texture coordinates each, all in an order that means something."""
+    ball = trimesh.creation.icosphere(subdivisions=2, radius=0.1)
+    random = np.random.default_rng(0)
+    order = random.permutation(len(ball.vertices))
+    place = np.argsort(order)
+    faces = place[ball.faces][random.permutation(len(ball.faces))]
+    uv = random.uniform(0, 1, (len(order) + 40, 2))
+    uv_faces = faces.copy()
+    seam = random.choice(len(faces), 40, replace=False)
+    uv_faces[seam, random.integers(0, 3, 40)] = len(order) + np.arange(40)
+    return Mesh(ball.vertices[order], faces, uv, uv_faces)
+
+
+def published(mesh, path, *, materials=False, normals=False):
+    """An OBJ as modelling programs write it: a line of its own for every vertex, texture coordinate and face."""
+    lines = ["# a comment", "mtllib x.mtl", "o head"]
+    lines += [f"v {x!r} {y!r} {z!r}" for x, y, z in mesh.vertices.tolist()]
+    lines += [f"vt {u!r} {v!r}" for u, v in mesh.uv.tolist()]
+    lines += ["vn 0 0 1"] if normals else []
+    for i, (face, seen) in enumerate(zip(mesh.faces + 1, mesh.uv_faces + 1)):
+        if materials and i % 7 == 0:
+            lines.append(f"usemtl material_{i % 3}")
+        lines.append("f " + " ".join(f"{a}/{b}/1" if normals else f"{a}/{b}" for a, b in zip(face, seen)))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def same(ours, expected, tolerance=0.0):
+    assert ours.vertices.shape == expected.vertices.shape
+    assert np.abs(ours.vertices - expected.vertices).max() <= tolerance
+    assert np.array_equal(ours.faces, expected.faces)
+    # Texture coordinates may be numbered otherwise: what every corner has counts.
+    assert np.abs(ours.uv[ours.uv_faces] - expected.uv[expected.uv_faces]).max() <= max(tolerance, 1e-7)
+    return True
+
+
+@pytest.mark.parametrize("kinds", [{}, {"materials": True}, {"normals": True}])
+def test_an_obj_with_seams_keeps_its_order(seamed, kinds, tmp_path):
+    path = published(seamed, tmp_path / "head_template.obj", **kinds)
+    assert same(read_mesh(path), seamed)
+    head = load_head(path)
+    assert np.array_equal(head.v_template, seamed.vertices) and np.array_equal(head.faces, seamed.faces)
+
+
+def test_texture_coordinates_are_kept_to_the_end(seamed, tmp_path):
+    path = published(seamed, tmp_path / "head.obj")
+    head = load_head(path)
+    head.save(tmp_path / "head.npz")
+    again = FlameModel.load(tmp_path / "head.npz")
+    assert np.array_equal(again.uv, seamed.uv) and np.array_equal(again.uv_faces, seamed.uv_faces)
+    assert (
+        flame_command(
+            ["--model", str(tmp_path / "head.npz"), "--translation", "0", "0", "0", "--out", str(tmp_path / "out.obj")]
+        )
+        == 0
+    )
+    assert same(read_mesh(tmp_path / "out.obj"), seamed, 1e-8)
+
+
+@pytest.mark.parametrize("suffix", MESHES)
+def test_every_format_keeps_its_order(seamed, suffix, tmp_path):
+    """But for STL, which has no vertices: there each triangle has its own three."""
+    trimesh.Trimesh(seamed.vertices, seamed.faces, process=False).export(tmp_path / f"a{suffix}")
+    ours = read_mesh(tmp_path / f"a{suffix}")
+    corners = seamed.vertices[seamed.faces]
+    assert np.allclose(ours.vertices[ours.faces], corners, atol=1e-7) and ours.uv is None
+    if suffix != ".stl":
+        assert np.allclose(ours.vertices, seamed.vertices, atol=1e-7) and np.array_equal(ours.faces, seamed.faces)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "binary_little_endian"])
+@pytest.mark.parametrize("places", ["corners", "vertices"])
+def test_a_ply_with_texture_keeps_its_order(seamed, places, encoding, tmp_path):
+    corners = places == "corners"
+    header = [
+        "ply",
+        f"format {encoding} 1.0",
+        f"element vertex {len(seamed.vertices)}",
+        *(f"property double {c}" for c in "xyz"),
+    ]
+    header += [] if corners else ["property double s", "property double t"]
+    header += [f"element face {len(seamed.faces)}", "property list uchar int vertex_indices"]
+    header += ["property list uchar double texcoord"] if corners else []
+    vertices = [[*vertex, *([] if corners else seamed.uv[i])] for i, vertex in enumerate(seamed.vertices)]
+    with open(tmp_path / "head.ply", "wb") as file:
+        file.write("\n".join([*header, "end_header\n"]).encode())
+        if encoding == "ascii":
+            file.writelines((" ".join(map(repr, map(float, row))) + "\n").encode() for row in vertices)
+        else:
+            file.write(np.array(vertices, "<f8").tobytes())
+        for face, seen in zip(seamed.faces, seamed.uv_faces):
+            texture = seamed.uv[seen].ravel()
+            if encoding == "ascii":
+                row = ["3", *map(str, face), *(["6", *map(repr, texture.tolist())] if corners else [])]
+                file.write((" ".join(row) + "\n").encode())
+            else:
+                file.write(
+                    b"\x03"
+                    + face.astype("<i4").tobytes()
+                    + (b"\x06" + texture.astype("<f8").tobytes() if corners else b"")
+                )
+    expected = seamed if corners else seamed._replace(uv_faces=seamed.faces)
+    assert same(read_mesh(tmp_path / "head.ply"), expected, 1e-7)
+
+
+def test_what_obj_allows(tmp_path):
+    """Polygons, indices from the end, continued lines, colours after the coordinates, CRLF, faces partly without
+    texture."""
+    (tmp_path / "a.obj").write_bytes(
+        b"v 0 0 0 0.5 0.5 0.5\r\nv 1 0 0\r\nv 1 1 0 1.0\r\nv 0 1 0\r\nv 0 2 0\r\n"
+        b"f 1 2 3 \\\r\n 4 5\r\nl 1 2\r\nf -1//1 -2//1 -5//1 # end\r\n"
+    )
+    mesh = read_mesh(tmp_path / "a.obj")
+    assert mesh.faces.tolist() == [[0, 1, 2], [0, 2, 3], [0, 3, 4], [4, 3, 0]] and mesh.uv is None
+    assert mesh.vertices[2].tolist() == [1, 1, 0]
+    (tmp_path / "a.obj").write_text("v 0 0 0\nv 1 0 0\nv 1 1 0\nvt 0.5 0.25\nf 1/1 2/1 3/1\nf 1 2 3\n")
+    assert len(read_mesh(tmp_path / "a.obj").faces) == 2 and read_mesh(tmp_path / "a.obj").uv is None
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "no triangles in it"),
+        ("v 0 0 0\nv 1 0 0\nv 0 1 0\n", "no triangles in it"),
+        ("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 4\n", "a corner outside of the 3 that there are"),
+        ("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 0 1 2\n", "a corner outside of the 3 that there are"),
+        ("v 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nf 1/1 2/2 3/1\n", "a corner outside of the 1 that there are"),
+        ("v 0 0 0\nv 1 0 0\nf 1 2\n", "a face of 2 corners: 'f 1 2'"),
+        ("v 0 0 zero\nf 1 1 1\n", "could not convert"),
+        ("v 0 0\nv 0 0 0\nf 1 1 1\n", "inhomogeneous"),
+    ],
+)
+def test_broken_meshes_are_named(text, message, tmp_path):
+    (tmp_path / "broken.obj").write_text(text)
+    with pytest.raises(ValueError, match=f"broken.obj: not a mesh that can be read: .*{message}"):
+        load_head(tmp_path / "broken.obj")
+
+
+def test_other_files_are_named(tmp_path):
+    (tmp_path / "x.ply").write_bytes(b"ply\nnothing")
+    with pytest.raises(ValueError, match="x.ply: not a mesh"):
+        read_mesh(tmp_path / "x.ply")
+    with pytest.raises(FileNotFoundError, match="none.obj"):
+        read_mesh(tmp_path / "none.obj")
+    with pytest.raises(ValueError, match="x.fbx: expected a name that ends in one of .obj"):
+        read_mesh(tmp_path / "x.fbx")
