@@ -157,27 +157,33 @@ def test_layers_of_ours_follow_their_buffers():
         assert not torch.allclose(a, b)
 
 
-def test_what_is_written_as_it_was_is_not_prepared_again(random_model):
+def test_what_is_written_as_it_was_is_not_prepared_again(random_model, built):
     """DistributedDataParallel writes all buffers anew at every step."""
     model = used(random_model)
-    before = prepared()
+    built.clear()
     for t in (*model.constants, *model.embedding):
         version = t._version
         t.copy_(t.clone())
         assert t._version > version
     assert_fresh(model)
-    assert_nothing_was_prepared_since(before)
+    assert not built
     model.shapedirs[-1, -1, -1] += 1e-3  # what is counted is seen at once, be it one value
     assert_fresh(model)
 
 
-def prepared() -> list:
-    """All prepared models, held, so that no other can have the identity of one."""
-    return [entry.model for cache in _cache.Cache.all for entry in cache._entries.values()]
+@pytest.fixture
+def built(monkeypatch) -> list[str]:
+    """What has been prepared, in order."""
+    names = []
+    for cache in _cache.Cache.all:
+        build = cache._build
+        monkeypatch.setattr(cache, "_build", lambda *a, build=build: names.append(build.__name__) or build(*a))
+    return names
 
 
-def assert_nothing_was_prepared_since(before: list) -> None:
-    assert list(map(id, prepared())) == list(map(id, before))
+def prepared() -> int:
+    """How many prepared models are kept."""
+    return sum(map(len, _cache.Cache.all))
 
 
 def test_every_counted_write_shows_in_the_digests():
@@ -286,14 +292,14 @@ def test_our_layer_is_converted_and_loaded_by_swapping(swapping):
     shape = torch.randn(2, 4)
     for _ in range(3):
         before = flame(shape)
-    entries = len(prepared())
+    entries = prepared()
     flame.to(torch.float64)
     for _ in range(3):
         after = flame(shape.double())
     assert after.vertices.dtype == torch.float64
     torch.testing.assert_close(after.vertices.float(), before.vertices, rtol=0, atol=1e-6)
     torch.testing.assert_close(after.landmarks.float(), before.landmarks, rtol=0, atol=1e-6)
-    assert len(prepared()) <= entries  # the former models went with their tensors
+    assert prepared() <= entries  # the former models went with their tensors
     flame.load_state_dict({k: 2 * v if v.is_floating_point() else v for k, v in flame.state_dict().items()})
     doubled = flame(shape.double() / 2)
     torch.testing.assert_close(doubled.landmarks, flame.landmarks(shape.double() / 2), rtol=0, atol=1e-12)
@@ -323,21 +329,21 @@ def test_used_constants_are_copied_and_saved_as_ever(random_model, way):
         assert_fresh(model)
 
 
-def test_a_joint_tree_made_anew_for_every_call_prepares_nothing(random_model):
+def test_a_joint_tree_made_anew_for_every_call_prepares_nothing(random_model, built):
     """As compiled code makes it that has folded constants."""
     model = used(random_model)
-    before = prepared()
+    built.clear()
     for _ in range(3):
         model.parents = model.parents.clone()
         assert_fresh(model)
-    assert_nothing_was_prepared_since(before)
+    assert not built
     model.parents = torch.tensor([-1, 0, 0, 0, 0])
     assert_fresh(model)
     model.parents[4] = 3
     assert_fresh(model)
 
 
-def test_compiled_code_that_has_folded_constants_prepares_once(random_model):
+def test_compiled_code_that_has_folded_constants_prepares_once(random_model, built):
     import torch._inductor
 
     class Module(nn.Module):
@@ -355,10 +361,10 @@ def test_compiled_code_that_has_folded_constants_prepares_once(random_model):
     with torch.no_grad(), torch._inductor.config.patch(freezing=True):
         for _ in range(3):
             compiled(*inputs)
-        before = prepared()
+        built.clear()
         for _ in range(3):
             torch.testing.assert_close(tuple(compiled(*inputs)), want, rtol=0, atol=1e-12)
-    assert_nothing_was_prepared_since(before)
+    assert not built
 
 
 def collectives(rank: int, port: int, folder: str) -> None:
