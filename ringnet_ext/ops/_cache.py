@@ -27,9 +27,12 @@ An operator never uses a model that was made of former values. These are the rul
 Whoever writes a few values uncounted, or any values of a tensor on a CUDA device, calls :func:`clear_prepared`.
 """
 
+from __future__ import annotations
+
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 import _ringnet_core as core
 import torch
@@ -98,6 +101,8 @@ class Entry:
     """
 
     __slots__ = ("marks", "model", "storages", "streams")
+    model: Any
+    streams: Streams | None
 
     def __init__(self, tensors: tuple[Tensor | None, ...], on_death: Callable[[object], object]):
         self.marks, self.streams = core.Marks(tensors, on_death), None
@@ -124,7 +129,7 @@ def in_backward() -> Iterator[None]:
 class Cache:
     """build(*tensors, *settings), kept by the rules above."""
 
-    all: "list[Cache]" = []
+    all: ClassVar[list[Cache]] = []
 
     def __init__(self, build: Callable):
         Cache.all.append(self)
@@ -149,7 +154,8 @@ class Cache:
         for t in given:
             if t.numel() and not t.data_ptr():
                 raise ValueError(
-                    f"a constant of shape {tuple(t.shape)} has no memory: its storage was resized to nothing, as FSDP does between calls"
+                    f"a constant of shape {tuple(t.shape)} has no memory: its storage was resized to nothing, as FSDP "
+                    "does between calls"
                 )
         key = core.key(tensors, settings)
         with self._lock, torch.no_grad():
@@ -169,7 +175,7 @@ class Cache:
                 entry.read_by(device)
                 for t in given:
                     # As torch._dynamo.mark_static_address does: graphs of compiled functions don't copy it first.
-                    t._dynamo_static_input_type = "unguarded"
+                    vars(t)["_dynamo_static_input_type"] = "unguarded"
             if len(self._entries) >= _MOST_ENTRIES:
                 self._entries.pop(next(iter(self._entries)), None)
             self._entries[key] = entry

@@ -45,7 +45,7 @@ class Points(Operator):
         return ((*sizes, 3),)
 
     def to_save(self, moving):
-        (vertices,) = moving  # of which only the shape is needed, without its memory
+        (vertices,) = moving  # backward needs the shape alone: a tensor of it that takes no memory
         return (), (vertices.new_empty(()).expand(vertices.shape),)
 
     def _run(self, kernel, inputs, **arguments):
@@ -53,7 +53,8 @@ class Points(Operator):
         try:
             kernel[vertices.dtype](
                 is_cuda=checks.require_device(vertices, "vertices"), faces=faces.long().contiguous(),
-                lmk_faces_idx=in_rows(lmk_faces_idx.long()), lmk_bary_coords=rows_of_points(lmk_bary_coords), **arguments,
+                lmk_faces_idx=in_rows(lmk_faces_idx.long()), lmk_bary_coords=rows_of_points(lmk_bary_coords),
+                **arguments,
             )  # fmt: skip
         except IndexError as error:
             raise ValueError(error) from None

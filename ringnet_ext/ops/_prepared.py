@@ -17,8 +17,8 @@ _CPU = torch.device("cpu")
 
 
 def _regress(J_regressor: Tensor, values: Tensor) -> Tensor:
-    """J_regressor (J, V) times values (B, V, ...), summed in double."""
-    B, V, *shape = values.shape
+    """J_regressor (J, V) times values (B, V, ...), summed in double precision."""
+    B, _, *shape = values.shape
     flat, J = values.flatten(2), J_regressor.shape[0]
     if values.device != _CPU:
         return torch.matmul(J_regressor.double(), flat.double()).to(values.dtype).reshape(B, J, *shape)
@@ -29,25 +29,34 @@ def _regress(J_regressor: Tensor, values: Tensor) -> Tensor:
 
 
 def rows_of_points(t: Tensor) -> Tensor:
-    """(..., V, 3), contiguous inside a batch element."""
+    """The points (..., V, 3), contiguous within each batch element."""
     return t if t.stride()[-2:] == (3, 1) else t.contiguous()
 
 
 def _state(like: Tensor, B: int, size: int) -> Tensor | None:
-    """Room for a state; None where it has no size."""
+    """An uninitialised state of B rows; None where its size is 0."""
     return _memory.empty(like, B, size, inner=True) if size else None
 
 
 def gradient_like(t: Tensor, wanted: bool) -> Tensor | None:
-    """Room for a gradient that is wanted."""
+    """An uninitialised gradient of t; None where it isn't wanted."""
     return t.new_empty(*t.shape) if wanted else None
 
 
+def _zeros_like(t: Tensor, wanted: bool) -> Tensor | None:
+    return torch.zeros_like(t) if wanted else None
+
+
+def _sum(gradient: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return None if gradient is None or other is None else gradient.add_(other)
+
+
 class Directions:
-    """Of the betas or of the pose, as they lie. Packed where they come back: some are made anew for every call."""
+    """Directions of the betas or of the pose. They are packed at their second call: code that makes them anew for
+    every call has no second one, and the kernels read its directions as they lie."""
 
     def __init__(self, directions: Tensor):
-        # Detached: what is made of a tensor ends with it, so it must not keep it alive.
+        # Detached: a model ends with the tensors it was made of, so it must not keep them alive.
         self._source, kind = directions.detach(), _DIRECTIONS[directions.dtype]
         if directions.ndim == 3 and directions.stride(0) != 3 * directions.stride(1):
             self._source = self._source.contiguous()
@@ -65,7 +74,8 @@ class Directions:
 
 
 class PackedLbs:
-    """What a device's kernels read of weights, and of directions where it has them packed together."""
+    """Skinning weights as a device's kernels read them, together with the directions where the device packs both
+    together."""
 
     def __init__(self, lbs_weights: Tensor, shapedirs: Tensor | None, posedirs: Tensor | None, K: int):
         (V, J), model, cuda = lbs_weights.shape, _LBS[lbs_weights.dtype], lbs_weights.is_cuda
@@ -79,7 +89,7 @@ class PackedLbs:
 
 
 def _joint_tree(parents: Tensor, device: torch.device) -> Tensor:
-    """parents as the kernels read them, checked. They may come from another device."""
+    """The checked joint tree, as the kernels read it. parents may be on another device."""
     checks.require_readable("parents", device)
     checks.parents_values(parents)
     return parents.to(device, torch.int32, copy=True).contiguous()
@@ -91,8 +101,8 @@ def _joint_dirs(J_regressor: Tensor, shapedirs: Tensor) -> Tensor:
 
 
 class PreparedLbs:
-    """A model's constants as the core wants them, each prepared on its own, with the joints as a linear function of the
-    betas."""
+    """A model's constants as the core reads them. Each is prepared on its own. The rest joints are prepared as a linear
+    function of the betas."""
 
     def __init__(self, shapedirs: Tensor, posedirs: Tensor, J_regressor: Tensor, parents: Tensor, lbs_weights: Tensor):
         V, K, J = self.sizes = checks.lbs_constants(shapedirs, posedirs, J_regressor, parents, lbs_weights)
@@ -116,7 +126,7 @@ class PreparedLbs:
         self._regressor = J_regressor.detach()
 
     def with_landmarks(self, **landmarks) -> "PreparedLbs":
-        """The model with landmarks on its mesh, as the core's function of the same name takes them."""
+        """The same model with landmarks on its mesh. Takes the arguments of the core's function of this name."""
         model = copy.copy(self)
         model.core = self.core.with_landmarks(**landmarks)
         return model
@@ -127,7 +137,9 @@ class PreparedLbs:
             return _regress(self._regressor, v_template[None])[0]
         if not self.cuda:
             return _regress(self._regressor, v_template)
-        with torch.autocast(self.device.type, enabled=False):  # at every call, and double is slow there
+        with torch.autocast(
+            self.device.type, enabled=False
+        ):  # not in double: it is slow there, and this is done at every call
             return torch.matmul(self._regressor, v_template).contiguous()
 
     def forward(
@@ -140,17 +152,17 @@ class PreparedLbs:
         keep: bool,
         landmarks: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """vertices, joints, and state, None where it has no size. Fills landmarks, where a model with them is given
-        some.
+        """vertices, joints, and the state, None where its size is 0. Expects checked arguments with contiguous rows.
 
-        The arguments are checked; those of a batch element are contiguous.
+        landmarks: memory for the landmarks of a model that has some, to be filled.
         """
         (V, _, J), B = self.sizes, betas.shape[0]
         vertices, joints = _memory.empty(betas, B, V, 3), betas.new_empty(B, J, 3)
         state = _state(betas, B, self.state_sizes[keep])
         self.core.forward(
             betas=betas, pose=pose, axis_angle=pose2rot, v_template=v_template,
-            joint_template=joint_template, keep=keep, state=state, vertices=vertices, joints=joints, landmarks=landmarks,
+            joint_template=joint_template, keep=keep, state=state, vertices=vertices, joints=joints,
+            landmarks=landmarks,
         )  # fmt: skip
         return vertices, joints, state
 
@@ -170,9 +182,10 @@ class PreparedLbs:
         *,
         grad_landmarks: Tensor | None = None,
     ) -> None:
-        """Overwrites the last four in order, where they are wanted. grad_v_template gets its direct part only.
+        """Writes to the gradients of betas, pose, template and the template's joints, where they are not None.
 
-        grad_landmarks: of a model with them, and only beside grad_vertices.
+        grad_v_template doesn't include what comes through the template's joints. grad_landmarks is the gradient of the
+        landmarks of a model that has some; it needs grad_vertices.
         """
         B, shared = betas.shape[0], grad_v_template is not None and grad_v_template.ndim == 2
         if grad_joints is not None:
@@ -188,7 +201,7 @@ class PreparedLbs:
 
 
 class PreparedMesh:
-    """A model with a template that all batch elements share."""
+    """A model and a template that all batch elements share."""
 
     def __init__(self, v_template: Tensor, *constants: Tensor):
         self.lbs: PreparedLbs = prepared_lbs(constants)
@@ -199,12 +212,11 @@ class PreparedMesh:
         self.joint_template = self.lbs.joint_template(v_template)
 
     def shapes(self, B: int) -> tuple[tuple[int, int, int], ...]:
-        """Of vertices and joints."""
+        """The shapes of vertices and joints."""
         return (B, self.lbs.sizes[0], 3), (B, self.J, 3)
 
     def forward(self, betas: Tensor, pose: Tensor, pose2rot: bool, keep: bool) -> tuple[tuple, tuple]:
-        """(vertices, joints) and what backward needs. The arguments are checked; those of a batch element are
-        contiguous."""
+        """(vertices, joints) and (state,). Expects checked arguments with contiguous rows."""
         vertices, joints, state = self.lbs.forward(betas, pose, self.v_template, self.joint_template, pose2rot, keep)
         return (vertices, joints), (state,)
 
@@ -213,13 +225,17 @@ class PreparedMesh:
     ) -> tuple[Tensor | None, Tensor | None]:
         """The gradients of betas and pose."""
         grad_betas, grad_pose = gradient_like(betas, wanted[0]), gradient_like(pose, wanted[1])
-        self.lbs.backward(*gradients, betas, pose, self.joint_template, *states, pose2rot, grad_betas, grad_pose)
+        grad_vertices, grad_joints = gradients
+        (state,) = states
+        self.lbs.backward(
+            grad_vertices, grad_joints, betas, pose, self.joint_template, state, pose2rot, grad_betas, grad_pose
+        )
         return grad_betas, grad_pose
 
 
 class Corners:
-    """Of a landmark embedding's triangles: the vertices of static landmarks (L, 3) and of the contour table (79, C, 3)
-    or None."""
+    """The vertices of a landmark embedding's triangles: of the static landmarks (L, 3) and of the contour table
+    (79, C, 3) or None."""
 
     def __init__(
         self,
@@ -235,7 +251,7 @@ class Corners:
         faces, self.contour, C = faces.long(), None, 0
         self.static = faces[lmk_faces_idx.long()].contiguous()
         lists = [(self.static[None], lmk_bary_coords[None])]
-        if contour_faces_idx is not None:
+        if contour_faces_idx is not None and contour_bary_coords is not None:
             checks.require_range("contour_faces_idx", contour_faces_idx, 0, faces.shape[0], "faces")
             self.contour, C = faces[contour_faces_idx.long()].contiguous(), contour_faces_idx.shape[1]
             lists.append((self.contour, contour_bary_coords))
@@ -243,12 +259,12 @@ class Corners:
         for (corners, bary), first in zip(lists, (C, 0)):
             vertices, order = corners.flatten(1).sort(dim=1, stable=True)
             parts.append([vertices.int(), (first + order // 3).int(), bary.flatten(1).gather(1, order)])
-        # Static ones and every row of the table: vertices, ascending, landmarks and coordinates.
+        # Of the static landmarks and of every row of the table: vertices in ascending order, landmarks, coordinates.
         self.by_vertex = tuple(torch.cat([column.flatten() for column in columns]) for columns in zip(*parts))
 
 
 class PreparedLandmarks:
-    """The part of a model that its landmarks touch, packed for the core."""
+    """The vertices of a model that its landmarks need, packed for the core."""
 
     def __init__(
         self,
@@ -266,13 +282,10 @@ class PreparedLandmarks:
         neck_joint: int,
     ):
         V, K, J = self.sizes = checks.lbs_constants(shapedirs, posedirs, J_regressor, parents, lbs_weights)
-        L, C = checks.landmark_constants(
-            shapedirs, faces, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords, neck_joint, J
-        )
+        embedding = (faces, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords)
+        L, C = checks.landmark_constants(shapedirs, embedding, neck_joint, J)
         checks.require_tensor("v_template", v_template, (V, 3), shapedirs)
-        corners: Corners = landmark_corners(
-            (faces, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords), V
-        )
+        corners: Corners = landmark_corners(embedding, V)
         self.cuda = cuda = checks.require_device(shapedirs, "shapedirs")
         self.like, self.device, self.points = shapedirs.new_empty(0), shapedirs.device, C + L
         model = _LANDMARKS[shapedirs.dtype]
@@ -282,9 +295,10 @@ class PreparedLandmarks:
         self.packed = shapedirs.new_empty(model.packed_size(cuda, K, J, L, C))
         self.index = shapedirs.new_empty(model.index_size(cuda, K, J, L, C), dtype=torch.int32)
         model.pack(
-            is_cuda=cuda, shapedirs=shapedirs.contiguous(), posedirs=posedirs.contiguous(), lbs_weights=lbs_weights.contiguous(),
-            v_template=v_template.contiguous(), static_vertices=corners.static, static_bary=lmk_bary_coords.contiguous(),
-            contour_vertices=corners.contour, contour_bary=None if contour_bary_coords is None else contour_bary_coords.contiguous(),
+            is_cuda=cuda, shapedirs=shapedirs.contiguous(), posedirs=posedirs.contiguous(),
+            lbs_weights=lbs_weights.contiguous(), v_template=v_template.contiguous(),
+            static_vertices=corners.static, static_bary=lmk_bary_coords.contiguous(), contour_vertices=corners.contour,
+            contour_bary=None if contour_bary_coords is None else contour_bary_coords.contiguous(),
             packed=self.packed, index=self.index,
         )  # fmt: skip
         self.core = model(
@@ -296,11 +310,11 @@ class PreparedLandmarks:
         self._corners = corners.static, corners.contour
 
     def shapes(self, B: int) -> tuple[tuple[int, int, int], ...]:
-        """Of the landmarks."""
+        """The shape of the landmarks."""
         return ((B, self.points, 3),)
 
     def forward(self, betas: Tensor, pose: Tensor, pose2rot: bool, keep: bool) -> tuple[tuple, tuple]:
-        """(landmarks,) and what backward needs. The arguments are checked; those of a batch element are contiguous."""
+        """(landmarks,) and (state,). Expects checked arguments with contiguous rows."""
         B = betas.shape[0]
         landmarks = betas.new_empty(B, self.points, 3)
         state = _state(betas, B, self.state_sizes[keep])
@@ -308,14 +322,14 @@ class PreparedLandmarks:
         return (landmarks,), (state,)
 
     def on_mesh(self, vertices: Tensor, mesh_state: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
-        """Landmarks of a mesh just computed on a CUDA device, and what backward needs of them."""
+        """The landmarks of a mesh that was just computed on a CUDA device, and their state, None where not kept."""
         B = vertices.shape[0]
         landmarks = vertices.new_empty(B, self.points, 3)
         state = _state(vertices, B, self.state_sizes[True]) if keep else None
         static_vertices, contour_vertices = self._corners
         self.core.on_mesh(
-            static_vertices=static_vertices, contour_vertices=contour_vertices, vertices=vertices, mesh_state=mesh_state,
-            keep=keep, state=state, landmarks=landmarks,
+            static_vertices=static_vertices, contour_vertices=contour_vertices, vertices=vertices,
+            mesh_state=mesh_state, keep=keep, state=state, landmarks=landmarks,
         )  # fmt: skip
         return landmarks, state
 
@@ -325,7 +339,7 @@ class PreparedLandmarks:
         """The gradients of betas and pose."""
         B, (grad_landmarks,), (state,) = betas.shape[0], gradients, states
         if grad_landmarks is None:
-            return tuple(torch.zeros_like(t) if w else None for t, w in zip((betas, pose), wanted))
+            return _zeros_like(betas, wanted[0]), _zeros_like(pose, wanted[1])
         grad_betas, grad_pose = gradient_like(betas, wanted[0]), gradient_like(pose, wanted[1])
         size = self.core.workspace_size(self.cuda, B, *self.landmark_sizes)
         workspace = betas.new_empty(size) if size else None
@@ -339,8 +353,9 @@ class PreparedLandmarks:
 class PreparedHead:
     """A model prepared for its mesh and its landmarks together.
 
-    Landmarks are read off the vertices, and on the CPU, where both have a gradient, it goes one way back. On a CUDA
-    device, and where only the landmarks have one, their own kernels are called for it.
+    Forward reads the landmarks off the vertices. Backward on the CPU, where landmarks and vertices have a gradient,
+    adds one to the other and runs once. On a CUDA device, and where only the landmarks have a gradient, the landmarks' own
+    kernels compute their part.
     """
 
     def __init__(self, v_template: Tensor, *constants):
@@ -349,11 +364,12 @@ class PreparedHead:
         self.K, self.J, self.like, self.lbs = self.mesh.K, self.mesh.J, self.mesh.like, self.mesh.lbs
         # Detached: the model ends with the tensors it was made of, so it must not keep them alive.
         self._constants = (*(t if t is None else t.detach() for t in (v_template, *tensors)), neck_joint)
-        self._landmarks, self.landmark_state_size = None, 0
+        self._landmarks: PreparedLandmarks | None = None
+        self.landmark_state_size = 0
         if self.lbs.cuda:
             self.points, self.landmark_state_size = self.landmarks.points, self.landmarks.state_sizes[True]
         else:
-            L, C = checks.landmark_constants(self.like, *tensors[5:], neck_joint, self.J)
+            L, C = checks.landmark_constants(self.like, tuple(tensors[5:]), neck_joint, self.J)
             self.points, corners = C + L, landmark_corners(tuple(tensors[5:]), self.lbs.sizes[0])
             vertices, points, bary = corners.by_vertex
             self.lbs = self.lbs.with_landmarks(
@@ -362,18 +378,18 @@ class PreparedHead:
 
     @property
     def landmarks(self) -> PreparedLandmarks:
-        if self._landmarks is None:
+        made = self._landmarks
+        if made is None:
             *tensors, neck_joint = self._constants
-            self._landmarks = prepared_landmarks(tuple(tensors), neck_joint)
-        return self._landmarks
+            made = self._landmarks = prepared_landmarks(tuple(tensors), neck_joint)
+        return made
 
     def shapes(self, B: int) -> tuple[tuple[int, int, int], ...]:
-        """Of vertices, joints and landmarks."""
+        """The shapes of vertices, joints and landmarks."""
         return *self.mesh.shapes(B), (B, self.points, 3)
 
     def forward(self, betas: Tensor, pose: Tensor, pose2rot: bool, keep: bool) -> tuple[tuple, tuple]:
-        """(vertices, joints, landmarks) and what backward needs: the states of landmarks, where they have one, and
-        mesh."""
+        """(vertices, joints, landmarks) and the states of landmarks (None on the CPU) and mesh."""
         if self.lbs.cuda:
             points, states = self.mesh.forward(betas, pose, pose2rot, keep)
             landmarks, landmark_state = self.landmarks.on_mesh(points[0], states[0], keep)
@@ -403,7 +419,7 @@ class PreparedHead:
         if grad_vertices is None and grad_joints is None:
             return result
         added = self.mesh.backward((grad_vertices, grad_joints), betas, pose, states[1:], pose2rot, wanted)
-        return tuple(None if a is None else a.add_(b) for a, b in zip(result, added))
+        return _sum(result[0], added[0]), _sum(result[1], added[1])
 
 
 joint_tree = Cache(_joint_tree)

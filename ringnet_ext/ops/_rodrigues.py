@@ -17,7 +17,7 @@ _KERNELS = {
 
 
 class _Kernels:
-    """Of a dtype and a device: what the mechanism takes for a prepared model, though there is nothing to prepare."""
+    """The kernels for a dtype and a device, in the form of a prepared model. There is nothing to prepare."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device):
         self.like = torch.empty(0, dtype=dtype, device=device)
