@@ -23,7 +23,7 @@ import pytest
 import torch
 
 from ringnet_ext import ops
-from ringnet_ext.ops import _operator, _points, _prepared, _rodrigues, reference
+from ringnet_ext.ops import _checks, _points, _prepared, _rodrigues, reference
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPILER = shlex.split(os.environ.get("CXX", "g++"))
@@ -320,8 +320,7 @@ def test_blocks_that_walk_over_tiles(emulation, random_model, sizes):
 @pytest.mark.parametrize("sizes", [(1, 70, 11, 5, 12), (34, 40, 2, 24, 12), (66, 1, 40, 3, 12)], ids=sizes_id)
 def test_landmarks_read_off_the_mesh(emulation, random_model, monkeypatch, sizes, dtype):
     """flame_head, which takes a way of its own on a CUDA device."""
-    for module in (_prepared, _operator):
-        monkeypatch.setattr(module, "require_device", lambda *_: True)
+    monkeypatch.setattr(_checks, "require_device", lambda *_: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: None)  # a CPU's index
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=0))
     monkeypatch.setattr(_prepared.PreparedLandmarks, "forward", None)
