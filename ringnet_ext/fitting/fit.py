@@ -44,7 +44,7 @@ def fit(
     video: bool = False,
     walk: Walk = Walk(),
     iterations: int = 30,
-    tolerance: float = 1e-6,
+    tolerance: float | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Fit:
     """The most probable heads given landmarks: maximum a posteriori, by Levenberg-Marquardt with exact derivatives.
@@ -78,7 +78,8 @@ def fit(
         robust: ``huber`` or ``geman-mcclure``: landmarks far off count less, beyond about 1.5 or 3 sigma.
         video: whether a person's images are the frames of a video, in order; ``walk`` then ties neighbours. A frame
             without landmarks is bridged.
-        iterations: at most. tolerance: relative decrease at which to stop.
+        iterations: at most. tolerance: relative decrease at which to stop; None for 1e-6, and 1e-5 for a video, in
+            which some frames' contours always go on jumping between rows of their table.
         progress: called with the number of people done since the last call.
 
     Raises:
@@ -100,6 +101,7 @@ def fit(
         torch.where(usable[:, None], weight[order], 0), values[order], parameters.mean[order], parameters.root,
         walk if video and len(order) > 1 else None, start is None,
     )  # fmt: skip
+    tolerance = (1e-5 if video else 1e-6) if tolerance is None else tolerance
     found, sigma = task.solved(sigma, iterations=iterations, tolerance=tolerance, progress=progress)
     solution, reasons = found.solution, [REASONS[reason] for reason in found.solution.stopped.tolist()]
     nothing = ~task.somewhere_usable()
