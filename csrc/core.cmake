@@ -49,9 +49,20 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
   ringnet_add_kernels(avx512 -mavx512f -mavx512dq -mavx512vl -mavx512bw -mfma)
 endif()
 set(ringnet_baseline "")
-if(CMAKE_SYSTEM_PROCESSOR STREQUAL "aarch64" AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-  # Its first scheduler, which is off on x86, loads early, until there are more values than registers (tests/core/loops.py).
-  set(ringnet_baseline -fno-schedule-insns)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
+  # The scheduler before register allocation, which is off on x86, loads early, until there are more values than registers: not in
+  # these kernels (tests/core/loops.py).
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    set(ringnet_baseline -fno-schedule-insns)
+  else()
+    include(CheckCXXSourceCompiles)
+    set(CMAKE_REQUIRED_FLAGS "-mllvm -enable-misched=false")
+    check_cxx_source_compiles("int main() {}" RINGNET_HAS_MISCHED)
+    unset(CMAKE_REQUIRED_FLAGS)
+    if(RINGNET_HAS_MISCHED)
+      set(ringnet_baseline "SHELL:-mllvm -enable-misched=false")
+    endif()
+  endif()
 endif()
 ringnet_add_kernels(baseline ${ringnet_baseline})
 

@@ -13,6 +13,12 @@ def check_core() -> None:
     try:
         import _ringnet_core
     except ImportError as error:
+        if re.match(r"lib(gomp|i?omp)", str(error)):
+            raise ImportError(
+                f"ringnet_ext needs an OpenMP library, and neither PyTorch nor this system has it ({error}). Install it "
+                "(Debian: libgomp1; Fedora: libgomp; conda: _openmp_mutex), or build the core for one thread: "
+                "`pip install . -C cmake.define.RINGNET_OPENMP=OFF` in the source tree."
+            ) from error
         raise ImportError(
             f"ringnet_ext {__version__} needs its compiled core, _ringnet_core, which can't be imported ({error}). "
             "Build and install it with `pip install .` in the source tree."

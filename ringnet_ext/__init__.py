@@ -14,7 +14,7 @@ def _is_command() -> bool:
     program = next(iter(getattr(sys, "argv", ())), "")
     if program == "-m":  # Python is still looking for the module to run
         return any(word.removeprefix("-m").split(".")[0] == "ringnet_ext" for word in sys.orig_argv)
-    return Path(program).stem == "ringnet"
+    return Path(program).name.removesuffix(".exe") == "ringnet"
 
 
 # A command imports what it needs once it is known which: its help comes at once, and doctor works without the core.

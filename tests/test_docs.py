@@ -66,14 +66,17 @@ def test_commands_have_the_flags_that_are_named(page, monkeypatch, capsys):
         for line in block.replace("\\\n", " ").splitlines():
             for call in re.split(r"&&|;", line):
                 words = shlex.split(call, comments=True)
-                module = next((word for word in words if re.fullmatch(r"ringnet_ext\.\w+", word)), None)
-                if module is None:
+                if words[:1] == ["ringnet"]:
+                    module, given = "ringnet_ext", words[1:]
+                elif module := next((word for word in words if re.fullmatch(r"ringnet_ext\.\w+", word)), None):
+                    given = words[words.index(module) + 1 :]
+                else:
                     continue
-                given = words[words.index(module) + 1 :]
-                monkeypatch.setattr(sys, "argv", [module, "--help"])
+                verb = given[:1] if module == "ringnet_ext" else []
+                monkeypatch.setattr(sys, "argv", [module, *verb, "--help"])
                 with pytest.raises(SystemExit) as ended:
                     runpy.run_module(module, run_name="__main__", alter_sys=True)
-                assert ended.value.code in (0, None), module
+                assert ended.value.code in (0, None), call
                 known = set(re.findall(r"--[a-z][\w-]*", capsys.readouterr().out))
                 unknown = {word for word in given if word.startswith("--")} - known - {"--help"}
                 assert not unknown, call

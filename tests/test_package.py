@@ -143,7 +143,15 @@ def test_operators_and_decoder_do_without_the_networks_packages():
 
 
 @pytest.mark.parametrize(
-    "core, error", [("raise ImportError('no such library')", "no such library"), ("__version__ = '0.0.1'", "0.0.1")]
+    "core, error",
+    [
+        ("raise ImportError('no such library')", "no such library"),
+        ("__version__ = '0.0.1'", "0.0.1"),
+        (
+            "raise ImportError('libgomp.so.1: cannot open shared object file: No such file or directory')",
+            "an OpenMP library, and neither PyTorch nor this system has it (libgomp.so.1: cannot open",
+        ),
+    ],
 )
 def test_a_missing_or_foreign_core_says_what_to_do(tmp_path, core, error):
     (tmp_path / "_ringnet_core.py").write_text(core)

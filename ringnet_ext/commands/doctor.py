@@ -75,8 +75,8 @@ def examined() -> dict[str, Any]:
             import_module(name)
         except Exception as error:  # whatever a broken package raises
             problems.append(f"{name} can't be imported: {explained(error)}")
-    found["core"] = _core(problems, warnings)
-    found["cuda"] = _cuda(problems)
+    found["core"] = _core(problems, warnings) if "torch" in sys.modules else None  # the core needs it
+    found["cuda"] = _cuda(found["core"] is not None, problems)
     found["operators"] = {} if found["core"] is None else _operators(found["cuda"], problems)
     return found | {"warnings": warnings, "problems": problems}
 
@@ -167,9 +167,9 @@ def _core(problems: list[str], warnings: list[str]) -> dict[str, str] | None:
     return facts
 
 
-def _cuda(problems: list[str]) -> dict[str, Any]:
-    """What was built, the CUDA version of PyTorch, its devices, and whether we compute on them."""
-    found: dict[str, Any] = {"built": None, "torch": None, "devices": [], "usable": False}
+def _cuda(has_core: bool, problems: list[str]) -> dict[str, Any]:
+    """Whether the core was built for it, the CUDA version of PyTorch, its devices, and whether we compute on them."""
+    found: dict[str, Any] = {"built": False, "torch": None, "devices": [], "usable": False}
     try:
         import torch
 
@@ -179,14 +179,15 @@ def _cuda(problems: list[str]) -> dict[str, Any]:
             found["devices"].append(
                 {"name": device.name, "capability": f"{device.major}.{device.minor}", "bytes": device.total_memory}
             )
-        import _ringnet_core
-
-        found["built"] = bool(_ringnet_core.cuda_architectures)
     except ImportError:
         pass  # is among the problems already
     except RuntimeError as error:
         problems.append(f"CUDA: {explained(error)}")
-    found["usable"] = bool(found["built"] and found["devices"])
+    if has_core:
+        import _ringnet_core
+
+        found["built"] = bool(_ringnet_core.cuda_architectures)
+    found["usable"] = found["built"] and bool(found["devices"])
     return found
 
 
@@ -228,7 +229,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     core = found["core"] or {"core": "can't be used"}
     rows = [("ringnet_ext", f"{ours['version']}, {ours['folder']}")]
     rows += [(name, value) for name, value in core.items() if name not in ("ringnet_ext", "torch")]
-    rows.append(("PyTorch", f"for CUDA {cuda['torch']}" if cuda["torch"] else "without CUDA"))
+    if found["core"]:
+        rows.append(("PyTorch", f"for CUDA {cuda['torch']}" if cuda["torch"] else "without CUDA"))
     rows += [("device", f"{each['name']}, {each['capability']}, {_size(each['bytes'])}") for each in cuda["devices"]]
     rows += [("operators", f"{device}: within {value:.0e} m") for device, value in found["operators"].items()]
     rows.append(("cores", str(machine["cores"])))

@@ -22,6 +22,7 @@ VERBS = {
     "sheet": "draw what a head model can do, in one picture",
     "doctor": "say what is installed here and whether it works",
 }
+_FORMER = {"contact_sheet": "sheet", "flame": "pose"}  # as they are still called under python -m
 SHELLS = ("bash", "zsh", "fish", "tcsh")
 
 
@@ -52,7 +53,7 @@ def main(arguments: list[str]) -> int:
     if arguments and not arguments[0].startswith("-"):
         verb, *rest = arguments
         if verb not in VERBS:
-            close = difflib.get_close_matches(verb, VERBS, n=1)
+            close = [_FORMER[verb]] if verb in _FORMER else difflib.get_close_matches(verb, VERBS, n=1)
             meant = f"; did you mean {close[0]}?" if close else ";"
             raise OptionError(f"there is no verb {verb!r}{meant} {called()} --help lists them")
         return _module(verb).main(rest)
@@ -65,11 +66,11 @@ def main(arguments: list[str]) -> int:
 
 def _module(verb: str):
     """The module of a verb. Only doctor does without the compiled core and the packages that the others need."""
-    if verb != "doctor":
-        __config__.check_core()
     try:
+        if verb != "doctor":
+            __config__.check_core()
         return import_module(f".{verb}", __package__)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise ImportError(f"{error}; ringnet doctor says what is missing") from error
 
 

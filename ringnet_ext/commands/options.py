@@ -122,8 +122,9 @@ def add_device(group, more: str = "") -> None:
 
 
 def add_threads(group, *, former: str | None = None) -> None:
-    """``--threads``: how many of the CPU's compute, over all that a process does at once."""
-    text = "CPU threads; 0 for as many as there are cores, or as OMP_NUM_THREADS says [0]"
+    """``--threads``: how many threads of the CPU compute, over all that runs at once: the network and the operators, or
+    what a command does in their place."""
+    text = "CPU threads; 0 for as many as this machine has cores for [0]"
     group.add_argument("--threads", type=whole(0, 1024), default=0, metavar="N", help=text)
     if former is not None:
         group.add_argument(former, action=_Former, now="threads", type=whole(1, 1024))

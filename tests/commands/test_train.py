@@ -119,6 +119,18 @@ def test_a_run_of_days_is_announced(model, capsys):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("threads, workers, each", [(4, 2, 2), (1, 1, 1), (3, 2, 1)])
+def test_threads_are_those_of_all_workers_together(threads, workers, each, cache, tmp_path, monkeypatch):
+    seen, before = [], torch.get_num_threads()
+    monkeypatch.setattr(Trainer, "train", lambda trainer: seen.append((trainer.workers, torch.get_num_threads())))
+    try:
+        more = ("--rings", "2", "--shares", "2", "--threads", str(threads))
+        train.main(options(tmp_path / "run", cache, *more))
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [(workers, each)]
+
+
 class TestPhotographs:
     """The table of a model that says what it is told to."""
 

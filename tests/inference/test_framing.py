@@ -16,7 +16,7 @@ from ringnet_ext.data.synthetic import SyntheticFaces
 from ringnet_ext.detection.squares import cut_square, landmark_square
 from ringnet_ext.inference.framing import NotAFaceError, calibrated, find_face, following, limit_of, settled
 
-CHECKPOINT = os.environ.get("RINGNET_CHECKPOINT")  # a run folder of python -m ringnet_ext.train, with its defaults
+CHECKPOINT = os.environ.get("RINGNET_CHECKPOINT")  # a run folder of ringnet train, with its defaults
 FACE = np.random.default_rng(0).uniform(-1, 1, (68, 2))  # the landmarks of our kind of faces: discs of radius 1
 FACE[:4] = [(-1, 0), (1, 0), (0, -1), (0, 1)]
 
