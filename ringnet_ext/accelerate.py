@@ -38,9 +38,9 @@ def _base(module: nn.Module) -> type | None:
 
 
 @functools.cache
-def _accelerated(cls: type, base: type) -> type:
+def _accelerated(cls: type, base: type) -> type[nn.Module]:
     """A subclass of cls in which base's forward finds this package's functions under the names that it looks up."""
-    forward = _forward_by_name(base)
+    forward = base.__dict__["forward"]
     own_torch = types.ModuleType("torch")
     vars(own_torch).update(vars(torch), cat=_cat)
     names = {
@@ -125,5 +125,6 @@ def accelerate(module: nn.Module) -> Acceleration:
         )
     for part, base in found.values():
         if not hasattr(part, "_slow_class"):
-            part.__class__ = _accelerated(type(part), base)
+            cls: type = type(part)
+            part.__class__ = _accelerated(cls, base)
     return Acceleration({name: part for name, (part, _) in found.items()})

@@ -1,4 +1,4 @@
-"""``python -m ringnet_ext.infer``: reconstruct the faces of photographs."""
+"""``ringnet infer``: reconstruct the faces of photographs."""
 
 from __future__ import annotations
 
@@ -21,18 +21,30 @@ from ..inference.framing import NotAFaceError, find_face
 from ..inference.inputs import image_files, landmarks_of, named, read_boxes
 from ..inference.outputs import KINDS, write_reconstruction
 from ..inference.reconstruction import Reconstruction, RingNet
-from ..ops.devices import computing_device
 from ..progress import progress
-from .options import FAILED, OptionError, Parser, command, path, report
+from .options import (
+    FAILED,
+    OptionError,
+    Parser,
+    add_device,
+    add_head,
+    add_out,
+    add_threads,
+    called,
+    chosen_device,
+    command,
+    path,
+    report,
+)
 
 INDEX = "index.csv"
 _OUTER_EYE_CORNERS = 36, 45
 _NOWHERE_TO_WRITE = errno.ENOSPC, errno.EDQUOT, errno.EROFS  # every image after it would fail the same way
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
     parser = Parser(
-        prog="python -m ringnet_ext.infer",
+        prog=called("infer"),
         description="Reconstruct heads from photographs, one face each. The network wants the square that training cuts: "
         "the 68 landmarks' box in its middle, filling 80 % of it. --landmarks, --detector or --boxes say where the face "
         "is. Without them the network looks for it, from the whole picture and parts of it, and what is not a face as it "
@@ -46,7 +58,7 @@ def _parser() -> Parser:
                         + ", ".join(SUFFIXES))  # fmt: skip
     parser.add_argument("--checkpoint", type=path, required=True, metavar="RUN",
                         help="run folder of training, or a checkpoint file")  # fmt: skip
-    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="folder to write to; made if missing")
+    add_out(parser, "folder to write to; made if missing", required=True)
     where = parser.add_argument_group("where the face is (one of these)").add_mutually_exclusive_group()
     where.add_argument("--landmarks", type=path, metavar="DIR", help="folder with a file of 68 landmarks for each image: NAME and "
                        f"one of {', '.join(LANDMARK_SUFFIXES)}, as for prepare")  # fmt: skip
@@ -56,16 +68,16 @@ def _parser() -> Parser:
                        "pixels; IMAGE as it is given here, or its name. The network looks from there")  # fmt: skip
     where.add_argument("--cropped", action="store_true", help="the images are such squares already: they are taken whole, "
                        "and whether they are faces is not asked")  # fmt: skip
-    parser.add_argument("--head", type=path, metavar="FILE",
-                        help="head model file, if it has moved since training [the one trained on]")  # fmt: skip
-    parser.add_argument("--device", help="cpu, cuda or cuda:N [cuda if there is one, else cpu]")
+    add_head(parser, "head model file, if it has moved since training [the one trained on]")
+    add_device(parser)
+    add_threads(parser)
     return parser
 
 
 @command
 def main(arguments: list[str]) -> int:
-    options = _parser().parse_args(arguments)
-    device = computing_device(options.device)
+    options = make_parser().parse_args(arguments)
+    device = chosen_device(options)
     model = RingNet.load(options.checkpoint, head=options.head).to(device)
     cut = _cutter(model, options)
     files, failures, others = image_files(options.images)

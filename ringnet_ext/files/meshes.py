@@ -38,7 +38,11 @@ def read_mesh(path: str | os.PathLike) -> Mesh:
         if not len(mesh.faces):
             raise ValueError("no triangles in it")
         for indices, pointed_at in ((mesh.faces, mesh.vertices), (mesh.uv_faces, mesh.uv)):
-            if indices is not None and (indices.min() < 0 or indices.max() >= len(pointed_at)):
+            if (
+                indices is not None
+                and pointed_at is not None
+                and (indices.min() < 0 or indices.max() >= len(pointed_at))
+            ):
                 raise ValueError(f"a face has a corner outside of the {len(pointed_at)} that there are")
         return mesh
     except FileNotFoundError:
@@ -84,6 +88,8 @@ def _read_with_trimesh(path: Path) -> Mesh:
 
     # Without fix_texture, which splits the vertices of a PLY along its seams; process merges them.
     mesh = trimesh.load(path, process=False, force="mesh", fix_texture=False)
+    if not isinstance(mesh, trimesh.Trimesh):
+        raise ValueError("no triangles in it")
     vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
     if path.suffix.lower() == ".ply":
         return Mesh(vertices, faces, *_ply_texture(mesh.metadata.get("_ply_raw", {}), faces))
@@ -117,7 +123,7 @@ def _columns(data):
 def obj_bytes(mesh: Mesh) -> bytes:
     """The mesh as an OBJ file, vertices to 1e-8."""
     lines = [f"v {x:.8f} {y:.8f} {z:.8f}" for x, y, z in mesh.vertices]
-    if mesh.uv is None:
+    if mesh.uv is None or mesh.uv_faces is None:
         lines += [f"f {a} {b} {c}" for a, b, c in mesh.faces + 1]
     else:
         lines += [f"vt {u:.8f} {v:.8f}" for u, v in mesh.uv]

@@ -11,6 +11,7 @@ import math
 import cv2
 import numpy as np
 
+from ..geometry.camera import project_to_pixels
 from ..geometry.surface import vertex_normals
 from .raster import draw_mesh
 
@@ -86,9 +87,7 @@ def overlay(
     fine = 2 * size
     canvas = cv2.resize(image, (fine, fine), interpolation=cv2.INTER_LINEAR).astype(np.float32) / 255
     behind = canvas.copy()
-    points = np.empty_like(vertices)
-    points[:, :2] = (camera[0] * (vertices[:, :2] + camera[1:]) + 1) * (fine / 2)
-    points[:, 2] = vertices[:, 2]
+    points = project_to_pixels(vertices, camera, fine)
     draw_mesh(canvas, points, faces, clay(vertex_normals(vertices, faces)))
     canvas = opacity * canvas + (1 - opacity) * behind
     return to_uint8(cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA))

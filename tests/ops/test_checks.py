@@ -89,7 +89,11 @@ KINDS = {
 def test_tensors_of_every_kind_are_refused(kind, arguments, random_model):
     model = random_model()
     points = dict(
-        zip(("vertices", "faces", "lmk_faces_idx", "lmk_bary_coords"), (model.v_template[None], *model.embedding))
+        zip(
+            ("vertices", "faces", "lmk_faces_idx", "lmk_bary_coords"),
+            (model.v_template[None], *model.embedding),
+            strict=False,
+        )
     )
     given = {op: arguments(op) for op in OPERATORS} | {
         "vertices2landmarks": points,
@@ -177,5 +181,5 @@ def test_names_and_arguments_of_other_projects(module, random_model):
     )
     index, bary = model.lmk_faces_idx.expand(3, -1), model.lmk_bary_coords.expand(3, -1, -1)
     assert module.vertices2landmarks(vertices, model.faces, index, bary).shape == (3, 10, 3)
-    with pytest.raises(TypeError, match="dtype: expected a torch.dtype"):
+    with pytest.raises(TypeError, match=r"dtype: expected a torch.dtype"):
         module.lbs(betas, pose, *model.constants, dtype="float32")

@@ -129,7 +129,7 @@ def test_in_a_capture_a_known_model_is_read_and_stays(random_model, device):
 def test_a_first_call_in_a_capture_says_why_it_cannot_be(random_model, device):
     device.is_captured = True
     for call in calls(random_model()):
-        with pytest.raises(RuntimeError, match="(parents|faces).*before the capture"):
+        with pytest.raises(RuntimeError, match=r"(parents|faces).*before the capture"):
             call()
     assert not any(len(cache) for cache in _cache.Cache.all)
     ops.batch_rodrigues(torch.zeros(2, 3))  # those without a model can be captured at once
@@ -195,10 +195,10 @@ def test_captured_and_replayed(cuda, random_model, name):
     junk = [torch.full((1 << 20,), float("nan"), device=cuda) for _ in range(50)]  # where the model was, had it gone
     for seed in (5, 6):
         with torch.no_grad():
-            for t, new in zip((b, p), model.inputs(4, seed)):
+            for t, new in zip((b, p), model.inputs(4, seed), strict=False):
                 t.copy_(new)
         graph.replay()
-        for value, want in zip(captured, step()):
+        for value, want in zip(captured, step(), strict=False):
             torch.testing.assert_close(value, want, rtol=1e-5, atol=1e-6)
     del junk
 
