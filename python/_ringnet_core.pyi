@@ -6,7 +6,7 @@ gradients any strides.
 """
 
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -29,13 +29,15 @@ class Marks:
     constant: bool
     """Whether they are all of PyTorch's own types."""
 
-    def __init__(self, tensors: tuple[Tensor | None, ...], on_death: Callable[[object], object], /) -> None: ...
-    def unchanged(self, tensors: tuple[Tensor | None, ...], again: bool = True) -> bool:
-        """Whether these are the same tensors, and nothing is seen to have happened to them. When they are looked for
-        again for the first time, they aren't: their values are noted only then. ``again`` is false for the use that the
-        marks were made for."""
-    def usable(self, tensors: tuple[Tensor | None, ...], /) -> bool:
-        """Whether they are unchanged, and autograd follows none."""
+    def __init__(self, tensors: tuple[Tensor | None, ...], on_death: Callable[[object], object]) -> None: ...
+
+def key(tensors: tuple[Tensor | None, ...], settings: tuple, /) -> tuple:
+    """Under which an entry for these tensors and settings is kept."""
+
+def find(entries: dict, tensors: tuple[Tensor | None, ...], settings: tuple, again: bool) -> Any:
+    """The entry, an object with ``marks``, whose tensors these are and are unchanged; None without. When they are
+    looked for again for the first time, they count as changed: their values are noted only then. ``again`` is false for
+    the use that the marks were made for; where it is true, tensors that autograd follows are not found."""
 
 def seen_again(tensor: Tensor, /) -> bool:
     """Whether a tensor of which there are marks was looked for again."""
