@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import network
 from ..detection.squares import Square, around_landmarks
 from ..files.images import read_image
-from ..fitting import fit
+from ..fitting import refine
 from ..flame import FLAME
 from ..flame.parameters import HeadParams
 from ..geometry.camera import project, to_pixels, yaw_of
@@ -148,8 +148,5 @@ class RingNet(network.RingNet):
             ]
         )
         start = HeadParams(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
-        person = [0] * len(squares) if same_person else None
-        found = fit(self.flame, seen.to(self.flame.v_template), person=person, start=start, sigma=sigma)
-        if found.failed:
-            raise ValueError(f"landmarks: {next(iter(found.failed.values()))}")
-        return [HeadParams(*(value[i : i + 1] for value in found.params)) for i in range(len(squares))]
+        params = refine(self.flame, start, seen.to(self.flame.v_template), same_person=same_person, sigma=sigma)
+        return [HeadParams(*(value[i : i + 1] for value in params)) for i in range(len(squares))]
