@@ -21,7 +21,7 @@ KINDS = ("images", "mesh", "neutral_mesh", "params")
 # What is written.
 
 
-def write_reconstruction(folder: Path, name: str, face: Reconstruction, **more: np.ndarray) -> None:
+def write_reconstruction(folder: Path, name: str, face: Reconstruction, **more: np.ndarray) -> list[Path]:
     """Write the panel picture, both meshes and the parameters of one face under a name: all of them or none.
 
     more: further arrays for the file of parameters.
@@ -45,6 +45,7 @@ def write_reconstruction(folder: Path, name: str, face: Reconstruction, **more: 
         for target in (picture, mesh, neutral, arrays):
             target.unlink(missing_ok=True)
         raise
+    return [picture, mesh, neutral, arrays]
 
 
 def _parameters(face: Reconstruction, more: dict[str, np.ndarray]) -> bytes:
