@@ -19,7 +19,7 @@ from ..files.errors import explained
 from ..files.images import SUFFIXES
 from ..files.whole import output_folder
 from ..inference.finders import Finder, by_boxes, by_face_boxes, by_landmarks, by_network, whole
-from ..inference.framing import NotAFaceError, limit_of
+from ..inference.framing import NotAFaceError
 from ..inference.inputs import Box, Picture, face_name, image_files, landmarks_of, pictures_of, read_boxes
 from ..inference.outputs import KINDS, write_reconstruction
 from ..inference.pipeline import OF_ONE_PICTURE, THREADS, Outcome, reconstruct_all
@@ -232,14 +232,11 @@ def _finder(model: RingNet, options) -> Finder:
         detectors = Detectors(lambda: FaceLandmarker(options.detector, _MOST_FACES), THREADS)
         return by_landmarks(lambda picture, image: detectors.faces(image))
     if options.detector is not None:
-        find = by_face_boxes(model, FaceBoxes(options.detector))
-    elif options.boxes is not None:
+        return by_face_boxes(model, FaceBoxes(options.detector))
+    if options.boxes is not None:
         boxes = read_boxes(options.boxes)
-        find = by_boxes(model, lambda picture, image: _boxes_of(picture, boxes, options.boxes))
-    else:
-        find = by_network(model)
-    limit_of(model)  # measured once, before several threads ask for it
-    return find
+        return by_boxes(model, lambda picture, image: _boxes_of(picture, boxes, options.boxes))
+    return by_network(model)
 
 
 def _boxes_of(picture: Picture, boxes: dict[str, list[Box]], source: Path) -> list[Box]:
