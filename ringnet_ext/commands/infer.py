@@ -19,13 +19,14 @@ from ..files.images import MIN_IMAGE, SUFFIXES, ImageError, read_image
 from ..files.whole import output_folder, written_whole
 from ..inference.framing import NotAFaceError, find_face
 from ..inference.inputs import image_files, landmarks_of, named, read_boxes
-from ..inference.outputs import KINDS, write_reconstruction
+from ..inference.outputs import folders, write
 from ..inference.reconstruction import Reconstruction, RingNet
 from ..ops.devices import computing_device
 from ..progress import progress
 from .options import FAILED, OptionError, Parser, command, path, report
 
 INDEX = "index.csv"
+_WRITTEN = ("panel", "mesh", "neutral", "parameters")
 _OUTER_EYE_CORNERS = 36, 45
 _NOWHERE_TO_WRITE = errno.ENOSPC, errno.EDQUOT, errno.EROFS  # every image after it would fail the same way
 
@@ -71,7 +72,7 @@ def main(arguments: list[str]) -> int:
     files, failures, others = image_files(options.images)
     for failure in failures:
         report(failure)
-    output_folder(options.out, KINDS)
+    output_folder(options.out, folders(_WRITTEN))
     if others:
         print("left out of the folders: " + ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items())))
     print(_trained_on(model))
@@ -85,7 +86,7 @@ def main(arguments: list[str]) -> int:
                     raise ImageError(f"{size} pixels, expected at least {MIN_IMAGE} x {MIN_IMAGE}")
                 found = cut(file, image)
                 face = model.reconstruct(found.square)
-                write_reconstruction(options.out, name, face)
+                write(options.out, name, face, _WRITTEN)
                 rows.append([file, name, "reconstructed", *_place(found.square), _error(face, found)])
             except (OSError, ValueError, MemoryError) as error:
                 not_found += isinstance(error, NotAFaceError)
