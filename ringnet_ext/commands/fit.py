@@ -31,7 +31,7 @@ from ..flame import FLAME, FlameModel, builtin_head
 from ..flame.parameters import HeadParams
 from ..flame.sources import require_landmarks
 from ..inference.inputs import image_files, landmarks_of, named
-from ..inference.outputs import KINDS, write_reconstruction
+from ..inference.outputs import folders, write
 from ..inference.reconstruction import RingNet, reconstruction
 from ..ops.devices import computing_device
 from ..progress import progress
@@ -39,6 +39,7 @@ from ..render.pictures import mark_points, overlay
 from .options import FAILED, OptionError, Parser, command, path, real, report
 
 _OUTER_EYE_CORNERS = 36, 45
+_WRITTEN = ("panel", "mesh", "neutral", "parameters")
 _MOST_OVERLAY = 720  # pixels along the longer side of an overlay video
 
 
@@ -132,7 +133,7 @@ def _fit_images(options, flame: FLAME, head: FlameModel, network: RingNet | None
     files, failures, _ = image_files(options.images)
     for failure in failures:
         report(failure)
-    output_folder(options.out, (*KINDS, "uncertainty"))
+    output_folder(options.out, (*folders(_WRITTEN), "uncertainty"))
     (options.out / "uncertainty").mkdir(exist_ok=True)
     seen: list[_Seen] = []
     answers = []
@@ -169,7 +170,7 @@ def _fit_images(options, flame: FLAME, head: FlameModel, network: RingNet | None
             square = around_landmarks(read_image(each.file), each.points, each.confidence)
             face = reconstruction(
                 flame,
-                head.faces,
+                head,
                 square,
                 _in_square(found, i, each, square, flame),
                 found.neck_pose[i : i + 1],
@@ -183,7 +184,8 @@ def _fit_images(options, flame: FLAME, head: FlameModel, network: RingNet | None
                     "focal": found.focal[i].item() * max(each.size) / 2,
                 }
             )
-            write_reconstruction(options.out, each.name, face, shape_std=found.shape_std[person].cpu().numpy(), **more)
+            more["shape_std"] = found.shape_std[person].cpu().numpy()
+            write(options.out, each.name, face, _WRITTEN, more=more)
             picture = uncertainty(
                 flame(shapes[person : person + 1]).vertices[0].cpu().numpy(), head.faces, spread[person], limit
             )
@@ -398,7 +400,7 @@ def _video_landmarks(options, video: Video) -> tuple[np.ndarray, np.ndarray]:
 def _overlays(video: Video, flame: FLAME, head: FlameModel, found: Fit, known: np.ndarray) -> Iterator[np.ndarray]:
     for i, frame in enumerate(itertools.islice(video, len(known))):
         square = fit_square(frame, _MOST_OVERLAY)
-        face = reconstruction(flame, head.faces, square, HeadParams(*(value[i : i + 1] for value in found.params)))
+        face = reconstruction(flame, head, square, HeadParams(*(value[i : i + 1] for value in found.params)))
         drawn = overlay(
             square.image,
             face.image_vertices,

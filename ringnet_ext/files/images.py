@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import struct
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
@@ -111,10 +114,50 @@ def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
     whole."""
     if Path(path).suffix.lower() not in PICTURES:
         raise ValueError(f"{os.fspath(path)}: expected a name that ends in one of {', '.join(PICTURES)}")
-    ok, encoded = cv2.imencode(Path(path).suffix, np.ascontiguousarray(image[..., ::-1]))
-    if not ok:
-        raise ValueError(
-            f"{os.fspath(path)}: a picture of {image.shape[1]} x {image.shape[0]} cannot be written in this format"
-        )
+    try:
+        content = image_bytes(image, Path(path).suffix)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from None
     with written_whole(path) as file:
-        file.write(encoded.tobytes())
+        file.write(content)
+
+
+def image_bytes(image: np.ndarray, suffix: str) -> bytes:
+    """An (H, W, 3) uint8 RGB image as a file of one of :data:`PICTURES`; also uint16, and (H, W), where the format has
+    it. Raises ValueError where it cannot be written in it."""
+    colors = image[..., ::-1] if image.ndim == 3 else image
+    ok, encoded = cv2.imencode(suffix, np.ascontiguousarray(colors))
+    if not ok:
+        raise ValueError(f"a picture of {image.shape[1]} x {image.shape[0]} cannot be written in this format")
+    return encoded.tobytes()
+
+
+_BEFORE_TEXT = 8 + 25  # bytes of a PNG: its signature and the chunk IHDR
+
+
+def png_bytes(image: np.ndarray, text: Mapping[str, str]) -> bytes:
+    """A picture as :func:`image_bytes` takes it, as a PNG with text in it, ASCII: keyword -> what it says."""
+    content = image_bytes(image, ".png")
+    chunks = []
+    for keyword, value in text.items():
+        chunk = b"tEXt" + keyword.encode("ascii") + b"\0" + value.encode("ascii")
+        chunks.append(struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)))
+    return content[:_BEFORE_TEXT] + b"".join(chunks) + content[_BEFORE_TEXT:]
+
+
+def read_png(path: str | os.PathLike) -> tuple[np.ndarray, dict[str, str]]:
+    """The numbers of a PNG as they are, (H, W) or (H, W, 3) RGB, uint8 or uint16, and its text.
+
+    Raises FileNotFoundError, and ImageError, naming the file, for what isn't one.
+    """
+    path = Path(path)
+    data = path.read_bytes()
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as opened:
+            text = {str(keyword): str(value) for keyword, value in opened.info.items() if isinstance(value, str)}
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except (OSError, SyntaxError, ValueError, cv2.error) as error:
+        raise ImageError(f"{path}: not a PNG that can be read: {error}") from None
+    if image is None:
+        raise ImageError(f"{path}: not a PNG that can be read")
+    return (image if image.ndim == 2 else np.ascontiguousarray(image[..., ::-1])), text

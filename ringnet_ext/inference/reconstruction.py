@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
@@ -15,13 +17,28 @@ from .. import network
 from ..detection.boxes import FaceBoxes
 from ..detection.detectors import Detectors
 from ..detection.squares import Square
+from ..files.images import read_image
 from ..fitting import fit
-from ..flame import FLAME
-from ..flame.parameters import HeadParams
+from ..flame import FLAME, FlameModel
+from ..flame.parameters import FlameParams, HeadParams
 from ..geometry.camera import project, to_pixels, yaw_of
+from ..geometry.surface import vertex_normals
+from ..render.pictures import over
 from .finders import by_boxes, by_face_boxes, by_landmarks, by_network, whole
 from .inputs import Image
 from .trust import Trust, certainties
+
+if TYPE_CHECKING:
+    import trimesh
+
+
+#: The frames that a posed head is written in; either is half a turn about x through the root joint from the other.
+FRAMES = {
+    "flame": "x to the viewer's right (the subject's left), y up, z towards the viewer",
+    "ringnet": "x to the viewer's right, y down, z away from the viewer",
+}
+
+_UNKNOWN = Trust()
 
 
 @dataclass(frozen=True)
@@ -33,47 +50,132 @@ class Reconstruction:
     neutral one does.
 
     params: HeadParams with a batch of one. vertices (V, 3): posed. neutral_vertices (V, 3): the same person without
-    pose and expression. faces (F, 3). landmarks (68, 2): pixels of the original image. square: what the network saw,
-    (224, 224, 3), and where it lies in the original image. square_landmarks (68, 2): pixels of it. image_vertices (V,
-    3): metres, in the frame of the camera (y down). yaw: radians, positive to the subject's left. trust: what speaks for
-    it. source: of many pictures, the place of the one that it is from.
+    pose and expression. landmarks (68, 2): pixels of the original image. landmarks_3d, neutral_landmarks (68, 3): on
+    the two meshes. head: the model whose triangles they have. square: what the network saw, (224, 224, 3), and where it
+    lies in the original image. square_landmarks (68, 2): pixels of it. image_vertices (V, 3): metres, in the frame of
+    the camera (y down). root (3,): the joint about which the head turns, the same in both frames. yaw: radians,
+    positive to the subject's left. neck_pose (3,), eye_pose (6,): axis-angle, zeros where a network says
+    them. original: the image that the square was cut from, (H, W, 3) uint8 RGB, or its file; None if not known.
+    trust: what speaks for it. source: of many pictures, the place of the one that it is from.
     """
 
     params: HeadParams
     vertices: np.ndarray
     neutral_vertices: np.ndarray
-    faces: np.ndarray
     landmarks: np.ndarray
+    landmarks_3d: np.ndarray
+    neutral_landmarks: np.ndarray
+    head: FlameModel
     square: Square
     square_landmarks: np.ndarray
     image_vertices: np.ndarray
+    root: np.ndarray
     yaw: float
-    trust: Trust = Trust()
+    neck_pose: np.ndarray
+    eye_pose: np.ndarray
+    original: np.ndarray | str | os.PathLike | None = None
+    trust: Trust = _UNKNOWN
     source: int = 0
+
+    @property
+    def faces(self) -> np.ndarray:
+        """The triangles of both meshes, (F, 3)."""
+        return self.head.faces
 
     @property
     def image(self) -> np.ndarray:
         """What the network saw, (224, 224, 3)."""
         return self.square.image
 
+    @property
+    def flame_params(self) -> FlameParams:
+        """The parameters in FLAME's frame: ``flame(*face.flame_params)`` is the posed mesh."""
+        params, _ = FlameParams.from_ringnet(self.params, torch.from_numpy(self.root)[None])
+        return params._replace(
+            neck_pose=torch.from_numpy(self.neck_pose)[None], eye_pose=torch.from_numpy(self.eye_pose)[None]
+        )
+
+    def in_frame(self, points: np.ndarray, frame: str = "flame") -> np.ndarray:
+        """Points (..., 3) of the posed head in FLAME's frame -> in one of :data:`FRAMES`."""
+        if frame not in FRAMES:
+            raise ValueError(f"frame: expected one of {', '.join(FRAMES)}, got {frame!r}")
+        return points if frame == "flame" else turned_over(points, self.root)
+
+    def projection(self, frame: str = "flame") -> np.ndarray:
+        """The camera as a matrix (2, 4), float64: ``projection @ (x, y, z, 1)`` is where a point of the posed head, in
+        metres and that frame, lies in the original image, in pixels."""
+        scale, *shift = self.params.camera[0].double().tolist()
+        half = len(self.square.image) / 2
+        ring = np.array([[scale, 0, 0, scale * shift[0]], [0, scale, 0, scale * shift[1]]])
+        ring[:, 3] += 1
+        pixels = (half * ring - np.column_stack([np.zeros((2, 3)), self.square.offset])) / self.square.scale
+        turn = np.eye(4)
+        if frame == "flame":
+            turn[1:3, 1:3], turn[1:3, 3] = -np.eye(2), 2 * self.root[1:].astype(np.float64)
+        return pixels @ turn
+
+    def mesh(self) -> trimesh.Trimesh:
+        """The posed head in FLAME's frame, with normals, its vertices in the model's order."""
+        import trimesh
+
+        normals = vertex_normals(self.vertices, self.faces)
+        return trimesh.Trimesh(self.vertices, self.faces, vertex_normals=normals, process=False)
+
+    def overlay(self, image: np.ndarray | None = None, opacity: float = 0.85) -> np.ndarray:
+        """The posed head over the image that it was found in, (H, W, 3) uint8 RGB.
+
+        Args:
+            image: that image; None for :attr:`original`, and for the square where there is none.
+            opacity: of the head, 0 to 1.
+        """
+        if image is None and self.original is not None:
+            image = self.original if isinstance(self.original, np.ndarray) else read_image(self.original)
+        points = self.image_vertices.astype(np.float64)
+        points[:, :2] = np.column_stack([points, np.ones(len(points))]) @ self.projection("ringnet").T
+        if image is None:
+            image = self.image
+            points[:, :2] = points[:, :2] * self.square.scale + self.square.offset
+        return over(image, points, self.faces, vertex_normals(self.image_vertices, self.faces), opacity)
+
+    def save(
+        self, folder: str | os.PathLike, name: str = "face", kinds: Iterable[str] | None = None, *, frame: str = "flame"
+    ) -> list[Path]:
+        """Write files of the face under a name, all or none; see :func:`ringnet_ext.inference.outputs.write`.
+
+        Args:
+            kinds: names of :data:`ringnet_ext.inference.outputs.KINDS`; None: panel, mesh and parameters.
+        """
+        from .outputs import DEFAULT, write
+
+        return write(Path(folder), name, self, DEFAULT if kinds is None else kinds, frame=frame)
+
+
+def turned_over(points: np.ndarray, root: np.ndarray) -> np.ndarray:
+    """Points (..., 3) after half a turn about x through the root joint, which leads from the camera's frame to FLAME's,
+    and back."""
+    return (points - root) * np.array([1, -1, -1], np.float32) + root
+
 
 @torch.no_grad()
 def reconstructions(
     flame: FLAME,
-    triangles: np.ndarray,
+    head: FlameModel,
     squares: Sequence[Square],
     params: HeadParams,
     neck_pose: Tensor | None = None,
     eye_pose: Tensor | None = None,
 ) -> list[Reconstruction]:
-    """What HeadParams, one for each of some squares, are as meshes and landmarks."""
+    """What HeadParams, one for each of some squares, are as meshes and landmarks; head: the model of the layer."""
     posed = flame(params.shape, params.expression, params.global_pose, neck_pose, params.jaw_pose, eye_pose)
+    neutral = flame(params.shape)
     seen = project(posed.landmarks, params.camera).cpu()
-    image_vertices = posed.vertices.cpu().numpy()
-    # Half a turn about the root joint, about which the head is posed, leads from the camera's frame to FLAME's.
-    roots = posed.joints[:, :1].cpu().numpy()
-    vertices = (image_vertices - roots) * np.float32([1, -1, -1]) + roots
-    neutral = flame(params.shape).vertices.cpu().numpy()
+    roots = posed.joints[:, 0].cpu().numpy()
+    image_vertices, image_landmarks = posed.vertices.cpu().numpy(), posed.landmarks.cpu().numpy()
+    neutral_vertices, neutral_landmarks = neutral.vertices.cpu().numpy(), neutral.landmarks.cpu().numpy()
+    neck, eyes = (
+        np.zeros((len(squares), width), np.float32) if pose is None else pose.detach().cpu().numpy()
+        for pose, width in ((neck_pose, 3), (eye_pose, 6))
+    )
     yaw = yaw_of(params.global_pose).tolist()
     params = HeadParams(*(value.cpu() for value in params))
     faces = []
@@ -82,14 +184,19 @@ def reconstructions(
         faces.append(
             Reconstruction(
                 params=HeadParams(*(value[i : i + 1] for value in params)),
-                vertices=vertices[i],
-                neutral_vertices=neutral[i],
-                faces=triangles,
+                vertices=turned_over(image_vertices[i], roots[i]),
+                neutral_vertices=neutral_vertices[i],
                 landmarks=square.to_original(landmarks).astype(np.float32),
+                landmarks_3d=turned_over(image_landmarks[i], roots[i]),
+                neutral_landmarks=neutral_landmarks[i],
+                head=head,
                 square=square,
                 square_landmarks=landmarks,
                 image_vertices=image_vertices[i],
+                root=roots[i],
                 yaw=yaw[i],
+                neck_pose=neck[i],
+                eye_pose=eyes[i],
             )
         )
     return faces
@@ -97,14 +204,19 @@ def reconstructions(
 
 def reconstruction(
     flame: FLAME,
-    triangles: np.ndarray,
+    head: FlameModel,
     square: Square,
     params: HeadParams,
     neck_pose: Tensor | None = None,
     eye_pose: Tensor | None = None,
+    original: np.ndarray | str | os.PathLike | None = None,
 ) -> Reconstruction:
-    """What HeadParams with a batch of one, found in a square, are as meshes and landmarks."""
-    return reconstructions(flame, triangles, [square], params, neck_pose, eye_pose)[0]
+    """What HeadParams with a batch of one, found in a square, are as meshes and landmarks.
+
+    Args:
+        head: the model of the layer. original: see :class:`Reconstruction`.
+    """
+    return replace(reconstructions(flame, head, [square], params, neck_pose, eye_pose)[0], original=original)
 
 
 class RingNet(network.RingNet):
@@ -193,11 +305,16 @@ class RingNet(network.RingNet):
         found = fit(self.flame, seen.to(like), person=person, start=start, sigma=sigma)
         if found.failed:
             raise ValueError(f"landmarks: {next(iter(found.failed.values()))}")
-        refined = reconstructions(self.flame, self.head.faces, [face.square for face in faces], found.params)
+        refined = reconstructions(self.flame, self.head, [face.square for face in faces], found.params)
         certain = certainties(found, self.flame)
         # The network's agreement is about what it said, and this is not it any more.
         return [
-            replace(made, source=face.source, trust=Trust(None, face.trust.inside, certain[int(person)]))
+            replace(
+                made,
+                original=face.original,
+                source=face.source,
+                trust=Trust(None, face.trust.inside, certain[int(person)]),
+            )
             for made, face, person in zip(refined, faces, found.person, strict=True)
         ]
 

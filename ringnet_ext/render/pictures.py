@@ -15,7 +15,7 @@ from ..geometry.surface import vertex_normals
 from .raster import draw_mesh
 
 CLAY = (0.74, 0.72, 0.70)
-_NEAR, _FAR = 1.0, 2.0
+_SMOOTHED = 2048  # pixels: larger meshes are painted without supersampling, which would take a gigabyte
 
 
 def clay(normals: np.ndarray, albedo: np.ndarray | tuple[float, float, float] = CLAY) -> np.ndarray:
@@ -82,16 +82,43 @@ def overlay(
         vertices: (V, 3) metres, in RingNet's frame (y down).
         camera: (3,) weak-perspective camera.
     """
-    size = image.shape[0]
-    fine = 2 * size
-    canvas = cv2.resize(image, (fine, fine), interpolation=cv2.INTER_LINEAR).astype(np.float32) / 255
-    behind = canvas.copy()
     points = np.empty_like(vertices)
-    points[:, :2] = (camera[0] * (vertices[:, :2] + camera[1:]) + 1) * (fine / 2)
+    points[:, :2] = (camera[0] * (vertices[:, :2] + camera[1:]) + 1) * (image.shape[0] / 2)
     points[:, 2] = vertices[:, 2]
-    draw_mesh(canvas, points, faces, clay(vertex_normals(vertices, faces)))
+    return over(image, points, faces, vertex_normals(vertices, faces), opacity)
+
+
+def over(
+    image: np.ndarray, points: np.ndarray, faces: np.ndarray, normals: np.ndarray, opacity: float = 0.85
+) -> np.ndarray:
+    """A mesh over an image.
+
+    Args:
+        image: (H, W, 3) uint8.
+        points: (V, 3): pixels of it, then the depth, which grows away from the viewer.
+        normals: (V, 3), in the picture's frame (y down, z away).
+
+    Returns:
+        (H, W, 3) uint8, a copy of the image where the mesh isn't.
+    """
+    result = image.copy()
+    limit = np.array(image.shape[1::-1])
+    (left, top), (right, bottom) = (
+        np.clip(corner, 0, limit).astype(int)
+        for corner in (np.floor(points[:, :2].min(0)) - 1, np.ceil(points[:, :2].max(0)) + 1)
+    )
+    if left >= right or top >= bottom:
+        return result
+    part = image[top:bottom, left:right]
+    factor = 2 if max(part.shape) <= _SMOOTHED else 1
+    canvas = cv2.resize(part, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR).astype(np.float32) / 255
+    behind = canvas.copy()
+    draw_mesh(canvas, (points - (left, top, 0)) * (factor, factor, 1), faces, clay(normals))
     canvas = opacity * canvas + (1 - opacity) * behind
-    return to_uint8(cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA))
+    result[top:bottom, left:right] = to_uint8(
+        cv2.resize(canvas, part.shape[1::-1], interpolation=cv2.INTER_AREA) if factor > 1 else canvas
+    )
+    return result
 
 
 def mark_points(

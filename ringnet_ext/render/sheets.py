@@ -46,7 +46,7 @@ def _caption(text: str, width: int) -> np.ndarray:
 
 def complexion(head: FlameModel) -> np.ndarray:
     """Plain colours (V, 3) for the regions that a head names; skin everywhere else."""
-    colors = np.tile(np.float32(_SKIN), (len(head.v_template), 1))
+    colors = np.tile(np.array(_SKIN, np.float32), (len(head.v_template), 1))
     for region, color in _COLORS.items():
         if region in head.regions:
             colors[head.regions[region]] = color
