@@ -48,11 +48,11 @@ def _parser() -> Parser:
         "that fails is reported, the others are still done, and the exit code is 1. A run that was killed goes on where "
         "it was when the same command is given again; torchrun's processes share the images.",
     )
-    parser.add_argument("images", nargs="+", type=path, metavar="IMAGE", help="image files, folders of them, and patterns such as "
+    parser.add_argument("images", nargs="*", type=path, metavar="IMAGE", help="image files, folders of them, and patterns such as "
                         "'photos/*.jpg': " + ", ".join(SUFFIXES))  # fmt: skip
-    parser.add_argument("--checkpoint", type=path, required=True, metavar="RUN",
+    parser.add_argument("--checkpoint", "--load_path", type=path, metavar="RUN",
                         help="run folder of training, or a checkpoint file")  # fmt: skip
-    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="folder to write to; made if missing")
+    parser.add_argument("--out", "--out_folder", type=path, metavar="DIR", help="folder to write to; made if missing")
     parser.add_argument("--recursive", action="store_true", help="the folders' folders too")
     where = parser.add_argument_group("where the faces are (one of these)").add_mutually_exclusive_group()
     where.add_argument("--landmarks", type=path, metavar="DIR", help="folder with a file of 68 landmarks for each image: NAME and "
@@ -63,10 +63,10 @@ def _parser() -> Parser:
                        "pixels; IMAGE as it is given here, or its name. The network looks from there")  # fmt: skip
     where.add_argument("--cropped", action="store_true", help="the images are such squares already: they are taken whole, "
                        "and whether they are faces is not asked")  # fmt: skip
-    parser.add_argument("--write", type=_kinds, default=DEFAULT, metavar="KIND,KIND", help="what is written of a face, one file each: "
+    parser.add_argument("--write", type=_kinds, metavar="KIND,KIND", help="what is written of a face, one file each: "
                         + "; ".join(f"{name} ({kind.folder}/NAME{kind.suffix}: {kind.what})" for name, kind in KINDS.items())
                         + f" [{','.join(DEFAULT)}]")  # fmt: skip
-    parser.add_argument("--frame", choices=list(FRAMES), default="flame", help="of posed meshes and their landmarks: "
+    parser.add_argument("--frame", choices=list(FRAMES), help="of posed meshes and their landmarks: "
                         + "; ".join(f"{name}: {axes}" for name, axes in FRAMES.items()) + " [flame]")  # fmt: skip
     parser.add_argument("--table", choices=list(TABLES), default="csv", help="the table of results: results.csv or results.parquet "
                         "(needs the package pyarrow) [csv]")  # fmt: skip
@@ -74,10 +74,65 @@ def _parser() -> Parser:
                         "each face, for its score [yes]")  # fmt: skip
     parser.add_argument("--batch", type=whole_number(1, 4096), metavar="N", help="faces that the network sees at a time [8 on a CPU, "
                         "64 elsewhere]")  # fmt: skip
-    parser.add_argument("--head", type=path, metavar="FILE",
+    parser.add_argument("--head", "--flame_model_path", type=path, metavar="FILE",
                         help="head model file, if it has moved since training [the one trained on]")  # fmt: skip
     parser.add_argument("--device", help="cpu, cuda or cuda:N [cuda if there is one, else cpu]")
+    theirs = parser.add_argument_group(
+        "flags of RingNet's demo",
+        "With any of these the outputs are the demo's: images/NAME.png and what the flags ask for, in RingNet's frame, and "
+        "no table. As there, images are taken whole, unless it is said where the faces are. --out_folder, --load_path and "
+        "--flame_model_path are --out [RingNet_output], --checkpoint and --head.",
+    )
+    theirs.add_argument("--img_path", type=path, metavar="IMAGE", help="an image")
+    for flag, kind in _DEMO.items():
+        what = f"{KINDS[kind].folder}/NAME{KINDS[kind].suffix}" if kind else "is not written yet"
+        theirs.add_argument(f"--{flag}", type=_boolean, nargs="?", const=True, metavar="True|False", help=what)
+        theirs.add_argument(f"--no{flag}", dest=flag, action="store_const", const=False, help=argparse.SUPPRESS)
+    theirs.add_argument("--flame_texture_data_path", type=path, help=argparse.SUPPRESS)
     return parser
+
+
+#: Flags of RingNet's demo, and the kind of file that each asks for.
+_DEMO = {
+    "save_obj_file": "mesh",
+    "save_flame_parameters": "ringnet",
+    "neutralize_expression": "neutral",
+    "save_texture": None,
+}
+
+
+def _boolean(text: str) -> bool:
+    """As absl reads it, which RingNet's demo uses; Python's bool("False") is True."""
+    values = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
+    return values[text.lower()]
+
+
+def _options(arguments: list[str]):
+    """The options, complete: those of RingNet's demo as what they mean here."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    as_demo = options.img_path is not None or any(getattr(options, flag) is not None for flag in _DEMO)
+    if options.img_path is not None:
+        options.images.insert(0, options.img_path)
+    if as_demo:
+        options.out = options.out or Path("RingNet_output")
+        options.frame = options.frame or "ringnet"
+        asked = [kind for flag, kind in _DEMO.items() if kind and getattr(options, flag)]
+        options.write = tuple(dict.fromkeys(["panel", *asked, *(options.write or ())]))
+        options.table = None
+        if options.save_texture:
+            report("--save_texture: textures are not written yet; all else is", kind="note")
+        if not (options.landmarks or options.detector or options.boxes):
+            options.cropped = True
+    missing = [name for name, value in (("IMAGE", options.images), ("--checkpoint", options.checkpoint),
+                                        ("--out", options.out)) if not value]  # fmt: skip
+    if missing:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
+    options.write = options.write or DEFAULT
+    options.frame = options.frame or "flame"
+    return options
 
 
 def _kinds(text: str) -> tuple[str, ...]:
@@ -90,7 +145,7 @@ def _kinds(text: str) -> tuple[str, ...]:
 
 @command
 def main(arguments: list[str]) -> int:
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what it has to say of broken files we say
     _require_table(options.table)
     with joined_processes(options.device) as processes:
@@ -127,7 +182,7 @@ def _infer_images(options, model: RingNet, processes: Processes) -> int:
     if done:
         print(f"going on with a run that was interrupted: {done} of {len(own)} images are there")
     columns = parameter_columns(model.flame.shape_params, model.flame.expression_params)
-    table = options.out / TABLES[options.table]
+    table = options.out / TABLES[options.table] if options.table else None
     failed = bool(failures) and first
     faces, tried, not_found = 0, 0, 0
     outcomes = reconstruct_all(
@@ -153,7 +208,7 @@ def _infer_images(options, model: RingNet, processes: Processes) -> int:
         outcomes.close()
         _write_so_far(results, table, pictures, columns)
         raise KeyboardInterrupt(
-            f"interrupted after {done} of {len(own)} images; {table} names them, and the same command goes on from there"
+            f"interrupted after {done} of {len(own)} images; the same command goes on from there"
         ) from None
     outcomes.close()
     if not_found:
@@ -174,8 +229,10 @@ def _infer_images(options, model: RingNet, processes: Processes) -> int:
     return FAILED if failed else 0
 
 
-def _write_so_far(results: Results, table: Path, pictures: list[Picture], columns: list[str]) -> None:
+def _write_so_far(results: Results, table: Path | None, pictures: list[Picture], columns: list[str]) -> None:
     results.close()
+    if table is None:
+        return
     try:
         results.write(table, pictures, columns)
     except OSError as error:
