@@ -7,6 +7,7 @@ import io
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ from ..inference.inputs import image_files, landmarks_of, named
 from ..inference.outputs import folders, write
 from ..inference.pipeline import THREADS
 from ..inference.reconstruction import RingNet, reconstruction
+from ..inference.trust import Trust, certainties, inside
 from ..inference.video import (
     Landmarks,
     detected_landmarks,
@@ -163,6 +165,7 @@ def _fit_images(options, flame: FLAME, head: FlameModel, network: RingNet | None
           f"sigma {found.sigma:.4f}")  # fmt: skip
     spread = found.vertex_std().cpu().numpy() * 1000
     limit = float(np.quantile(spread, 0.99))
+    certain = certainties(found, flame)
     shapes, done, rows = found.shape, 0, []
     for i, each in enumerate(progress(seen, desc="writing", unit="image")):
         person = int(found.person[i])
@@ -188,13 +191,15 @@ def _fit_images(options, flame: FLAME, head: FlameModel, network: RingNet | None
                     "focal": found.focal[i].item() * max(each.size) / 2,
                 }
             )
+            trust = Trust(inside=inside(face.landmarks, each.size), certainty=certain[person])
+            face = replace(face, original=each.file, trust=trust)
             more["shape_std"] = found.shape_std[person].cpu().numpy()
             write(options.out, each.name, face, _WRITTEN, more=more)
             picture = uncertainty(
                 flame(shapes[person : person + 1]).vertices[0].cpu().numpy(), head.faces, spread[person], limit
             )
             write_image(options.out / "uncertainty" / f"{each.name}.png", picture)
-            rows.append((i, each, found.residuals[i].cpu().numpy() * _unit(found, each)))
+            rows.append((i, each, found.residuals[i].cpu().numpy() * _unit(found, each), trust))
             done += 1
         except (OSError, ValueError) as error:
             failures.append(_named_failure(each.file, error))
@@ -264,14 +269,15 @@ def _in_square(found: Fit, i: int, each: _Seen, square: Square, flame: FLAME) ->
     return params._replace(camera=torch.cat([scale, params.camera[:, 1:] + params.camera.new_tensor(b) / scale], dim=1))
 
 
-def _write_reports(folder: Path, found: Fit, rows: list[tuple[int, _Seen, np.ndarray]]) -> None:
+def _write_reports(folder: Path, found: Fit, rows: list[tuple[int, _Seen, np.ndarray, Trust]]) -> None:
     people, summary = {}, io.StringIO()
     writer = csv.writer(summary, lineterminator="\n")
-    writer.writerow(["image", "name", "person", "landmark_error", "pixels", "objective", "iterations", "stopped"])
+    writer.writerow(["image", "name", "person", "landmark_error", "pixels", "objective", "iterations", "stopped", "score", "inside",
+                     "certainty"])  # fmt: skip
     each_landmark = io.StringIO()
     details = csv.writer(each_landmark, lineterminator="\n")
     details.writerow(["name", *range(68)])
-    for i, each, distance in rows:
+    for i, each, distance, trust in rows:
         known = each.confidence > 0
         person = int(found.person[i])
         eyes = np.linalg.norm(np.subtract(*each.points[list(_OUTER_EYE_CORNERS)]))
@@ -279,7 +285,8 @@ def _write_reports(folder: Path, found: Fit, rows: list[tuple[int, _Seen, np.nda
         pixels = float(distance[known].mean())
         error = f"{pixels / max(eyes, 1e-9):.4f}" if both else ""
         writer.writerow([each.file, each.name, person, error, f"{pixels:.3f}", f"{float(found.objective[person]):.4f}",
-                         int(found.iterations[person]), found.stopped[person]])  # fmt: skip
+                         int(found.iterations[person]), found.stopped[person], f"{trust.score:.4f}", f"{trust.inside:.4f}",
+                         f"{trust.certainty:.4f}"])  # fmt: skip
         details.writerow(
             [each.name, *(f"{value:.3f}" if there else "" for value, there in zip(distance, known, strict=True))]
         )

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
@@ -26,7 +25,7 @@ from ..flame.parameters import HeadParams
 from ..geometry.camera import UPRIGHT
 from ..geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle
 from ..progress import progress
-from ..render.pictures import mark_points, overlay
+from ..render.pictures import mark_points, overlay, write_text
 from .finders import Finder, Found
 from .framing import limit_of, settled
 from .inputs import Picture
@@ -325,10 +324,9 @@ def overlays(
             for point in ((0, 0), frame.shape[1::-1])
         )
         picture = drawn[top:bottom, left:right]
+        picture = np.ascontiguousarray(picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2])
         if not seen[i]:
-            cv2.putText(
-                picture, "no face seen: bridged", (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (220, 30, 40), 1, cv2.LINE_AA
-            )
-        return np.ascontiguousarray(picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2])
+            write_text(picture, "no face seen: bridged", (255, 120, 120))
+        return picture
 
     return side_by_side(draw, enumerate(islice(frames, len(seen))))
