@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .whole import written_whole
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".gif")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".gif")
 #: Suffixes of pictures that are written.
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 #: Smaller images are of no use.
@@ -32,15 +32,22 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     What is transparent is laid over white, whatever colour is stored beneath. Of an animation the first picture is
     read.
 
+    Samples of 16 bits become 8, grey and CMYK become RGB. HEIC needs the package ``pillow-heif``.
+
     Raises:
         FileNotFoundError: there is no such file.
+        OSError: it cannot be read.
         ImageError: it cannot be decoded.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such image")
     data = np.frombuffer(path.read_bytes(), np.uint8)
+    if not len(data):
+        raise ImageError(f"{path}: the file is empty")
     try:
+        if data[4:8].tobytes() == b"ftyp":  # AVIF and HEIC, of whose rotations OpenCV knows nothing
+            return _by_pillow(data, path)
         image = _over_white(data)
         if image is None:
             image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB) if len(data) else None
@@ -51,6 +58,44 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     return image
 
 
+def upright_rgb(picture: Image.Image) -> np.ndarray:
+    """A Pillow image as (H, W, 3) uint8 RGB: turned upright by its EXIF orientation, what is transparent over white."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
+        if picture.mode == "F":
+            raise ValueError("a Pillow image of mode F has no range of values: expected 8 or 16 bits a sample")
+        grey = np.asarray(picture)
+        if grey.min(initial=0) < 0 or grey.max(initial=0) > 65535:
+            raise ValueError(f"a Pillow image of mode {picture.mode}: expected values from 0 to 65535")
+        return np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    if not picture.has_transparency_data:
+        return np.array(picture.convert("RGB"))
+    picture = picture.convert("RGBA")
+    white = Image.new("RGBA", picture.size, "white")
+    return np.array(Image.alpha_composite(white, picture).convert("RGB"))
+
+
+_HEIC = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
+
+
+def _by_pillow(data: np.ndarray, path: Path) -> np.ndarray:
+    content = data.tobytes()
+    try:
+        if content[8:12] in _HEIC and b"avif" not in content[8:64]:
+            try:
+                import pillow_heif
+            except ImportError:
+                raise ImageError(f"{path}: HEIC is read by the package pillow-heif: pip install pillow-heif") from None
+            with pillow_heif.open_heif(io.BytesIO(content)).to_pillow() as opened:
+                return upright_rgb(opened)
+        with Image.open(io.BytesIO(content)) as opened:
+            return upright_rgb(opened)
+    except ImageError:
+        raise
+    except Exception as error:  # whatever the decoders of broken files raise
+        raise ImageError(f"{path}: not an image, or a damaged one: {error}") from None
+
+
 def _over_white(data: np.ndarray) -> np.ndarray | None:
     """An image that has transparent parts, over white; None for all others, and for those that Pillow cannot read."""
     if data[:2].tobytes() == b"\xff\xd8":  # JPEG has none, and is what there is most of
@@ -59,11 +104,9 @@ def _over_white(data: np.ndarray) -> np.ndarray | None:
         with Image.open(io.BytesIO(data)) as opened:
             if not opened.has_transparency_data:
                 return None
-            picture = ImageOps.exif_transpose(opened).convert("RGBA")
+            return upright_rgb(opened)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
-    white = Image.new("RGBA", picture.size, "white")
-    return np.array(Image.alpha_composite(white, picture).convert("RGB"))
 
 
 def write_image(path: str | os.PathLike, image: np.ndarray) -> None:

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor
 
 from .. import network
-from ..detection.squares import Square, around_landmarks
-from ..files.images import read_image
+from ..detection.boxes import FaceBoxes
+from ..detection.detectors import Detectors
+from ..detection.squares import Square
 from ..fitting import fit
 from ..flame import FLAME, FlameModel
 from ..flame.parameters import FlameParams, HeadParams
 from ..geometry.camera import project, to_pixels, yaw_of
 from ..geometry.surface import vertex_normals
 from ..render.pictures import over
-from .framing import find_face
+from .finders import by_boxes, by_face_boxes, by_landmarks, by_network, whole
+from .inputs import Image, pixels_of
+from .trust import Trust, certainties
 
 if TYPE_CHECKING:
     import trimesh
@@ -48,7 +52,8 @@ class Reconstruction:
     lies in the original image. square_landmarks (68, 2): pixels of it. image_vertices (V, 3): metres, in the frame of
     the camera (y down). root (3,): the joint about which the head turns, the same in both frames. yaw: radians,
     positive to the subject's left. neck_pose (3,), eye_pose (6,): axis-angle, zeros where a network says
-    them. original: the image that the square was cut from, (H, W, 3) uint8 RGB, or its file; None if not known.
+    them. original: the image that the square was cut from, None if that isn't known. trust: what speaks for it. source:
+    of many pictures, the place of the one that it is from.
     """
 
     params: HeadParams
@@ -65,7 +70,9 @@ class Reconstruction:
     yaw: float
     neck_pose: np.ndarray
     eye_pose: np.ndarray
-    original: np.ndarray | str | os.PathLike | None = None
+    original: Image | None = None
+    trust: Trust = Trust()
+    source: int = 0
 
     @property
     def faces(self) -> np.ndarray:
@@ -119,7 +126,7 @@ class Reconstruction:
             opacity: of the head, 0 to 1.
         """
         if image is None and self.original is not None:
-            image = self.original if isinstance(self.original, np.ndarray) else read_image(self.original)
+            image = pixels_of(self.original)
         points = self.image_vertices.astype(np.float64)
         points[:, :2] = np.column_stack([points, np.ones(len(points))]) @ self.projection("ringnet").T
         if image is None:
@@ -146,11 +153,54 @@ def turned_over(points: np.ndarray, root: np.ndarray) -> np.ndarray:
     return (points - root) * np.array([1, -1, -1], np.float32) + root
 
 
-#: A picture of one face: a file, (H, W, 3) uint8 RGB, or a square cut from one.
-Image = str | os.PathLike | np.ndarray | Square
-
-
 @torch.no_grad()
+def reconstructions(
+    flame: FLAME,
+    head: FlameModel,
+    squares: Sequence[Square],
+    params: HeadParams,
+    neck_pose: Tensor | None = None,
+    eye_pose: Tensor | None = None,
+) -> list[Reconstruction]:
+    """What HeadParams, one for each of some squares, are as meshes and landmarks. head: the model of the layer."""
+    posed = flame(params.shape, params.expression, params.global_pose, neck_pose, params.jaw_pose, eye_pose)
+    seen = project(posed.landmarks, params.camera).cpu()
+    image_vertices, image_landmarks = posed.vertices.cpu().numpy(), posed.landmarks.cpu().numpy()
+    # Half a turn about the root joint, about which the head is posed, leads from the camera's frame to FLAME's.
+    roots = posed.joints[:, :1].cpu().numpy()
+    vertices, landmarks_3d = turned_over(image_vertices, roots), turned_over(image_landmarks, roots)
+    neutral = flame(params.shape)
+    neutral_vertices, neutral_landmarks = neutral.vertices.cpu().numpy(), neutral.landmarks.cpu().numpy()
+    necks, eyes = (
+        np.zeros((len(squares), width), np.float32) if pose is None else pose.cpu().numpy()
+        for pose, width in ((neck_pose, 3), (eye_pose, 6))
+    )
+    yaw = yaw_of(params.global_pose).tolist()
+    params = HeadParams(*(value.cpu() for value in params))
+    faces = []
+    for i, square in enumerate(squares):
+        landmarks = to_pixels(seen[i], len(square.image)).numpy()
+        faces.append(
+            Reconstruction(
+                params=HeadParams(*(value[i : i + 1] for value in params)),
+                vertices=vertices[i],
+                neutral_vertices=neutral_vertices[i],
+                landmarks=square.to_original(landmarks).astype(np.float32),
+                landmarks_3d=landmarks_3d[i],
+                neutral_landmarks=neutral_landmarks[i],
+                head=head,
+                square=square,
+                square_landmarks=landmarks,
+                image_vertices=image_vertices[i],
+                root=roots[i, 0],
+                yaw=yaw[i],
+                neck_pose=necks[i],
+                eye_pose=eyes[i],
+            )
+        )
+    return faces
+
+
 def reconstruction(
     flame: FLAME,
     head: FlameModel,
@@ -158,38 +208,9 @@ def reconstruction(
     params: HeadParams,
     neck_pose: Tensor | None = None,
     eye_pose: Tensor | None = None,
-    original: np.ndarray | str | os.PathLike | None = None,
 ) -> Reconstruction:
-    """What HeadParams with a batch of one, found in a square, are as meshes and landmarks.
-
-    Args:
-        head: the model of the layer. original: see :class:`Reconstruction`.
-    """
-    posed = flame(params.shape, params.expression, params.global_pose, neck_pose, params.jaw_pose, eye_pose)
-    neutral = flame(params.shape)
-    landmarks = to_pixels(project(posed.landmarks, params.camera), len(square.image))[0].cpu().numpy()
-    image_vertices, root = posed.vertices[0].cpu().numpy(), posed.joints[0, 0].cpu().numpy()
-    neck, eyes = (
-        np.zeros(width, np.float32) if pose is None else pose[0].detach().cpu().numpy()
-        for pose, width in ((neck_pose, 3), (eye_pose, 6))
-    )
-    return Reconstruction(
-        params=HeadParams(*(value.cpu() for value in params)),
-        vertices=turned_over(image_vertices, root),
-        neutral_vertices=neutral.vertices[0].cpu().numpy(),
-        landmarks=square.to_original(landmarks).astype(np.float32),
-        landmarks_3d=turned_over(posed.landmarks[0].cpu().numpy(), root),
-        neutral_landmarks=neutral.landmarks[0].cpu().numpy(),
-        head=head,
-        square=square,
-        square_landmarks=landmarks,
-        image_vertices=image_vertices,
-        root=root,
-        yaw=float(yaw_of(params.global_pose)[0]),
-        neck_pose=neck,
-        eye_pose=eyes,
-        original=original,
-    )
+    """What HeadParams with a batch of one, found in a square, are as meshes and landmarks."""
+    return reconstructions(flame, head, [square], params, neck_pose, eye_pose)[0]
 
 
 class RingNet(network.RingNet):
@@ -198,68 +219,125 @@ class RingNet(network.RingNet):
     @torch.no_grad()
     def reconstruct(
         self,
-        image: Image | Sequence[Image],
+        images: Image | Iterable[Image] | Tensor,
         *,
         landmarks: np.ndarray | Sequence[np.ndarray] | None = None,
+        boxes: Sequence | np.ndarray | None = None,
+        detector: FaceBoxes | Detectors | None = None,
         same_person: bool = False,
         sigma: float | None = None,
     ) -> Reconstruction | list[Reconstruction]:
-        """Reconstruct one face, or a list of them.
+        """Reconstruct one face, or those of many pictures, in batches.
 
         Args:
-            image: a file, or (H, W, 3) uint8 RGB: a picture of one face, which is found in it as
-                :func:`ringnet_ext.inference.framing.find_face` does. Or a square cut from one, see :mod:`ringnet_ext.detection.squares`:
-                the network sees it as it is, and whether it is a face isn't asked. Or a list of these, for a list of
-                results.
-            landmarks: (68, 2) pixels of the image, NaN where one isn't known; of a list of images a list. The square is
+            images: a picture of one face: a file; an array (H, W), (H, W, 3) or (H, W, 4), or a tensor (C, H, W), of
+                uint8, uint16 or floating point from 0 to 1; a Pillow image. The face is found in it as
+                :func:`ringnet_ext.inference.framing.find_face` does. Or a square cut from one, see
+                :mod:`ringnet_ext.detection.squares`: the network sees it as it is, and whether it is a face isn't asked.
+                Or many of these (an array (N, H, W, 3), a tensor (N, C, H, W)), for a list of results in their order.
+            landmarks: (68, 2) pixels of the image, NaN where one isn't known; of many images one each. The square is
                 cut around them, and what the network says is refined until its landmarks are these, see
                 :func:`ringnet_ext.fit`.
-            same_person: of a list with landmarks: whether all images are of one person, and get one shape.
+            boxes: left, top, right, bottom in pixels, about where the face is; of many images one each.
+            detector: finds the faces: a :class:`ringnet_ext.detection.boxes.FaceBoxes`, or
+                :class:`ringnet_ext.detection.detectors.Detectors`. The result is a list of all faces then, those of a
+                picture from left to right; ``source`` tells the picture.
+            same_person: of many images with landmarks: whether all are of one person, and get one shape.
             sigma: standard deviation of the landmarks, in half sides of the square; None: estimated.
 
         Raises:
             FileNotFoundError, ImageError: naming the file.
             NotAFaceError: the picture is not a face as the network knows them.
-            ValueError: images and landmarks that don't fit together.
+            ValueError: what cannot be used, naming the image; images and landmarks or boxes that don't fit together.
         """
-        many = isinstance(image, (list, tuple)) and not isinstance(image, Square)
-        images = list(image) if many else [image]
-        points = [None] * len(images) if landmarks is None else list(landmarks) if many else [landmarks]
-        if len(points) != len(images):
-            raise ValueError(f"landmarks: expected one set for each of {len(images)} images, got {len(points)}")
+        from . import pipeline
+
+        many = not _is_one(images)
+        pictures = pipeline.pictures_from(images if many else [images])
+        if sum(value is not None for value in (landmarks, boxes, detector)) > 1:
+            raise ValueError("landmarks, boxes, detector: expected one of them at most")
         if same_person and landmarks is None:
             raise ValueError("same_person: expected landmarks too, by which the images are brought together")
-        squares = [self._square(*pair) for pair in zip(images, points, strict=True)]
-        answers = [self.answer(torch.from_numpy(square.image).permute(2, 0, 1)[None]) for square in squares]
-        if landmarks is not None and images:
-            answers = self._refined(squares, points, answers, same_person, sigma)
-        faces = [
-            reconstruction(self.flame, self.head, square, params, original=None if image is square else image)
-            for square, params, image in zip(squares, answers, images, strict=True)
-        ]
-        return faces if many else faces[0]
+        points = _one_each(landmarks, many, len(pictures), "landmarks", (68, 2), "set")
+        places = _one_each(boxes, many, len(pictures), "boxes", (4,), "box")
+        of = {picture.name: i for i, picture in enumerate(pictures)}
+        if points is not None:
+            find = by_landmarks(lambda picture, image: [_known(points[of[picture.name]])])
+        elif places is not None:
+            find = by_boxes(self, lambda picture, image: [tuple(places[of[picture.name]].tolist())])
+        elif isinstance(detector, FaceBoxes):
+            find = by_face_boxes(self, detector)
+        elif detector is not None:
+            find = by_landmarks(lambda picture, image: detector.faces(image))
+        else:
+            find = by_network(self)
+        own = lambda picture, image: (whole if isinstance(picture.image, Square) else find)(picture, image)  # noqa: E731
 
-    def _square(self, image: Image, points: np.ndarray | None) -> Square:
-        if isinstance(image, Square):
-            return image
-        pixels = image if isinstance(image, np.ndarray) else read_image(image)
-        if points is None:
-            return find_face(self, pixels)
-        points = np.asarray(points, np.float64)
-        if points.shape != (68, 2):
-            raise ValueError(f"landmarks: expected shape (68, 2), got {points.shape}")
-        return around_landmarks(pixels, np.nan_to_num(points), np.isfinite(points).all(1).astype(float))
+        training = self.training
+        batch = min(len(pictures), pipeline.BATCH) if self.flame.v_template.device.type == "cpu" else None
+        faces: list[Reconstruction] = []
+        try:
+            for outcome in pipeline.reconstruct_all(self, pictures, own, batch=batch and max(batch, 1)):
+                for error in outcome.errors:
+                    raise _named(error, outcome.picture.label) if many else error
+                source = int(outcome.picture.name)
+                faces += [replace(face.reconstruction, source=source) for face in outcome.faces]
+        finally:
+            self.train(training)
+        if points is not None and faces:
+            faces = self._refined(faces, points, same_person, sigma)
+        return faces if many or detector is not None else faces[0]
 
-    def _refined(self, squares, points, answers, same_person: bool, sigma: float | None) -> list[HeadParams]:
-        seen = torch.stack(
-            [
-                torch.from_numpy(square.normalised(np.asarray(p, np.float64)))
-                for square, p in zip(squares, points, strict=True)
-            ]
-        )
-        start = HeadParams(*(torch.cat(parts) for parts in zip(*answers, strict=True)))
-        person = [0] * len(squares) if same_person else None
-        found = fit(self.flame, seen.to(self.flame.v_template), person=person, start=start, sigma=sigma)
+    def _refined(self, faces, points, same_person: bool, sigma: float | None) -> list[Reconstruction]:
+        seen = torch.stack([
+            torch.from_numpy(face.square.normalised(each)) for face, each in zip(faces, points, strict=True)
+        ])  # fmt: skip
+        start = HeadParams(*(torch.cat(parts) for parts in zip(*(face.params for face in faces), strict=True)))
+        person = [0] * len(faces) if same_person else None
+        like = self.flame.v_template
+        start = HeadParams(*(value.to(like) for value in start))
+        found = fit(self.flame, seen.to(like), person=person, start=start, sigma=sigma)
         if found.failed:
             raise ValueError(f"landmarks: {next(iter(found.failed.values()))}")
-        return [HeadParams(*(value[i : i + 1] for value in found.params)) for i in range(len(squares))]
+        refined = reconstructions(self.flame, self.head, [face.square for face in faces], found.params)
+        certain = certainties(found, self.flame)
+        # The network's agreement is about what it said, and this is not it any more.
+        return [
+            replace(
+                made,
+                source=face.source,
+                original=face.original,
+                trust=Trust(None, face.trust.inside, certain[int(person)]),
+            )
+            for made, face, person in zip(refined, faces, found.person, strict=True)
+        ]
+
+
+def _is_one(images) -> bool:
+    if isinstance(images, (np.ndarray, Tensor)):
+        return images.ndim < 4
+    return isinstance(images, (str, os.PathLike, Square, PIL.Image.Image)) or not isinstance(images, Iterable)
+
+
+def _one_each(values, many: bool, count: int, name: str, shape: tuple[int, ...], what: str) -> list[np.ndarray] | None:
+    if values is None:
+        return None
+    each = [np.asarray(value, np.float64) for value in (values if many else [values])]
+    if len(each) != count:
+        raise ValueError(f"{name}: expected one {what} for each of {count} images, got {len(each)}")
+    for value in each:
+        if value.shape != shape:
+            raise ValueError(f"{name}: expected shape {shape}, got {value.shape}")
+    return each
+
+
+def _known(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.nan_to_num(points), np.isfinite(points).all(1).astype(float)
+
+
+def _named(error: Exception, label: str) -> Exception:
+    """The same error, naming the image."""
+    if not isinstance(error, ValueError) or label in str(error):
+        return error
+    kind = type(error) if type(error).__init__ is ValueError.__init__ else ValueError
+    return kind(f"{label}: {str(error).removeprefix('image: ')}")

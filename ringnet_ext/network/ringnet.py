@@ -57,7 +57,7 @@ class RingNet(nn.Module):
         elif not isinstance(head, FlameModel):
             head = FlameModel.load(head)
         require_landmarks(head)
-        self.head = head
+        self.head: FlameModel = head
         self.flame = FLAME(head, shape_params=shape_params, expression_params=expression_params)
         shape_params, expression_params = self.flame.shape_params, self.flame.expression_params
         self.encoder = CompactEncoder(leak) if encoder == "compact" else ENCODERS[encoder]()

@@ -12,8 +12,9 @@ from ringnet_ext import RingNet
 from ringnet_ext.commands import infer
 from ringnet_ext.commands.pose import main as flame
 from ringnet_ext.data.synthetic import SyntheticFaces
-from ringnet_ext.detection.squares import around_landmarks, landmark_square
+from ringnet_ext.detection.squares import around_landmarks, fit_square, landmark_square
 from ringnet_ext.files.images import write_image
+from ringnet_ext.inference import finders
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def run(checkpoint, out, *arguments):
 
 
 def index(out):
-    with open(out / "index.csv", newline="") as file:
+    with open(out / "results.csv", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -83,15 +84,13 @@ class TestWhereTheFaceIs:
         captured = capsys.readouterr()
         assert "2.png: no landmarks: no file" in captured.err and "2 of 3 images" in captured.out
         self.check(tmp_path / "out", faces, "01")
-        assert [row["result"].split(":")[0] for row in index(tmp_path / "out")] == ["reconstructed"] * 2 + [
-            "no landmarks"
-        ]
+        assert [row["error"].split(":")[0] for row in index(tmp_path / "out")] == ["", "", "no landmarks"]
 
     def test_a_detector(self, checkpoint, photos, faces, tmp_path, monkeypatch, capsys):
         class Landmarker:
             version = "1"
 
-            def __init__(self, model):
+            def __init__(self, model, most):
                 assert model.name == "face.task"
 
             def __call__(self, image):
@@ -100,18 +99,18 @@ class TestWhereTheFaceIs:
 
         monkeypatch.setattr(infer, "FaceLandmarker", Landmarker)
         assert run(checkpoint, tmp_path / "out", photos, "--detector", "face.task") == 1
-        assert "1.png: it found none" in capsys.readouterr().err
+        assert "1.png: the detector found no face" in capsys.readouterr().err
         self.check(tmp_path / "out", faces, "02")
 
     def test_boxes(self, checkpoint, photos, tmp_path, monkeypatch, capsys):
         """By name or by path; the network looks from there."""
         asked = []
-        monkeypatch.setattr(infer, "find_face", lambda model, image, box: asked.append(box) or infer.fit_square(image))
+        monkeypatch.setattr(finders, "find_face", lambda model, image, box: asked.append(box) or fit_square(image))
         (tmp_path / "boxes.csv").write_text(
             f"image,left,top,right,bottom\n0.png, 1,2, 30.5,40\n\n{photos / '1.png'},5,6,7,8\n"
         )
         assert run(checkpoint, tmp_path / "out", photos, "--boxes", tmp_path / "boxes.csv") == 1
-        assert asked == [(1, 2, 30.5, 40), (5, 6, 7, 8)]
+        assert sorted(asked) == [(1, 2, 30.5, 40), (5, 6, 7, 8)]
         assert "2.png: no box: " in capsys.readouterr().err
 
     @pytest.mark.parametrize(
@@ -121,7 +120,7 @@ class TestWhereTheFaceIs:
             ("a.png,1,2,3,x", "line 2: expected image,left,top,right,bottom"),
             ("a.png,3,2,1,9", "line 2: expected left < right"),
             ("a.png,1,2,nan,9", "line 2: expected left < right"),
-            ("b.png,1,2,3,4", "line 2: a second box of b.png"),
+            ("b.png,1,2,3,4", "line 2: the same box of b.png again"),
         ],
     )
     def test_wrong_boxes_are_named(self, checkpoint, photos, tmp_path, capsys, line, message):
@@ -192,11 +191,11 @@ def test_folders_are_read_in_every_format_and_what_is_left_out_is_told(checkpoin
     folder.mkdir()
     for suffix in (".avif", ".gif", ".PNG", ".webp"):
         Image.fromarray(faces.images[0]).save(folder / f"a{suffix}")
-    for name in ("b.heic", "c.heic", "notes.txt"):
+    for name in ("b.xcf", "c.xcf", "notes.txt", ".hidden.png", ".DS_Store"):
         (folder / name).write_bytes(b"something")
     assert run(checkpoint, tmp_path / "out", folder, "--cropped") == 0
     out = capsys.readouterr().out
-    assert "4 of 4 images" in out and "left out of the folders: 2 .heic, 1 .txt" in out
+    assert "4 of 4 images" in out and "left out of the folders: 1 .txt, 2 .xcf" in out
 
 
 def test_all_outputs_of_a_face_are_in_one_frame(checkpoint, photos, tmp_path):
