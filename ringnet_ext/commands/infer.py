@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,10 +21,9 @@ from ..files.whole import output_folder
 from ..inference.finders import Finder, by_boxes, by_face_boxes, by_landmarks, by_network, whole
 from ..inference.framing import NotAFaceError
 from ..inference.inputs import Box, Picture, face_name, image_files, landmarks_of, pictures_of, read_boxes
-from ..inference.outputs import folders
-from ..inference.outputs import write as write_face
+from ..inference.outputs import DEFAULT, KINDS, folders, write
 from ..inference.pipeline import OF_ONE_PICTURE, THREADS, Outcome, reconstruct_all
-from ..inference.reconstruction import RingNet
+from ..inference.reconstruction import FRAMES, RingNet
 from ..inference.results import Results, parameter_columns
 from ..inference.trust import described
 from ..progress import progress
@@ -33,7 +32,6 @@ from .options import FAILED, OptionError, Parser, command, path, report
 from .options import whole as whole_number
 
 TABLES = {"csv": "results.csv", "parquet": "results.parquet"}
-_WRITTEN = ("panel", "mesh", "neutral", "parameters")
 _NOWHERE_TO_WRITE = errno.ENOSPC, errno.EDQUOT, errno.EROFS  # every image after it would fail the same way
 _MOST_FACES = 20  # of an image, that MediaPipe looks for
 
@@ -41,17 +39,15 @@ _MOST_FACES = 20  # of an image, that MediaPipe looks for
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m ringnet_ext.infer",
-        description="Reconstruct heads from photographs. The network wants the square that training cuts: the 68 landmarks' box "
-        "in its middle, filling 80 % of it. --landmarks, --detector or --boxes say where the faces are. Without them the network "
-        "looks for one face, from the whole picture and parts of it, and what is not a face as it knows them counts as failed. "
-        "For every image NAME the output folder gets images/NAME.png (input, overlay, mesh, mesh turned, neutral), mesh/NAME.obj "
-        "(posed), neutral_mesh/NAME.obj, both in metres, y up, in FLAME's frame, and params/NAME.npz (cam, pose, shape, expression "
-        "in RingNet's conventions; landmarks in pixels of the image). Several faces of an image are called NAME_face1, NAME_face2 "
-        "and so on from left to right. results.csv has a line for each face: which input, what became of it, how far to trust it, "
-        "which square was cut, its files and parameters. An image that fails is reported, the others are still done, and the exit "
-        "code is 1. A run that was killed goes on where it was when the same command is given again; torchrun's processes share the "
-        "images.",
-    )  # fmt: skip
+        description="Reconstruct heads from photographs. The network wants the square that training cuts: the 68 "
+        "landmarks' box in its middle, filling 80 % of it. --landmarks, --detector or --boxes say where the faces are. "
+        "Without them the network looks for one face, from the whole picture and parts of it, and what is not a face as it "
+        "knows them counts as failed. For every image NAME the output folder gets the files of --write; several faces of "
+        "an image are called NAME_face1, NAME_face2 and so on from left to right. results.csv has a line for each face: "
+        "which input, what became of it, how far to trust it, which square was cut, its files and parameters. An image "
+        "that fails is reported, the others are still done, and the exit code is 1. A run that was killed goes on where "
+        "it was when the same command is given again; torchrun's processes share the images.",
+    )
     parser.add_argument("images", nargs="+", type=path, metavar="IMAGE", help="image files, folders of them, and patterns such as "
                         "'photos/*.jpg': " + ", ".join(SUFFIXES))  # fmt: skip
     parser.add_argument("--checkpoint", type=path, required=True, metavar="RUN",
@@ -67,6 +63,11 @@ def _parser() -> Parser:
                        "pixels; IMAGE as it is given here, or its name. The network looks from there")  # fmt: skip
     where.add_argument("--cropped", action="store_true", help="the images are such squares already: they are taken whole, "
                        "and whether they are faces is not asked")  # fmt: skip
+    parser.add_argument("--write", type=_kinds, default=DEFAULT, metavar="KIND,KIND", help="what is written of a face, one file each: "
+                        + "; ".join(f"{name} ({kind.folder}/NAME{kind.suffix}: {kind.what})" for name, kind in KINDS.items())
+                        + f" [{','.join(DEFAULT)}]")  # fmt: skip
+    parser.add_argument("--frame", choices=list(FRAMES), default="flame", help="of posed meshes and their landmarks: "
+                        + "; ".join(f"{name}: {axes}" for name, axes in FRAMES.items()) + " [flame]")  # fmt: skip
     parser.add_argument("--table", choices=list(TABLES), default="csv", help="the table of results: results.csv or results.parquet "
                         "(needs the package pyarrow) [csv]")  # fmt: skip
     parser.add_argument("--score", action=argparse.BooleanOptionalAction, default=True, help="ask the network about a second crop of "
@@ -77,6 +78,14 @@ def _parser() -> Parser:
                         help="head model file, if it has moved since training [the one trained on]")  # fmt: skip
     parser.add_argument("--device", help="cpu, cuda or cuda:N [cuda if there is one, else cpu]")
     return parser
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    wrong = [name for name in names if name not in KINDS]
+    if wrong:
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(KINDS)}, got {wrong[0]!r}")
+    return names
 
 
 @command
@@ -104,7 +113,7 @@ def _infer_images(options, model: RingNet, processes: Processes) -> int:
     if first:
         for failure in failures:
             report(failure)
-    output_folder(options.out, folders(_WRITTEN))
+    output_folder(options.out, folders(options.write))
     if others and first:
         print("left out of the folders: " + ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items())))
     if first:
@@ -122,7 +131,12 @@ def _infer_images(options, model: RingNet, processes: Processes) -> int:
     failed = bool(failures) and first
     faces, tried, not_found = 0, 0, 0
     outcomes = reconstruct_all(
-        model, left, find, _writer(options.out, results), batch=options.batch, trust=options.score
+        model,
+        left,
+        find,
+        _writer(options.out, results, options.write, options.frame),
+        batch=options.batch,
+        trust=options.score,
     )
     try:
         for outcome in progress(outcomes, total=len(own), initial=done, desc="reconstructing", unit="image"):
@@ -196,17 +210,17 @@ def _settings(options) -> dict:
     return named | {"network": hashlib.sha256(file.read_bytes()).hexdigest(), "version": __version__}
 
 
-def _writer(folder: Path, results: Results) -> Callable[[Outcome], Outcome]:
+def _writer(folder: Path, results: Results, kinds: Sequence[str], frame: str) -> Callable[[Outcome], Outcome]:
     """Writes the files of a picture's faces, all or none, and its line of results."""
 
-    def write(outcome: Outcome) -> Outcome:
+    def write_all(outcome: Outcome) -> Outcome:
         count = len(outcome.faces)
         names = [face_name(outcome.picture.name, face.number, count) for face in outcome.faces]
         files: list[list[Path]] = [[] for _ in names]
         try:
             for face, name, written in zip(outcome.faces, names, files, strict=True):
                 if face.reconstruction is not None:
-                    written += write_face(folder, name, face.reconstruction, _WRITTEN)
+                    written += write(folder, name, face.reconstruction, kinds, frame=frame)
             results.add(outcome, names, [[file.relative_to(folder).as_posix() for file in each] for each in files])
             return outcome
         except OF_ONE_PICTURE as error:
@@ -217,7 +231,7 @@ def _writer(folder: Path, results: Results) -> Callable[[Outcome], Outcome]:
                 results.add(outcome, [], [])
             return outcome
 
-    return write
+    return write_all
 
 
 # Where the faces are.

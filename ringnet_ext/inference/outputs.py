@@ -25,6 +25,7 @@ from .reconstruction import FRAMES, Reconstruction
 
 #: Of the 51 inner landmarks: the corners of the eyes from the image's left to right, the nose's base, the mouth's.
 NOW_LANDMARKS = 19, 22, 25, 28, 16, 31, 37
+_PIXEL_CENTRES = 0.5
 _CONTOUR = 17  # landmarks before the inner ones
 
 
@@ -139,6 +140,7 @@ def _all_parameters(face: _Face) -> dict[str, np.ndarray]:
         "landmarks_3d": face.face.in_frame(face.face.landmarks_3d, face.frame),
         "projection": face.face.projection(face.frame),
         "square": face.square,
+        "pixel_centres": np.array(_PIXEL_CENTRES),
         **face.more,
     }
 
@@ -157,6 +159,7 @@ def _about(face: _Face, names: Iterable[str]) -> dict[str, str]:
         "projection": "(2, 4): pixels of the image are projection @ (x, y, z, 1) of points of the posed head; metres, "
         f"{face.axes}",
         "square": "left, top and side of the square that the network saw, pixels of the image",
+        "pixel_centres": "where the middle of an image's first pixel is, in x and y",
         "shape_std": "standard deviations of shape",
         "depth": "metres that the head lies behind z = 0 of the posed head's frame; NaN where it isn't",
         "normals": f"unit vectors out of the head; {face.axes}",

@@ -61,7 +61,8 @@ class Outcome:
 
 class _Read(NamedTuple):
     picture: Picture
-    size: tuple[int, int] | None  # width and height; of a square that was given not known
+    original: np.ndarray | str | os.PathLike | None  # pixels or file; of a square that was given not known
+    size: tuple[int, int] | None  # width and height
     found: Sequence[Found | Exception]
     error: Exception | None
 
@@ -122,23 +123,26 @@ def reconstruct_all(
 def _read(picture: Picture, find: Finder) -> _Read:
     try:
         image = pixels_of(picture.image)
-        size = None if isinstance(picture.image, Square) else (image.shape[1], image.shape[0])
-        return _Read(picture, size, find(picture, image), None)
+        found = find(picture, image)
+        if isinstance(picture.image, Square):
+            return _Read(picture, None, None, found, None)
+        original = picture.image if isinstance(picture.image, (str, os.PathLike)) else image
+        return _Read(picture, original, (image.shape[1], image.shape[0]), found, None)
     except OF_ONE_PICTURE as error:
-        return _Read(picture, None, (), error)
+        return _Read(picture, None, None, (), error)
 
 
 def _outcomes(model: RingNet, group: list[_Read], batch: int, trust: bool) -> list[Outcome]:
     squares = [one.square for each in group for one in each.found if isinstance(one, Found)]
     faces = iter(reconstructed(model, squares, batch, trust))
 
-    def face(number: int, one: Found | Exception, of: _Read) -> Face:
+    def face(number: int, one: Found | Exception, each: _Read) -> Face:
         if not isinstance(one, Found):
             return Face(number, error=one)
         made = next(faces)
-        if of.size is not None:
-            trust = made.trust._replace(inside=inside(made.landmarks, of.size))
-            made = replace(made, trust=trust, original=of.picture.image)
+        if each.size is not None:
+            trust = made.trust._replace(inside=inside(made.landmarks, each.size))
+            made = replace(made, original=each.original, trust=trust)
         return Face(number, one, made)
 
     return [

@@ -17,6 +17,7 @@ from .. import network
 from ..detection.boxes import FaceBoxes
 from ..detection.detectors import Detectors
 from ..detection.squares import Square
+from ..files.images import read_image
 from ..fitting import fit
 from ..flame import FLAME, FlameModel
 from ..flame.parameters import FlameParams, HeadParams
@@ -24,7 +25,7 @@ from ..geometry.camera import project, to_pixels, yaw_of
 from ..geometry.surface import vertex_normals
 from ..render.pictures import over
 from .finders import by_boxes, by_face_boxes, by_landmarks, by_network, whole
-from .inputs import Image, pixels_of
+from .inputs import Image
 from .trust import Trust, certainties
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ FRAMES = {
     "flame": "x to the viewer's right (the subject's left), y up, z towards the viewer",
     "ringnet": "x to the viewer's right, y down, z away from the viewer",
 }
+
+_UNKNOWN = Trust()
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ class Reconstruction:
     lies in the original image. square_landmarks (68, 2): pixels of it. image_vertices (V, 3): metres, in the frame of
     the camera (y down). root (3,): the joint about which the head turns, the same in both frames. yaw: radians,
     positive to the subject's left. neck_pose (3,), eye_pose (6,): axis-angle, zeros where a network says
-    them. original: the image that the square was cut from, None if that isn't known. trust: what speaks for it. source:
-    of many pictures, the place of the one that it is from.
+    them. original: the image that the square was cut from, (H, W, 3) uint8 RGB, or its file; None if not known.
+    trust: what speaks for it. source: of many pictures, the place of the one that it is from.
     """
 
     params: HeadParams
@@ -70,8 +73,8 @@ class Reconstruction:
     yaw: float
     neck_pose: np.ndarray
     eye_pose: np.ndarray
-    original: Image | None = None
-    trust: Trust = Trust()
+    original: np.ndarray | str | os.PathLike | None = None
+    trust: Trust = _UNKNOWN
     source: int = 0
 
     @property
@@ -126,7 +129,7 @@ class Reconstruction:
             opacity: of the head, 0 to 1.
         """
         if image is None and self.original is not None:
-            image = pixels_of(self.original)
+            image = self.original if isinstance(self.original, np.ndarray) else read_image(self.original)
         points = self.image_vertices.astype(np.float64)
         points[:, :2] = np.column_stack([points, np.ones(len(points))]) @ self.projection("ringnet").T
         if image is None:
@@ -162,17 +165,15 @@ def reconstructions(
     neck_pose: Tensor | None = None,
     eye_pose: Tensor | None = None,
 ) -> list[Reconstruction]:
-    """What HeadParams, one for each of some squares, are as meshes and landmarks. head: the model of the layer."""
+    """What HeadParams, one for each of some squares, are as meshes and landmarks; head: the model of the layer."""
     posed = flame(params.shape, params.expression, params.global_pose, neck_pose, params.jaw_pose, eye_pose)
-    seen = project(posed.landmarks, params.camera).cpu()
-    image_vertices, image_landmarks = posed.vertices.cpu().numpy(), posed.landmarks.cpu().numpy()
-    # Half a turn about the root joint, about which the head is posed, leads from the camera's frame to FLAME's.
-    roots = posed.joints[:, :1].cpu().numpy()
-    vertices, landmarks_3d = turned_over(image_vertices, roots), turned_over(image_landmarks, roots)
     neutral = flame(params.shape)
+    seen = project(posed.landmarks, params.camera).cpu()
+    roots = posed.joints[:, 0].cpu().numpy()
+    image_vertices, image_landmarks = posed.vertices.cpu().numpy(), posed.landmarks.cpu().numpy()
     neutral_vertices, neutral_landmarks = neutral.vertices.cpu().numpy(), neutral.landmarks.cpu().numpy()
-    necks, eyes = (
-        np.zeros((len(squares), width), np.float32) if pose is None else pose.cpu().numpy()
+    neck, eyes = (
+        np.zeros((len(squares), width), np.float32) if pose is None else pose.detach().cpu().numpy()
         for pose, width in ((neck_pose, 3), (eye_pose, 6))
     )
     yaw = yaw_of(params.global_pose).tolist()
@@ -183,18 +184,18 @@ def reconstructions(
         faces.append(
             Reconstruction(
                 params=HeadParams(*(value[i : i + 1] for value in params)),
-                vertices=vertices[i],
+                vertices=turned_over(image_vertices[i], roots[i]),
                 neutral_vertices=neutral_vertices[i],
                 landmarks=square.to_original(landmarks).astype(np.float32),
-                landmarks_3d=landmarks_3d[i],
+                landmarks_3d=turned_over(image_landmarks[i], roots[i]),
                 neutral_landmarks=neutral_landmarks[i],
                 head=head,
                 square=square,
                 square_landmarks=landmarks,
                 image_vertices=image_vertices[i],
-                root=roots[i, 0],
+                root=roots[i],
                 yaw=yaw[i],
-                neck_pose=necks[i],
+                neck_pose=neck[i],
                 eye_pose=eyes[i],
             )
         )
@@ -208,9 +209,14 @@ def reconstruction(
     params: HeadParams,
     neck_pose: Tensor | None = None,
     eye_pose: Tensor | None = None,
+    original: np.ndarray | str | os.PathLike | None = None,
 ) -> Reconstruction:
-    """What HeadParams with a batch of one, found in a square, are as meshes and landmarks."""
-    return reconstructions(flame, head, [square], params, neck_pose, eye_pose)[0]
+    """What HeadParams with a batch of one, found in a square, are as meshes and landmarks.
+
+    Args:
+        head: the model of the layer. original: see :class:`Reconstruction`.
+    """
+    return replace(reconstructions(flame, head, [square], params, neck_pose, eye_pose)[0], original=original)
 
 
 class RingNet(network.RingNet):
@@ -305,8 +311,8 @@ class RingNet(network.RingNet):
         return [
             replace(
                 made,
-                source=face.source,
                 original=face.original,
+                source=face.source,
                 trust=Trust(None, face.trust.inside, certain[int(person)]),
             )
             for made, face, person in zip(refined, faces, found.person, strict=True)

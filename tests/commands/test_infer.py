@@ -176,7 +176,8 @@ def test_names_cannot_collide(checkpoint, photos, faces, tmp_path, capsys):
     for name in names:
         write_image(photos / name, faces.images[0])
     inputs = [photos / name for name in names]
-    assert run(checkpoint, tmp_path / "out", *inputs, "--cropped") == 0
+    kinds = "panel,mesh,neutral,parameters"
+    assert run(checkpoint, tmp_path / "out", *inputs, "--cropped", "--write", kinds) == 0
     assert "6 of 6 images" in capsys.readouterr().out
     rows = index(tmp_path / "out")
     assert [row["image"] for row in rows] == list(map(str, inputs))
@@ -201,7 +202,7 @@ def test_folders_are_read_in_every_format_and_what_is_left_out_is_told(checkpoin
 def test_all_outputs_of_a_face_are_in_one_frame(checkpoint, photos, tmp_path):
     """The meshes are what the flame command makes of the parameters, and lie where each other lies."""
     out = tmp_path / "out"
-    assert run(checkpoint, out, photos / "0.png", "--cropped") == 0
+    assert run(checkpoint, out, photos / "0.png", "--cropped", "--write", "mesh,neutral,parameters") == 0
     posed, neutral = (
         trimesh.load(out / kind / "0.obj", process=False, maintain_order=True).vertices
         for kind in ("mesh", "neutral_mesh")
