@@ -147,8 +147,8 @@ def _all_parameters(face: _Face) -> dict[str, np.ndarray]:
 
 def _about(face: _Face, names: Iterable[str]) -> dict[str, str]:
     known = {
-        "cam": "s (1/metre), tx, ty (metres): x = s (X + tx), y = s (Y + ty) over the square that the network saw, from "
-        "-1 to 1, x to the right, y down",
+        "cam": "s (1/metre), tx, ty (metres): x = s (X + tx), y = s (Y + ty) over the square that the network saw, "
+        "from -1 to 1, x to the right, y down",
         "pose": "root and jaw, axis-angle, radians, in the frame of that camera, where an upright head has (pi, 0, 0)",
         "shape": "coefficients of the head model",
         "expression": "coefficients of the head model",

@@ -15,6 +15,7 @@ from ..flame.parameters import HeadParams
 from ..flame.sources import require_landmarks
 from ..geometry.camera import FILL, UPRIGHT, project
 from .encoder import ENCODERS, CompactEncoder, to_input
+from .exportable import ExportableRingNet
 from .regressor import IterativeRegressor
 
 
@@ -56,7 +57,7 @@ class RingNet(nn.Module):
         elif not isinstance(head, FlameModel):
             head = FlameModel.load(head)
         require_landmarks(head)
-        self.head = head
+        self.head: FlameModel = head
         self.flame = FLAME(head, shape_params=shape_params, expression_params=expression_params)
         shape_params, expression_params = self.flame.shape_params, self.flame.expression_params
         self.encoder = CompactEncoder(leak) if encoder == "compact" else ENCODERS[encoder]()
@@ -114,6 +115,11 @@ class RingNet(nn.Module):
             return self(to_input(images.to(self.flame.v_template.device)))
         finally:
             self.train(training)
+
+    def exportable(self) -> ExportableRingNet:
+        """A copy, as it is used, that ONNX and other runtimes can take along: ``module(images)`` returns parameters,
+        vertices and landmarks, see :class:`ringnet_ext.network.exportable.ExportableRingNet`."""
+        return ExportableRingNet(self)
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """What training changes: the state dict without the head, which is licensed separately and kept in its file."""
