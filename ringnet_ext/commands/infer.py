@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import errno
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import numpy as np
+import torch
 
 from .._version import __version__
 from ..detection.boxes import FaceBoxes
@@ -17,7 +20,10 @@ from ..detection.detectors import Detectors, FaceLandmarker
 from ..detection.landmark_files import SUFFIXES as LANDMARK_SUFFIXES
 from ..files.errors import explained
 from ..files.images import SUFFIXES
-from ..files.whole import output_folder
+from ..files.videos import SUFFIXES as VIDEO_SUFFIXES
+from ..files.videos import Video, record, write_video
+from ..files.whole import output_folder, written_whole
+from ..flame.parameters import HeadParams
 from ..inference.finders import Finder, by_boxes, by_face_boxes, by_landmarks, by_network, whole
 from ..inference.framing import NotAFaceError
 from ..inference.inputs import Box, Picture, face_name, image_files, landmarks_of, pictures_of, read_boxes
@@ -25,12 +31,22 @@ from ..inference.outputs import DEFAULT, KINDS, folders, write
 from ..inference.pipeline import OF_ONE_PICTURE, THREADS, Outcome, reconstruct_all
 from ..inference.reconstruction import FRAMES, RingNet
 from ..inference.results import Results, parameter_columns
-from ..inference.trust import described
+from ..inference.trust import certainties, described
+from ..inference.video import (
+    at_landmarks,
+    detected_landmarks,
+    fit_landmarks,
+    follow,
+    overlays,
+    pixels,
+    read_video_landmarks,
+)
 from ..progress import progress
 from ..training.processes import Processes, joined_processes
 from .options import FAILED, OptionError, Parser, command, path, report
 from .options import whole as whole_number
 
+CAMERA = "camera.mp4"
 TABLES = {"csv": "results.csv", "parquet": "results.parquet"}
 _NOWHERE_TO_WRITE = errno.ENOSPC, errno.EDQUOT, errno.EROFS  # every image after it would fail the same way
 _MOST_FACES = 20  # of an image, that MediaPipe looks for
@@ -46,27 +62,33 @@ def _parser() -> Parser:
         "an image are called NAME_face1, NAME_face2 and so on from left to right. results.csv has a line for each face: "
         "which input, what became of it, how far to trust it, which square was cut, its files and parameters. An image "
         "that fails is reported, the others are still done, and the exit code is 1. A run that was killed goes on where "
-        "it was when the same command is given again; torchrun's processes share the images.",
+        "it was when the same command is given again; torchrun's processes share the images. A video gets params.npz, with "
+        "a row a frame, and overlay.mp4 instead: with --landmarks or MediaPipe's detector one head is fitted to all frames, "
+        "smooth over time; without, the network follows the face. Frames without a face are bridged, and marked.",
     )
-    parser.add_argument("images", nargs="+", type=path, metavar="IMAGE", help="image files, folders of them, and patterns such as "
-                        "'photos/*.jpg': " + ", ".join(SUFFIXES))  # fmt: skip
-    parser.add_argument("--checkpoint", type=path, required=True, metavar="RUN",
+    parser.add_argument("images", nargs="*", type=path, metavar="IMAGE", help="image files, folders of them, and patterns such as "
+                        "'photos/*.jpg': " + ", ".join(SUFFIXES) + "; or one video: " + ", ".join(VIDEO_SUFFIXES))  # fmt: skip
+    parser.add_argument("--checkpoint", "--load_path", type=path, metavar="RUN",
                         help="run folder of training, or a checkpoint file")  # fmt: skip
-    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="folder to write to; made if missing")
+    parser.add_argument("--out", "--out_folder", type=path, metavar="DIR", help="folder to write to; made if missing")
+    parser.add_argument("--camera", type=whole_number(0), metavar="N", help="record this camera to camera.mp4 and take that for "
+                        "the video, until Ctrl-C or for --frames")  # fmt: skip
+    parser.add_argument("--frames", type=whole_number(1), metavar="N", help="how many the camera records")
     parser.add_argument("--recursive", action="store_true", help="the folders' folders too")
     where = parser.add_argument_group("where the faces are (one of these)").add_mutually_exclusive_group()
     where.add_argument("--landmarks", type=path, metavar="DIR", help="folder with a file of 68 landmarks for each image: NAME and "
-                       f"one of {', '.join(LANDMARK_SUFFIXES)}, as for prepare")  # fmt: skip
+                       f"one of {', '.join(LANDMARK_SUFFIXES)}, as for prepare; for a video a .npy or .npz file, (frames, 68, 2) pixels, or with a third "
+                       "column of confidences; NaN where there is no face")  # fmt: skip
     where.add_argument("--detector", type=path, metavar="FILE", help="OpenCV's face detector: a file of YuNet, .onnx, in whose "
                        "boxes the network looks; or MediaPipe's face_landmarker.task; needs the package mediapipe")  # fmt: skip
     where.add_argument("--boxes", type=path, metavar="FILE", help="lines IMAGE,left,top,right,bottom: about where a face is, "
                        "pixels; IMAGE as it is given here, or its name. The network looks from there")  # fmt: skip
     where.add_argument("--cropped", action="store_true", help="the images are such squares already: they are taken whole, "
                        "and whether they are faces is not asked")  # fmt: skip
-    parser.add_argument("--write", type=_kinds, default=DEFAULT, metavar="KIND,KIND", help="what is written of a face, one file each: "
+    parser.add_argument("--write", type=_kinds, metavar="KIND,KIND", help="what is written of a face, one file each: "
                         + "; ".join(f"{name} ({kind.folder}/NAME{kind.suffix}: {kind.what})" for name, kind in KINDS.items())
                         + f" [{','.join(DEFAULT)}]")  # fmt: skip
-    parser.add_argument("--frame", choices=list(FRAMES), default="flame", help="of posed meshes and their landmarks: "
+    parser.add_argument("--frame", choices=list(FRAMES), help="of posed meshes and their landmarks: "
                         + "; ".join(f"{name}: {axes}" for name, axes in FRAMES.items()) + " [flame]")  # fmt: skip
     parser.add_argument("--table", choices=list(TABLES), default="csv", help="the table of results: results.csv or results.parquet "
                         "(needs the package pyarrow) [csv]")  # fmt: skip
@@ -74,10 +96,67 @@ def _parser() -> Parser:
                         "each face, for its score [yes]")  # fmt: skip
     parser.add_argument("--batch", type=whole_number(1, 4096), metavar="N", help="faces that the network sees at a time [8 on a CPU, "
                         "64 elsewhere]")  # fmt: skip
-    parser.add_argument("--head", type=path, metavar="FILE",
+    parser.add_argument("--head", "--flame_model_path", type=path, metavar="FILE",
                         help="head model file, if it has moved since training [the one trained on]")  # fmt: skip
     parser.add_argument("--device", help="cpu, cuda or cuda:N [cuda if there is one, else cpu]")
+    theirs = parser.add_argument_group(
+        "flags of RingNet's demo",
+        "With any of these the outputs are the demo's: images/NAME.png and what the flags ask for, in RingNet's frame, and "
+        "no table. As there, images are taken whole, unless it is said where the faces are. --out_folder, --load_path and "
+        "--flame_model_path are --out [RingNet_output], --checkpoint and --head.",
+    )
+    theirs.add_argument("--img_path", type=path, metavar="IMAGE", help="an image")
+    for flag, kind in _DEMO.items():
+        what = f"{KINDS[kind].folder}/NAME{KINDS[kind].suffix}" if kind else "is not written yet"
+        theirs.add_argument(f"--{flag}", type=_boolean, nargs="?", const=True, metavar="True|False", help=what)
+        theirs.add_argument(f"--no{flag}", dest=flag, action="store_const", const=False, help=argparse.SUPPRESS)
+    theirs.add_argument("--flame_texture_data_path", type=path, help=argparse.SUPPRESS)
     return parser
+
+
+#: Flags of RingNet's demo, and the kind of file that each asks for.
+_DEMO = {
+    "save_obj_file": "mesh",
+    "save_flame_parameters": "ringnet",
+    "neutralize_expression": "neutral",
+    "save_texture": None,
+}
+
+
+def _boolean(text: str) -> bool:
+    """As absl reads it, which RingNet's demo uses; Python's bool("False") is True."""
+    values = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
+    return values[text.lower()]
+
+
+def _options(arguments: list[str]):
+    """The options, complete: those of RingNet's demo as what they mean here."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    as_demo = options.img_path is not None or any(getattr(options, flag) is not None for flag in _DEMO)
+    if options.img_path is not None:
+        options.images.insert(0, options.img_path)
+    if as_demo:
+        options.out = options.out or Path("RingNet_output")
+        options.frame = options.frame or "ringnet"
+        asked = [kind for flag, kind in _DEMO.items() if kind and getattr(options, flag)]
+        options.write = tuple(dict.fromkeys(["panel", *asked, *(options.write or ())]))
+        options.table = None
+        if options.save_texture:
+            report("--save_texture: textures are not written yet; all else is", kind="note")
+        if not (options.landmarks or options.detector or options.boxes):
+            options.cropped = True
+    if options.frames is not None and options.camera is None:
+        parser.error("--frames: expected --camera with it")
+    missing = [name for name, value in (("IMAGE", options.images or options.camera is not None), ("--checkpoint", options.checkpoint),
+                                        ("--out", options.out)) if not value]  # fmt: skip
+    if missing:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
+    options.write = options.write or DEFAULT
+    options.frame = options.frame or "flame"
+    return options
 
 
 def _kinds(text: str) -> tuple[str, ...]:
@@ -90,11 +169,13 @@ def _kinds(text: str) -> tuple[str, ...]:
 
 @command
 def main(arguments: list[str]) -> int:
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what it has to say of broken files we say
     _require_table(options.table)
     with joined_processes(options.device) as processes:
         model = RingNet.load(options.checkpoint, head=options.head).to(processes.device)
+        if options.camera is not None or any(file.suffix.lower() in VIDEO_SUFFIXES for file in options.images):
+            return _infer_video(options, model, processes)
         return _infer_images(options, model, processes)
 
 
@@ -104,6 +185,9 @@ def _require_table(kind: str) -> None:
             import pyarrow.parquet  # noqa: F401
         except ImportError:
             raise OptionError("--table: parquet needs the package pyarrow: pip install pyarrow") from None
+
+
+# Photographs.
 
 
 def _infer_images(options, model: RingNet, processes: Processes) -> int:
@@ -127,7 +211,7 @@ def _infer_images(options, model: RingNet, processes: Processes) -> int:
     if done:
         print(f"going on with a run that was interrupted: {done} of {len(own)} images are there")
     columns = parameter_columns(model.flame.shape_params, model.flame.expression_params)
-    table = options.out / TABLES[options.table]
+    table = options.out / TABLES[options.table] if options.table else None
     failed = bool(failures) and first
     faces, tried, not_found = 0, 0, 0
     outcomes = reconstruct_all(
@@ -153,7 +237,7 @@ def _infer_images(options, model: RingNet, processes: Processes) -> int:
         outcomes.close()
         _write_so_far(results, table, pictures, columns)
         raise KeyboardInterrupt(
-            f"interrupted after {done} of {len(own)} images; {table} names them, and the same command goes on from there"
+            f"interrupted after {done} of {len(own)} images; the same command goes on from there"
         ) from None
     outcomes.close()
     if not_found:
@@ -174,8 +258,10 @@ def _infer_images(options, model: RingNet, processes: Processes) -> int:
     return FAILED if failed else 0
 
 
-def _write_so_far(results: Results, table: Path, pictures: list[Picture], columns: list[str]) -> None:
+def _write_so_far(results: Results, table: Path | None, pictures: list[Picture], columns: list[str]) -> None:
     results.close()
+    if table is None:
+        return
     try:
         results.write(table, pictures, columns)
     except OSError as error:
@@ -234,6 +320,78 @@ def _writer(folder: Path, results: Results, kinds: Sequence[str], frame: str) ->
     return write_all
 
 
+# A video.
+
+
+def _infer_video(options, model: RingNet, processes: Processes) -> int:
+    if processes.count > 1:
+        raise OptionError("IMAGE: a video is one process's work, and torchrun started more")
+    if len(options.images) + (options.camera is not None) > 1:
+        raise OptionError("IMAGE: expected one video alone, or --camera")
+    find = None if options.landmarks is not None or _finds_landmarks(options) else _finder(model, options)
+    video = Video(options.images[0]) if options.camera is None else None
+    output_folder(options.out)
+    print(described(model))
+    if video is None:
+        print(f"recording camera {options.camera}" + ("; Ctrl-C ends it" if options.frames is None else ""), flush=True)
+        record(options.out / CAMERA, options.camera, options.frames)
+        video = Video(options.out / CAMERA)
+    began = time.perf_counter()
+    if find is None:
+        params, arrays, seen = _fitted_video(options, model, video)
+    else:
+        heads = follow(model, video, find, every=find is whole)
+        params, seen = heads.params, heads.seen
+        arrays = {"landmarks": heads.landmarks, "score": heads.score}
+    seconds = time.perf_counter() - began
+    pose = torch.cat([params.global_pose, params.jaw_pose], dim=1)
+    values = {"cam": params.camera, "pose": pose, "shape": params.shape[0], "expression": params.expression}
+    arrays = {name: value.cpu().numpy() for name, value in values.items()} | arrays
+    arrays |= {"seen": seen, "fps": video.fps, "size": np.array(video.size), "pixel_centres": 0.5}
+    with written_whole(options.out / "params.npz") as file:
+        np.savez(file, **arrays)
+    drawn = overlays(video, model.flame, model.head, params, seen)
+    began = time.perf_counter()
+    write_video(options.out / "overlay.mp4", progress(drawn, total=len(seen), desc="drawing", unit="frame"), video.fps)
+    drawing = time.perf_counter() - began
+    print(
+        f"{len(seen)} frames reconstructed in {seconds:.2f} s, {len(seen) / seconds:.1f} a second, and drawn in {drawing:.2f} s, "
+        f"{len(seen) / drawing:.1f} a second; {int((~seen).sum())} without a face, bridged"
+    )
+    print(f"{options.out}: params.npz, overlay.mp4")
+    lost = video.count - len(seen)
+    if lost > max(2, video.count // 50):
+        report(f"{video.path}: damaged: it says that it has {video.count} frames, and ends after {len(seen)}")
+        return FAILED
+    return 0
+
+
+def _fitted_video(options, model: RingNet, video: Video) -> tuple[HeadParams, dict, np.ndarray]:
+    if options.landmarks is None:
+        landmarks = detected_landmarks(_landmark_detectors(options), video)
+    elif options.landmarks.is_dir():
+        raise OptionError(
+            f"--landmarks: {options.landmarks}: expected a .npy or .npz file for a video, and this is a folder"
+        )
+    else:
+        landmarks = read_video_landmarks(options.landmarks, video)
+    start = at_landmarks(model, video, landmarks)
+    like = model.flame.v_template
+    try:
+        found = fit_landmarks(
+            model.flame, landmarks, video.size, start=HeadParams(*(value.to(like) for value in start)), sigma=None
+        )
+    except ValueError as error:
+        raise ValueError(f"{video.path}: {error}") from None
+    arrays = {
+        "landmarks": pixels(found.landmarks.cpu().numpy(), video.size),
+        "residuals": found.residuals.cpu().numpy() * (max(video.size) / 2),
+        "shape_std": found.shape_std[0].cpu().numpy(),
+        "score": np.full(len(landmarks[0]), certainties(found, model.flame)[0]),
+    }
+    return found.params, arrays, (landmarks[1] > 0).any(1)
+
+
 # Where the faces are.
 
 
@@ -244,8 +402,8 @@ def _finder(model: RingNet, options) -> Finder:
         return by_landmarks(lambda picture, image: [landmarks_of(Path(picture.label), options.landmarks)])
     if options.cropped:
         return whole
-    if options.detector is not None and options.detector.suffix.lower() != ".onnx":
-        detectors = Detectors(lambda: FaceLandmarker(options.detector, _MOST_FACES), THREADS)
+    if _finds_landmarks(options):
+        detectors = _landmark_detectors(options)
         return by_landmarks(lambda picture, image: detectors.faces(image))
     if options.detector is not None:
         return by_face_boxes(model, FaceBoxes(options.detector))
@@ -253,6 +411,14 @@ def _finder(model: RingNet, options) -> Finder:
         boxes = read_boxes(options.boxes)
         return by_boxes(model, lambda picture, image: _boxes_of(picture, boxes, options.boxes))
     return by_network(model)
+
+
+def _finds_landmarks(options) -> bool:
+    return options.detector is not None and options.detector.suffix.lower() != ".onnx"
+
+
+def _landmark_detectors(options) -> Detectors:
+    return Detectors(lambda: FaceLandmarker(options.detector, _MOST_FACES), THREADS)
 
 
 def _boxes_of(picture: Picture, boxes: dict[str, list[Box]], source: Path) -> list[Box]:

@@ -70,9 +70,9 @@ def command(main: Callable[[list[str]], int]) -> Callable[[list[str] | None], in
     return run
 
 
-def report(error: BaseException | str) -> None:
+def report(error: BaseException | str, kind: str = "error") -> None:
     """One line on the standard error stream."""
-    print(f"error: {explained(error)}", file=sys.stderr)
+    print(f"{kind}: {explained(error)}", file=sys.stderr)
 
 
 # Types of options, for argparse's `type`.

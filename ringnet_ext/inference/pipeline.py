@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -29,6 +29,8 @@ from .trust import Trust, agreements, inside, second_crops
 
 if TYPE_CHECKING:
     from ..network.ringnet import RingNet
+
+T, R = TypeVar("T"), TypeVar("R")
 
 #: Squares that the network sees at a time, on a CPU and elsewhere.
 BATCH, BATCH_ELSEWHERE = 8, 64
@@ -183,6 +185,38 @@ def answers(model: RingNet, images: Sequence[np.ndarray], batch: int) -> HeadPar
     filled[: len(images)] = images
     params = model.answer(torch.from_numpy(filled).permute(0, 3, 1, 2))
     return HeadParams(*(value[: len(images)] for value in params))
+
+
+def ahead(items: Iterable[T], count: int = BATCH) -> Iterator[T]:
+    """The items, up to `count` of which a thread takes before they are asked for."""
+    coming, end = iter(items), object()
+    pool = ThreadPoolExecutor(1, "reading")
+    waiting: deque[Future] = deque()
+    try:
+        while True:
+            waiting.extend(pool.submit(next, coming, end) for _ in range(count - len(waiting)))
+            item = waiting.popleft().result()
+            if item is end:
+                return
+            yield item
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def side_by_side(function: Callable[[T], R], items: Iterable[T], threads: int = THREADS) -> Iterator[R]:
+    """What a function makes of each item, in their order, in several threads; no more than two for each thread are
+    waiting."""
+    coming = ahead(items)
+    pool = ThreadPoolExecutor(threads)
+    waiting: deque[Future[R]] = deque()
+    try:
+        while True:
+            waiting.extend(pool.submit(function, item) for item in islice(coming, 2 * threads - len(waiting)))
+            if not waiting:
+                return
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def pictures_from(images: Iterable[Image]) -> list[Picture]:

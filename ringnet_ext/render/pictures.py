@@ -130,6 +130,13 @@ def mark_points(
         cv2.circle(image, centre, round(radius * 2**fraction), color, -1, cv2.LINE_AA, fraction)
 
 
+def write_text(image: np.ndarray, text: str, color: tuple[int, int, int] = (255, 255, 255)) -> None:
+    """Write a line in the upper left corner of a uint8 image, in place, legible on any ground."""
+    outline = [(x, y, (0, 0, 0)) for x in (-1, 0, 1) for y in (-1, 0, 1)]
+    for x, y, shade in [*outline, (0, 0, color)]:
+        cv2.putText(image, text, (8 + x, 20 + y), cv2.FONT_HERSHEY_SIMPLEX, 0.5, shade, 1, cv2.LINE_AA)
+
+
 def to_uint8(image: np.ndarray) -> np.ndarray:
     """Float in [0, 1] to uint8."""
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
