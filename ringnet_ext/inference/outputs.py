@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from functools import cached_property
@@ -210,7 +211,7 @@ def _map(face: _Face, name: str) -> bytes:
     })  # fmt: skip
 
 
-def read_map(path: str | Path) -> np.ndarray:
+def read_map(path: str | os.PathLike) -> np.ndarray:
     """A map that was written as a PNG: (S, S) or (S, S, 3) float32, NaN where the head isn't.
 
     Raises FileNotFoundError, and ValueError, naming the file, for other files.
@@ -219,7 +220,7 @@ def read_map(path: str | Path) -> np.ndarray:
     try:
         zero, step = int(text["zero"]), float(text["step"])
     except (KeyError, ValueError):
-        raise ValueError(f"{path}: expected a map, which says its zero and step, got another PNG") from None
+        raise ValueError(f"{os.fspath(path)}: expected a map, which says its zero and step, got another PNG") from None
     return np.where(numbers > 0, (numbers.astype(np.float64) - zero) * step, np.nan).astype(np.float32)
 
 
@@ -266,7 +267,7 @@ def folders(kinds: Iterable[str]) -> list[str]:
 
 
 def write(
-    folder: Path,
+    folder: str | os.PathLike,
     name: str,
     face: Reconstruction,
     kinds: Iterable[str] = DEFAULT,
@@ -293,8 +294,7 @@ def write(
     """
     if frame not in FRAMES:
         raise ValueError(f"frame: expected one of {', '.join(FRAMES)}, got {frame!r}")
-    source = _Face(face, frame, more or {})
-    contents = {}
+    folder, source, contents = Path(folder), _Face(face, frame, more or {}), {}
     for each in dict.fromkeys(kinds):
         kind = _kind(each)
         contents[folder / kind.folder / f"{name}{kind.suffix}"] = kind.content(source)

@@ -147,7 +147,7 @@ class Reconstruction:
         """
         from .outputs import DEFAULT, write
 
-        return write(Path(folder), name, self, DEFAULT if kinds is None else kinds, frame=frame)
+        return write(folder, name, self, DEFAULT if kinds is None else kinds, frame=frame)
 
 
 def turned_over(points: np.ndarray, root: np.ndarray) -> np.ndarray:

@@ -111,13 +111,12 @@ def over(
         return result
     part = image[top:bottom, left:right]
     factor = 2 if max(part.shape) <= _SMOOTHED else 1
-    canvas = cv2.resize(part, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR).astype(np.float32) / 255
-    behind = canvas.copy()
-    draw_mesh(canvas, (points - (left, top, 0)) * (factor, factor, 1), faces, clay(normals))
-    canvas = opacity * canvas + (1 - opacity) * behind
-    result[top:bottom, left:right] = to_uint8(
-        cv2.resize(canvas, part.shape[1::-1], interpolation=cv2.INTER_AREA) if factor > 1 else canvas
-    )
+    # The mesh on nothing and how much of each pixel it covers, so that the image beside it stays as it is.
+    layer = np.zeros((factor * part.shape[0], factor * part.shape[1], 3), np.float32)
+    alpha = draw_mesh(layer, (points - (left, top, 0)) * (factor, factor, 1), faces, clay(normals)).astype(np.float32)
+    colors, covered = (cv2.resize(each, part.shape[1::-1], interpolation=cv2.INTER_AREA) for each in (layer, alpha))
+    seen = (1 - opacity * covered[..., None]) * (part.astype(np.float32) / 255) + opacity * colors
+    result[top:bottom, left:right] = to_uint8(seen)
     return result
 
 
