@@ -472,7 +472,7 @@ class TestRingNetsFlags:
 
 
 @pytest.fixture(scope="module")
-def video(self, faces, tmp_path_factory):
+def video(faces, tmp_path_factory):
     """12 frames, three of which show no face: the file, its landmarks."""
     folder = tmp_path_factory.mktemp("video")
     frames, points = [], []
