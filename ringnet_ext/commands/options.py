@@ -71,8 +71,9 @@ def command(main: Callable[[list[str]], int]) -> Callable[[list[str] | None], in
 
 
 def report(error: BaseException | str, kind: str = "error") -> None:
-    """One line on the standard error stream."""
-    print(f"{kind}: {explained(error)}", file=sys.stderr)
+    """One line on the standard error stream. File names may be any bytes, and are not always text."""
+    text = explained(error).encode("utf-8", "backslashreplace").decode()
+    print(f"{kind}: {text}", file=sys.stderr)
 
 
 # Types of options, for argparse's `type`.
