@@ -6,7 +6,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -308,7 +308,8 @@ def write(
                 file.flush()
     except BaseException:
         for target in contents:
-            target.unlink(missing_ok=True)
+            with suppress(OSError):  # not there, or what stood in the way
+                target.unlink()
         raise
     return list(contents)
 

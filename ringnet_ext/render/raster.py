@@ -7,7 +7,7 @@ import math
 import cv2
 import numpy as np
 
-_NEAR, _FAR, _SHALLOW = 1.0, 2.0, 1.05
+_NEAR, _FAR, _SHALLOW = 1.0, 2.0, 1.01
 
 
 def draw_mesh(

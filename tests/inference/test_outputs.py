@@ -1,6 +1,7 @@
 """The files of a face: read back by the programs that they are for, and by our own readers."""
 
 import json
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -352,10 +353,11 @@ class TestWriting:
         (path,) = face.save(str(tmp_path), "b", ["ply"], frame="ringnet")
         assert np.abs(loaded(path).vertices - face.image_vertices).max() < 1e-6
 
-    def test_all_or_none(self, face, tmp_path):
-        """The last file can't be: none is there."""
-        (tmp_path / "params" / "a.json").mkdir(parents=True)
-        with pytest.raises(OSError, match=r"a\.json"):
+    @pytest.mark.parametrize("blocked", ["mesh/a.obj", "landmarks/a.pts", "params/a.json"])
+    def test_all_or_none(self, face, blocked, tmp_path):
+        """A folder stands where one file should: whichever it is, none of the others is there."""
+        (tmp_path / blocked).mkdir(parents=True)
+        with pytest.raises(OSError, match=re.escape(blocked)):
             write(tmp_path, "a", face, ["mesh", "landmarks", "json"])
         assert not [file for file in tmp_path.rglob("*") if file.is_file()]
 
