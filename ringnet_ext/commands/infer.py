@@ -68,9 +68,9 @@ def _parser() -> Parser:
     )
     parser.add_argument("images", nargs="*", type=path, metavar="IMAGE", help="image files, folders of them, and patterns such as "
                         "'photos/*.jpg': " + ", ".join(SUFFIXES) + "; or one video: " + ", ".join(VIDEO_SUFFIXES))  # fmt: skip
-    parser.add_argument("--checkpoint", "--load_path", type=path, metavar="RUN",
+    parser.add_argument("--checkpoint", type=path, metavar="RUN",
                         help="run folder of training, or a checkpoint file")  # fmt: skip
-    parser.add_argument("--out", "--out_folder", type=path, metavar="DIR", help="folder to write to; made if missing")
+    parser.add_argument("--out", type=path, metavar="DIR", help="folder to write to; made if missing")
     parser.add_argument("--camera", type=whole_number(0), metavar="N", help="record this camera to camera.mp4 and take that for "
                         "the video, until Ctrl-C or for --frames")  # fmt: skip
     parser.add_argument("--frames", type=whole_number(1), metavar="N", help="how many the camera records")
@@ -96,20 +96,21 @@ def _parser() -> Parser:
                         "each face, for its score [yes]")  # fmt: skip
     parser.add_argument("--batch", type=whole_number(1, 4096), metavar="N", help="faces that the network sees at a time [8 on a CPU, "
                         "64 elsewhere]")  # fmt: skip
-    parser.add_argument("--head", "--flame_model_path", type=path, metavar="FILE",
+    parser.add_argument("--head", type=path, metavar="FILE",
                         help="head model file, if it has moved since training [the one trained on]")  # fmt: skip
     parser.add_argument("--device", help="cpu, cuda or cuda:N [cuda if there is one, else cpu]")
     theirs = parser.add_argument_group(
         "flags of RingNet's demo",
         "With any of these the outputs are the demo's: images/NAME.png and what the flags ask for, in RingNet's frame, and "
-        "no table. As there, images are taken whole, unless it is said where the faces are. --out_folder, --load_path and "
-        "--flame_model_path are --out [RingNet_output], --checkpoint and --head.",
+        "no table. As there, images are taken whole, unless it is said where the faces are, and --out is RingNet_output.",
     )
     theirs.add_argument("--img_path", type=path, metavar="IMAGE", help="an image")
     for flag, kind in _DEMO.items():
         what = f"{KINDS[kind].folder}/NAME{KINDS[kind].suffix}" if kind else "is not written yet"
         theirs.add_argument(f"--{flag}", type=_boolean, nargs="?", const=True, metavar="True|False", help=what)
         theirs.add_argument(f"--no{flag}", dest=flag, action="store_const", const=False, help=argparse.SUPPRESS)
+    for flag, ours in (("--out_folder", "out"), ("--load_path", "checkpoint"), ("--flame_model_path", "head")):
+        theirs.add_argument(flag, dest=ours, type=path, default=argparse.SUPPRESS, metavar="PATH", help=f"as --{ours}")
     theirs.add_argument("--flame_texture_data_path", type=path, help=argparse.SUPPRESS)
     return parser
 
@@ -237,7 +238,8 @@ def _infer_images(options, model: RingNet, processes: Processes) -> int:
         outcomes.close()
         _write_so_far(results, table, pictures, columns)
         raise KeyboardInterrupt(
-            f"interrupted after {done} of {len(own)} images; the same command goes on from there"
+            f"interrupted after {done} of {len(own)} images; {'' if table is None else f'{table} names them, and '}"
+            "the same command goes on from there"
         ) from None
     outcomes.close()
     if not_found:

@@ -2,8 +2,9 @@
 decoder in batches, and what is done with the faces (rendering, writing) in threads again.
 
 Between the stages there are never more than some batches of pictures, however many there are in all. The network always
-sees batches of one size, the last filled up: so a face's numbers don't depend on which other faces it is computed with,
-to the last bit.
+sees batches of one size, the last filled up: so a face's numbers don't depend on which other faces it is computed with.
+They don't to the last bit where the library of matrix products takes all rows of a batch alike (MKL, with batches of 8),
+and within 1e-6 of the largest with other libraries and sizes.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ begins anew.
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -20,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -70,7 +71,7 @@ class Results:
         self._finished(rank).unlink(missing_ok=True)
         self._places = self._read()
         self._lock = threading.Lock()
-        self._own: BinaryIO | None = None
+        self._own: io.FileIO | None = None
 
     def _read(self) -> dict[str, _Place]:
         """Where the last complete line of each picture is, by its outputs' name."""
@@ -111,9 +112,15 @@ class Results:
         with self._lock:
             if self._own is None:  # one that was there before may end in half a line
                 number = 1 + max(map(_number, self._parts.glob("*.jsonl")), default=0)
-                self._own = open(self._parts / f"{self.rank}-{number}.jsonl", "xb")
-            self._own.write(line)
-            self._own.flush()
+                self._own = open(self._parts / f"{self.rank}-{number}.jsonl", "xb", buffering=0)
+            start = self._own.tell()
+            try:
+                if self._own.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
+            except OSError:  # half a line would spoil the next one
+                self._own.truncate(start)
+                self._own.seek(start)
+                raise
 
     def _finished(self, rank: int) -> Path:
         return self._parts / f"{rank}-of-{self.count}.finished"
