@@ -162,7 +162,7 @@ def _about(face: _Face, names: Iterable[str]) -> dict[str, str]:
         "square": "left, top and side of the square that the network saw, pixels of the image",
         "pixel_centres": "where the middle of an image's first pixel is, in x and y",
         "shape_std": "standard deviations of shape",
-        "depth": "metres that the head lies behind z = 0 of the posed head's frame; NaN where it isn't",
+        "depth": "metres that the head lies behind z = 0 of the posed head's frame",
         "normals": f"unit vectors out of the head; {face.axes}",
         "coordinates": "place on the mean head; metres, x to the subject's left, y up, z out of the face",
         "rotation": "of the root, axis-angle, radians, y up",
@@ -202,7 +202,7 @@ def _map(face: _Face, name: str) -> bytes:
     numbers = np.where(there, np.rint(np.where(there, values, 0) / step) + _MIDDLE, 0).astype(np.uint16)
     left, top, side = face.square
     return png_bytes(numbers, {
-        "Description": f"{_about(face, [name])[name]}, in 0 here",
+        "Description": _about(face, [name])[name],
         "step": repr(step),
         "zero": str(_MIDDLE),
         "Comment": f"value = (number - {_MIDDLE}) * {step!r}; 0 where the head isn't",
