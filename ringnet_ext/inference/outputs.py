@@ -132,6 +132,13 @@ def _ringnet(face: _Face) -> dict[str, np.ndarray]:
     return {"cam": camera, "pose": np.concatenate([root, jaw]), "shape": shape, "expression": expression}
 
 
+def _ringnet_file(face: _Face) -> bytes:
+    for name, pose in (("neck_pose", face.face.neck_pose), ("eye_pose", face.face.eye_pose)):
+        if pose.any():
+            raise ValueError(f"ringnet: its file has no {name}, expected zeros; write parameters, json or vhap instead")
+    return ringnet_parameters(_ringnet(face))
+
+
 def _all_parameters(face: _Face) -> dict[str, np.ndarray]:
     arrays = _ringnet(face)
     poses = {"neck_pose": face.face.neck_pose, "eye_pose": face.face.eye_pose}
@@ -248,7 +255,7 @@ KINDS: dict[str, Kind] = {
         "params", ".npz", "parameters, camera, landmarks", lambda face: _npz(face, _all_parameters(face))
     ),
     "json": Kind("params", ".json", "parameters, camera, landmarks", _json),
-    "ringnet": Kind("params", ".npy", "parameters for RingNet's code", lambda face: ringnet_parameters(_ringnet(face))),
+    "ringnet": Kind("params", ".npy", "parameters for RingNet's code", _ringnet_file),
     "vhap": Kind("flame_param", ".npz", "parameters for VHAP and GaussianAvatars", _vhap),
     "depth": Kind("depth", ".png", "depth map, 16 bits", lambda face: _map(face, "depth")),
     "normals": Kind("normals", ".png", "normal map, 16 bits", lambda face: _map(face, "normals")),
@@ -289,7 +296,7 @@ def write(
         The files written, in the order of the kinds.
 
     Raises:
-        ValueError: there is no such kind or frame.
+        ValueError: there is no such kind or frame, or a kind's file can't hold what the face has.
         OSError: naming the file that cannot be written.
     """
     if frame not in FRAMES:

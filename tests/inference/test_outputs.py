@@ -166,6 +166,11 @@ class TestParameters:
         assert np.array_equal(vector, networks.params.to_vector()[0].numpy())
         assert b"numpy._core" not in path.read_bytes()
 
+    def test_a_dictionary_that_is_not_the_head_is_refused(self, face, tmp_path):
+        with pytest.raises(ValueError, match="ringnet: its file has no neck_pose, expected zeros"):
+            write(tmp_path, "a", face, ["mesh", "ringnet"])
+        assert not list(tmp_path.iterdir())
+
     def test_vhaps_shapes(self, face, tmp_path):
         (path,) = write(tmp_path, "a", face, ["vhap"])
         shapes = {name: value.shape for name, value in np.load(path).items() if name != "about"}
@@ -341,8 +346,8 @@ class TestOverlay:
 
 
 class TestWriting:
-    def test_every_kind_is_there_and_named_after_the_face(self, face, tmp_path):
-        paths = write(tmp_path / "new" / "out", "a.b", face, KINDS)
+    def test_every_kind_is_there_and_named_after_the_face(self, networks, tmp_path):
+        paths = write(tmp_path / "new" / "out", "a.b", networks, KINDS)
         assert len(set(paths)) == len(KINDS) and all(path.stat().st_size for path in paths)
         for path, kind in zip(paths, KINDS.values(), strict=True):
             assert path == tmp_path / "new" / "out" / kind.folder / f"a.b{kind.suffix}"
