@@ -6,7 +6,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -132,6 +132,13 @@ def _ringnet(face: _Face) -> dict[str, np.ndarray]:
     return {"cam": camera, "pose": np.concatenate([root, jaw]), "shape": shape, "expression": expression}
 
 
+def _ringnet_file(face: _Face) -> bytes:
+    for name, pose in (("neck_pose", face.face.neck_pose), ("eye_pose", face.face.eye_pose)):
+        if pose.any():
+            raise ValueError(f"ringnet: its file has no {name}, expected zeros; write parameters, json or vhap instead")
+    return ringnet_parameters(_ringnet(face))
+
+
 def _all_parameters(face: _Face) -> dict[str, np.ndarray]:
     arrays = _ringnet(face)
     poses = {"neck_pose": face.face.neck_pose, "eye_pose": face.face.eye_pose}
@@ -162,7 +169,7 @@ def _about(face: _Face, names: Iterable[str]) -> dict[str, str]:
         "square": "left, top and side of the square that the network saw, pixels of the image",
         "pixel_centres": "where the middle of an image's first pixel is, in x and y",
         "shape_std": "standard deviations of shape",
-        "depth": "metres that the head lies behind z = 0 of the posed head's frame; NaN where it isn't",
+        "depth": "metres that the head lies behind z = 0 of the posed head's frame",
         "normals": f"unit vectors out of the head; {face.axes}",
         "coordinates": "place on the mean head; metres, x to the subject's left, y up, z out of the face",
         "rotation": "of the root, axis-angle, radians, y up",
@@ -202,7 +209,7 @@ def _map(face: _Face, name: str) -> bytes:
     numbers = np.where(there, np.rint(np.where(there, values, 0) / step) + _MIDDLE, 0).astype(np.uint16)
     left, top, side = face.square
     return png_bytes(numbers, {
-        "Description": f"{_about(face, [name])[name]}, in 0 here",
+        "Description": _about(face, [name])[name],
         "step": repr(step),
         "zero": str(_MIDDLE),
         "Comment": f"value = (number - {_MIDDLE}) * {step!r}; 0 where the head isn't",
@@ -248,7 +255,7 @@ KINDS: dict[str, Kind] = {
         "params", ".npz", "parameters, camera, landmarks", lambda face: _npz(face, _all_parameters(face))
     ),
     "json": Kind("params", ".json", "parameters, camera, landmarks", _json),
-    "ringnet": Kind("params", ".npy", "parameters for RingNet's code", lambda face: ringnet_parameters(_ringnet(face))),
+    "ringnet": Kind("params", ".npy", "parameters for RingNet's code", _ringnet_file),
     "vhap": Kind("flame_param", ".npz", "parameters for VHAP and GaussianAvatars", _vhap),
     "depth": Kind("depth", ".png", "depth map, 16 bits", lambda face: _map(face, "depth")),
     "normals": Kind("normals", ".png", "normal map, 16 bits", lambda face: _map(face, "normals")),
@@ -289,7 +296,7 @@ def write(
         The files written, in the order of the kinds.
 
     Raises:
-        ValueError: there is no such kind or frame.
+        ValueError: there is no such kind or frame, or a kind's file can't hold what the face has.
         OSError: naming the file that cannot be written.
     """
     if frame not in FRAMES:
@@ -308,7 +315,8 @@ def write(
                 file.flush()
     except BaseException:
         for target in contents:
-            target.unlink(missing_ok=True)
+            with suppress(OSError):  # not there, or what stood in the way
+                target.unlink()
         raise
     return list(contents)
 

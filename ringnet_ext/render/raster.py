@@ -7,7 +7,7 @@ import math
 import cv2
 import numpy as np
 
-_NEAR, _FAR, _SHALLOW = 1.0, 2.0, 1.05
+_NEAR, _FAR, _SHALLOW = 1.0, 2.0, 1.01
 
 
 def draw_mesh(
@@ -34,11 +34,13 @@ def triangle_map(points: np.ndarray, faces: np.ndarray, height: int, width: int)
 
     Args: see :func:`draw_mesh`. Both sides of a triangle count.
     """
-    numbers = np.repeat(np.arange(len(faces), dtype=np.float32), 3)[:, None]
-    canvas = np.full((height, width, 3), -1, np.float32)
+    number = np.repeat(np.arange(len(faces)), 3)
+    colors = np.stack([number % 1024, number // 1024, 0 * number], axis=1)  # small enough to come through float32 whole
     apart = np.arange(3 * len(faces)).reshape(-1, 3)  # each triangle with corners, and so a colour, of its own
-    _rasterize(canvas, points[faces.ravel()], apart, np.repeat(numbers, 3, axis=1), _SHALLOW, True)
-    return np.rint(canvas[..., 0]).astype(np.int32)
+    canvas = np.zeros((height, width, 3), np.float32)
+    covered = _rasterize(canvas, points[faces.ravel()], apart, colors, _SHALLOW, True)
+    low, high = np.rint(canvas[..., 0]).astype(np.int32), np.rint(canvas[..., 1]).astype(np.int32)
+    return np.where(covered, low + 1024 * high, -1)
 
 
 def _rasterize(image, points, faces, colors, far: float, back_faces: bool) -> np.ndarray:

@@ -159,7 +159,7 @@ def test_other_files_are_named(tmp_path):
 
 
 class TestWritten:
-    @pytest.mark.parametrize("most", [0.3, 9999.999, 1e6])  # beyond 10,000 Python formats the numbers
+    @pytest.mark.parametrize("most", [0.3, 999.999, 1e6])  # beyond 1,000 Python formats the numbers
     def test_numbers_of_an_obj_are_as_python_writes_them(self, most):
         random = np.random.default_rng(0)
         points = random.uniform(-most, most, (300, 3)) * 10.0 ** random.uniform(-9, 0, (300, 1))

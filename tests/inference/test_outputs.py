@@ -1,6 +1,7 @@
 """The files of a face: read back by the programs that they are for, and by our own readers."""
 
 import json
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -165,6 +166,11 @@ class TestParameters:
         assert np.array_equal(vector, networks.params.to_vector()[0].numpy())
         assert b"numpy._core" not in path.read_bytes()
 
+    def test_a_dictionary_that_is_not_the_head_is_refused(self, face, tmp_path):
+        with pytest.raises(ValueError, match="ringnet: its file has no neck_pose, expected zeros"):
+            write(tmp_path, "a", face, ["mesh", "ringnet"])
+        assert not list(tmp_path.iterdir())
+
     def test_vhaps_shapes(self, face, tmp_path):
         (path,) = write(tmp_path, "a", face, ["vhap"])
         shapes = {name: value.shape for name, value in np.load(path).items() if name != "about"}
@@ -253,14 +259,14 @@ class TestMaps:
         assert len(np.unique(order)) >= 998  # a ray between two triangles may miss both
         hit, triangle = hit[first], triangle[first]
         at = y[order], x[order]
-        assert np.abs(maps["depth"][at] - depth[order]).max() < 1e-4
+        assert np.abs(maps["depth"][at] - depth[order]).max() < 1e-5
         bary = trimesh.triangles.points_to_barycentric(mesh.triangles[triangle], hit)
         normals = (mesh.vertex_normals[mesh.faces[triangle]] * bary[..., None]).sum(1)
         normals /= np.linalg.norm(normals, axis=1, keepdims=True)
         degrees = np.degrees(2 * np.arcsin(np.linalg.norm(maps["normals"][at] - normals, axis=1) / 2))
-        assert degrees.max() < 1
+        assert degrees.max() < 0.1
         places = (face.head.v_template[mesh.faces[triangle]] * bary[..., None]).sum(1)
-        assert np.abs(maps["coordinates"][at] - places).max() < 1e-4
+        assert np.abs(maps["coordinates"][at] - places).max() < 1e-5
 
     def test_where_the_head_is(self, files):
         """Not beyond it: the silhouette against the triangles' own, filled by OpenCV."""
@@ -340,8 +346,8 @@ class TestOverlay:
 
 
 class TestWriting:
-    def test_every_kind_is_there_and_named_after_the_face(self, face, tmp_path):
-        paths = write(tmp_path / "new" / "out", "a.b", face, KINDS)
+    def test_every_kind_is_there_and_named_after_the_face(self, networks, tmp_path):
+        paths = write(tmp_path / "new" / "out", "a.b", networks, KINDS)
         assert len(set(paths)) == len(KINDS) and all(path.stat().st_size for path in paths)
         for path, kind in zip(paths, KINDS.values(), strict=True):
             assert path == tmp_path / "new" / "out" / kind.folder / f"a.b{kind.suffix}"
@@ -352,10 +358,11 @@ class TestWriting:
         (path,) = face.save(str(tmp_path), "b", ["ply"], frame="ringnet")
         assert np.abs(loaded(path).vertices - face.image_vertices).max() < 1e-6
 
-    def test_all_or_none(self, face, tmp_path):
-        """The last file can't be: none is there."""
-        (tmp_path / "params" / "a.json").mkdir(parents=True)
-        with pytest.raises(OSError, match=r"a\.json"):
+    @pytest.mark.parametrize("blocked", ["mesh/a.obj", "landmarks/a.pts", "params/a.json"])
+    def test_all_or_none(self, face, blocked, tmp_path):
+        """A folder stands where one file should: whichever it is, none of the others is there."""
+        (tmp_path / blocked).mkdir(parents=True)
+        with pytest.raises(OSError, match=re.escape(blocked)):
             write(tmp_path, "a", face, ["mesh", "landmarks", "json"])
         assert not [file for file in tmp_path.rglob("*") if file.is_file()]
 

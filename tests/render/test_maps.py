@@ -61,6 +61,25 @@ def test_what_is_linear_on_the_picture_is_so_in_a_map():
     )
 
 
+def test_surfaces_cross_where_their_depths_are_equal():
+    """Over one triangle the depth goes from end to end: the rasteriser's perspective must not bend it."""
+    flat = np.array([[-500, -500, 0.4], [1000, -500, 0.4], [0, 1500, 0.4]])
+    sloping = np.array([[0, -300, 0], [100, -300, 1], [0, 300, 0], [100, 300, 1]], float)
+    found = triangle_map(np.concatenate([flat, sloping]), np.array([[0, 1, 2], [3, 4, 5], [4, 6, 5]]), 50, 100)
+    assert np.array_equal(found > 0, np.broadcast_to(np.arange(100) + 0.5 < 40, (50, 100)))
+
+
+def test_half_a_million_triangles_keep_their_numbers():
+    y, x = np.mgrid[:501, :501] / 10
+    index = np.arange(501 * 501).reshape(501, 501)
+    a, b, c, d = (part.ravel() for part in (index[:-1, :-1], index[:-1, 1:], index[1:, :-1], index[1:, 1:]))
+    triangles = np.stack([np.stack([a, b, c], 1), np.stack([b, d, c], 1)], axis=1).reshape(-1, 3)
+    points = np.column_stack([x.ravel() + 0.03, y.ravel() + 0.04, x.ravel()])  # no pixel's middle on an edge
+    found = triangle_map(points, triangles, 50, 50)
+    rows, columns = np.mgrid[:50, :50] * 10 + 4
+    assert np.array_equal(found // 2, rows * 500 + columns)
+
+
 def test_nothing_to_see():
     surface = SurfaceMap(np.array([[90.0, 0, 0], [99, 0, 0], [90, 9, 0]]), np.array([[0, 1, 2]]), 20, 30)
     assert not surface.seen.any() and surface.weights.shape == (0, 3)
