@@ -12,9 +12,15 @@ from report import markdown
 from timing import call_of
 
 ANGLES = {
-    "0": 0.0, "1e-12": 1e-12, "1e-8": 1e-8, "1e-4": 1e-4, "1": 1.0, "pi - 1e-4": math.pi - 1e-4, "pi": math.pi,
+    "0": 0.0,
+    "1e-12": 1e-12,
+    "1e-8": 1e-8,
+    "1e-4": 1e-4,
+    "1": 1.0,
+    "pi - 1e-4": math.pi - 1e-4,
+    "pi": math.pi,
     "10": 10.0,
-}  # fmt: skip
+}
 
 
 def exact_rotation(r: list) -> list:
@@ -36,12 +42,12 @@ def exact(rot_vecs: torch.Tensor, grads: torch.Tensor) -> tuple[torch.Tensor, to
     values, gradients = [], []
     step = mpmath.mpf(10) ** -40
     with mpmath.workdps(120):
-        for r, g in zip(rot_vecs.double().tolist(), grads.double().flatten(1).tolist()):
+        for r, g in zip(rot_vecs.double().tolist(), grads.double().flatten(1).tolist(), strict=True):
             r = [mpmath.mpf(v) for v in r]
             values.append([float(v) for v in exact_rotation(r)])
             for axis in range(3):
                 ahead, behind = ([v + sign * step * (i == axis) for i, v in enumerate(r)] for sign in (1, -1))
-                pairs = zip(g, exact_rotation(ahead), exact_rotation(behind))
+                pairs = zip(g, exact_rotation(ahead), exact_rotation(behind), strict=True)
                 gradients.append(float(sum(w * (p - m) for w, p, m in pairs) / (2 * step)))
     values, gradients = (torch.tensor(x, dtype=torch.float64) for x in (values, gradients))
     return values.view(-1, 3, 3), gradients.view(-1, 3)
@@ -53,7 +59,8 @@ def rotation_contenders() -> dict:
     found = {}
     for name in ("ringnet_ext", "reference", "smplx"):
         try:
-            found[name] = lambda r, solve=CONTENDERS[name](problem): solve(r)[0]
+            solve = CONTENDERS[name](problem)
+            found[name] = lambda r, solve=solve: solve(r)[0]
         except Unavailable as reason:
             print(f"{name}: left out, {reason}")
     try:
@@ -106,7 +113,7 @@ def meshes() -> str:
                 print(f"{name}: left out, {reason}")
                 continue
             error = float((result.detach() - vertices.detach()).abs().max())
-            relative = [float((a - b).norm() / b.norm()) for a, b in zip(gradients, expected)]
+            relative = [float((a - b).norm() / b.norm()) for a, b in zip(gradients, expected, strict=True)]
             rows.append([name, str(K), f"{error:.1e}", *(f"{e:.1e}" for e in relative)])
     return markdown(["contender", "K", "vertices, m", "gradient of betas", "gradient of pose"], rows)
 

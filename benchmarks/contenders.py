@@ -16,6 +16,7 @@ from torch import Tensor
 from ringnet_ext import FLAME, builtin_head, ops
 from ringnet_ext.ops import reference
 
+CPU = torch.device("cpu")
 OPS = ("rodrigues", "lbs", "dense", "landmarks", "layer", "fixed")
 
 
@@ -66,7 +67,7 @@ class Problem:
     op: str
     K: int
     B: int
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     dtype: torch.dtype = torch.float32
 
     @property
@@ -161,9 +162,17 @@ def kernel(p: Problem) -> Solution:
 
     def run(betas, pose):
         model.core.forward(
-            betas=betas, pose=pose, axis_angle=True, v_template=v_template, joint_template=joints_at_rest, keep=False,
-            state=state, vertices=vertices, joints=joints, landmarks=None,
-        )  # fmt: skip
+            betas=betas,
+            pose=pose,
+            axis_angle=True,
+            v_template=v_template,
+            joint_template=joints_at_rest,
+            keep=False,
+            state=state,
+            vertices=vertices,
+            joints=joints,
+            landmarks=None,
+        )
         return (vertices,)
 
     return run
@@ -193,11 +202,11 @@ def plain(p: Problem, parents=None) -> Solution:
     body, embedding = list(p.body), p.embedding[1:]
     if parents is not None:
         body[4] = parents
-    return _composed(
-        p, body, reference.batch_rodrigues, reference.flame_lbs,
-        lambda vertices, pose: reference.landmark_points(pose, body[4], *embedding, 1, True),
-        reference.vertices2landmarks,
-    )  # fmt: skip
+
+    def points(_vertices, pose):
+        return reference.landmark_points(pose, body[4], *embedding, 1, True)
+
+    return _composed(p, body, reference.batch_rodrigues, reference.flame_lbs, points, reference.vertices2landmarks)
 
 
 class _Constant:
@@ -217,9 +226,8 @@ def compiled(p: Problem) -> Solution:
 
 @functools.cache
 def _compiled(op: str, K: int, single: bool, device: torch.device):
-    torch._dynamo.config.recompile_limit = (
-        64  # one function, compiled for every op, K, device and with or without gradients
-    )
+    # One function is compiled for every op, K and device, with and without gradients.
+    torch._dynamo.config.recompile_limit = 64
     p = Problem(op, K, 1 if single else 2, device)
     return torch.compile(plain(p, _Constant(p.flame.parents)), dynamic=not single, fullgraph=True)
 
@@ -233,9 +241,8 @@ def smplx(p: Problem) -> Solution:
     def points(vertices, pose):
         B = len(pose)
         row_idx, row_bary = lbs.find_dynamic_lmk_idx_and_bcoords(vertices, pose, contour_idx, contour_bary, chain)
-        return torch.cat([row_idx, static_idx.expand(B, -1)], 1), torch.cat(
-            [row_bary, static_bary.expand(B, -1, -1)], 1
-        )
+        idx = torch.cat([row_idx, static_idx.expand(B, -1)], 1)
+        return idx, torch.cat([row_bary, static_bary.expand(B, -1, -1)], 1)
 
     return _composed(p, p.body, lbs.batch_rodrigues, lbs.lbs, points, lbs.vertices2landmarks)
 
@@ -267,10 +274,15 @@ def _body_models_flame(K: int, kernel_backend: str):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "head.npz"
         np.savez(
-            path, v_template=model.v_template, f=model.faces, weights=model.lbs_weights, shapedirs=shapedirs,
-            posedirs=model.posedirs, J_regressor=model.J_regressor,
+            path,
+            v_template=model.v_template,
+            f=model.faces,
+            weights=model.lbs_weights,
+            shapedirs=shapedirs,
+            posedirs=model.posedirs,
+            J_regressor=model.J_regressor,
             kintree_table=np.stack([model.parents, np.arange(5)]),
-        )  # fmt: skip
+        )
         return module.FLAME(model_path=path, kernel_backend=kernel_backend)
 
 

@@ -25,10 +25,12 @@ FLAGS = ["-std=c++17", "-O3", "-Werror", "all-warnings", "-Xcompiler", "-Wall,-W
 HEADER = """\
 # Resources of the CUDA kernels
 
-**Not run on a GPU.** This is the compiler's report (`ptxas -v`, {nvcc}), written by `python benchmarks/cuda_resources.py`.
+**Not run on a GPU.** This is the compiler's report (`ptxas -v`, {nvcc}), written by
+`python benchmarks/cuda_resources.py`.
 
-Registers per thread, by architecture; `+ n` bytes spilled where there are any. Static shared memory in bytes per block; dynamic shared
-memory comes on top, as `csrc/cuda/layout.h` computes it from the sizes: for V = 5023, K = 150, J = 5 in float32
+The table at the end has registers per thread, by architecture; `+ n` are bytes spilled, where there are any. Static
+shared memory is in bytes per block. Dynamic shared memory comes on top; `csrc/cuda/layout.h` computes it from the
+sizes. For V = 5023, K = 150, J = 5 in float32 it is
 
 | kernel | dynamic shared memory, bytes per block |
 |---|---|
@@ -67,13 +69,9 @@ def compile_source(source: Path, architecture: str, folder: Path) -> dict[str, U
     # after its own.
     for entry in report.split("Compiling entry function '")[1:]:
         name = re.sub(r"\(anonymous namespace\)::|ringnet::|cuda::|^void ", "", entry[: entry.index("' for")])
-        first = lambda pattern: int(m[1]) if (m := re.search(pattern, entry)) else 0  # noqa: E731
-        usage[re.sub(r"\(.*", "", name)] = Usage(
-            first(r"Used (\d+) registers"),
-            first(r"(\d+) bytes spill stores"),
-            first(r"(\d+) bytes stack frame"),
-            first(r"(\d+) bytes smem"),
-        )
+        patterns = r"Used (\d+) registers", r"(\d+) bytes spill stores", r"(\d+) bytes stack frame", r"(\d+) bytes smem"
+        found = (re.search(pattern, entry) for pattern in patterns)
+        usage[re.sub(r"\(.*", "", name)] = Usage(*(int(match[1]) if match else 0 for match in found))
     return usage
 
 
@@ -94,13 +92,13 @@ def main() -> None:
     kernels: dict[str, dict[str, Usage]] = {}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.jobs) as pool:
         tasks = list(product(sources, arguments.architectures))
-        for (_, architecture), usage in zip(tasks, pool.map(lambda task: compile_source(*task, Path(folder)), tasks)):
+        usages = pool.map(lambda task: compile_source(*task, Path(folder)), tasks)
+        for (_, architecture), usage in zip(tasks, usages, strict=True):
             for name, used in usage.items():
                 kernels.setdefault(name, {})[architecture] = used
 
-    version = re.search(
-        r"release ([\d.]+)", subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout
-    )
+    says = subprocess.run(["nvcc", "--version"], capture_output=True, text=True).stdout
+    version = re.search(r"release ([\d.]+)", says)
     lines = [HEADER.format(nvcc=f"nvcc {version[1]}")]
     columns = [f"sm_{a}" for a in arguments.architectures]
     lines.append(f"| kernel | {' | '.join(columns)} | static shared | stack |")

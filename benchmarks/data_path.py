@@ -1,9 +1,17 @@
 """The data path alone: python benchmarks/data_path.py prints markdown tables.
 
-Prepares sets of rendered faces (JPEG crops of 256 and of 128 pixels), and measures how many a second are read, decoded,
-varied and cropped, on one core and on all, where the time goes, and what the encoders ask for in training. The files
-are in the system's cache: a disk has to deliver as much besides. Each figure is the best of several, what the machine
-does when other processes disturb it least.
+Takes four minutes. Prepares sets of rendered faces (JPEG crops of 256 and of 128 pixels). Measures how many a second
+`ringnet_ext.data.augment.crop` reads, decodes, varies and crops, where the time goes, and what the encoders ask for in
+training. The files are in the system's cache: a disk has to deliver as much besides. Each figure is the best of
+several. The columns:
+
+- One core, all cores: processes of their own, pinned, in turns. "Cores at work" is processor time over time. It lies
+  below the number of cores where threads wait for each other or other processes are busy.
+- One process at most: reading, OpenCV and PyTorch run without the interpreter's lock. The rest of an image's time on
+  one core counts as holding it, so one process makes at most 1 / that rest on any number of cores. The true limit is
+  higher: NumPy's copies don't hold the lock either.
+- Encoder trains on: the encoder alone, forward and backward: float32 on all cores of a CPU (12 and 192 images a batch),
+  bfloat16 on a GPU (192). The last column compares the two, each alone; in training on a CPU they share the cores.
 """
 
 import argparse
@@ -163,8 +171,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         prepared = make_sets(folder)
-        kilobytes = {side: statistics.mean(path.stat().st_size for path in (folder / str(side)).rglob("*.jpg")) / 1000
-                     for side in prepared}  # fmt: skip
+        kilobytes = {
+            side: statistics.mean(path.stat().st_size for path in (folder / str(side)).rglob("*.jpg")) / 1000
+            for side in prepared
+        }
         split = elsewhere("stages", folder, cores[:1], options.seconds)
         rounds = [[elsewhere("rate", folder, some, options.seconds) for some in (cores[:1], cores)] for _ in range(5)]
     one, every = ([max(cases) for cases in zip(*results, strict=True)] for results in zip(*rounds, strict=True))
@@ -172,10 +182,11 @@ def main() -> None:
     wanted = {name: [demand(name, device, options.seconds) for device in devices] for name in SIZES}
     machine = [f"{len(cores)} cores of {processor()}", *(torch.cuda.get_device_name(device) for device in devices[1:])]
 
-    print(f"python benchmarks/data_path.py on {', '.join(machine)}, PyTorch {torch.__version__}.")
-    print("prepare, of JPEGs of {0} x {0}: {1}.\n".format(SIDE, "; ".join(
+    print(f"# The data path\n\npython benchmarks/data_path.py on {', '.join(machine)}, PyTorch {torch.__version__}.")
+    speeds = (
         f"{prepared[side]:.0f} images/s to crops of {side} x {side}, {kilobytes[side]:.0f} kB each" for side in prepared
-    )))  # fmt: skip
+    )
+    print(f"prepare, of JPEGs of {SIDE} x {SIDE}: {'; '.join(speeds)}.\n")
     labels = [f"{SIZES[name]} x {SIZES[name]} of {side} x {side}, {name}" for name, side in CASES]
     rows = []
     for (name, _), label, (alone, _), (rate, used), parts in zip(CASES, labels, one, every, split, strict=True):

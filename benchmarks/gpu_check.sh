@@ -171,9 +171,8 @@ if imports "pytest pytest_benchmark"; then
     [ $device = cuda ] || { cases="lbs-forward and K150 and B1- and not compile" seconds=0.05; }
     step benchmark 70 "$python" -m pytest benchmarks -q -p no:cacheprovider --benchmark-only --device $device -k "$cases" --seconds $seconds \
         --benchmark-columns=median,iqr,rounds --benchmark-json "$work/figures/benchmark.json"
-    [ ! -s "$work/figures/benchmark.json" ] || PYTHONPATH="benchmarks:$PYTHONPATH" "$python" -c "
-import pathlib, report
-print(report.summary(report.Results([pathlib.Path('$work/figures/benchmark.json')])))" 2>&1 | tail -n 12 | tee -a "$work/tables"
+    [ ! -s "$work/figures/benchmark.json" ] ||
+        "$python" benchmarks/report.py "$work/figures/benchmark.json" 2>&1 | tail -n 12 | tee -a "$work/tables"
 else
     skip benchmark "no pytest or pytest-benchmark"
 fi

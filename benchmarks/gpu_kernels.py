@@ -59,8 +59,13 @@ def embedding(V: int, dtype: torch.dtype, device: str) -> tuple[torch.Tensor, ..
     """faces and landmarks, static and contour, as flame_landmarks takes them."""
     g = torch.Generator().manual_seed(1)
     faces = torch.stack([torch.randperm(V, generator=g)[:3] for _ in range(200)])
-    bary = lambda *shape: torch.rand(*shape, 3, generator=g, dtype=torch.float64).to(device, dtype)  # noqa: E731
-    index = lambda *shape: torch.randint(200, shape, generator=g).to(device)  # noqa: E731
+
+    def bary(*shape):
+        return torch.rand(*shape, 3, generator=g, dtype=torch.float64).to(device, dtype)
+
+    def index(*shape):
+        return torch.randint(200, shape, generator=g).to(device)
+
     return faces.to(device), index(51), bary(51), index(79, 17), bary(79, 17)
 
 
@@ -72,6 +77,24 @@ def gradients(function, inputs, seed):
     g = torch.Generator().manual_seed(seed)
     seeds = [torch.randn(r.shape, generator=g, dtype=torch.float64).to(r) for r in results]
     return [*results, *torch.autograd.grad(results, inputs, seeds)]
+
+
+def lbs(operators, model):
+    return lambda betas, pose, v_template: operators.flame_lbs(betas, pose, **{**model, "v_template": v_template})
+
+
+def landmarks(operators, model, points, neck):
+    return lambda betas, pose: operators.flame_landmarks(betas, pose, *model.values(), *points, neck_joint=neck)
+
+
+def points_of(operators, points):
+    faces, index, bary = points[:3]
+
+    def of(vertices):
+        B = len(vertices)
+        return operators.vertices2landmarks(vertices, faces, index.expand(B, -1), bary.expand(B, -1, -1))
+
+    return of
 
 
 def check(device: str, quick: bool) -> bool:
@@ -96,17 +119,6 @@ def check(device: str, quick: bool) -> bool:
             betas, pose = torch.randn(B, K, generator=g).to(dtype), 0.5 * torch.randn(B, 3 * J, generator=g).to(dtype)
             neck = min(1, J - 1)
 
-            def lbs(operators, m):
-                return lambda b, p, t: operators.flame_lbs(b, p, **{**m, "v_template": t})
-
-            def landmarks(operators, m, e):
-                return lambda b, p: operators.flame_landmarks(b, p, *m.values(), *e, neck_joint=neck)
-
-            def points_of(operators, e):
-                return lambda v: operators.vertices2landmarks(
-                    v, e[0], e[1].expand(len(v), -1), e[2].expand(len(v), -1, -1)
-                )
-
             per_element = model["v_template"].expand(B, -1, -1)
             exact_template = exact["v_template"]
             cases = {
@@ -124,9 +136,9 @@ def check(device: str, quick: bool) -> bool:
                     [betas, pose, exact_template.expand(B, -1, -1)],
                 ),
                 "landmarks": (
-                    landmarks(ops, model, points),
+                    landmarks(ops, model, points, neck),
                     [betas, pose],
-                    landmarks(reference, exact, exact_points),
+                    landmarks(reference, exact, exact_points, neck),
                     [betas, pose],
                 ),
                 "points": (
@@ -140,7 +152,7 @@ def check(device: str, quick: bool) -> bool:
                 got = gradients(function, [x.to(device, dtype) for x in inputs], seed=2)
                 want = gradients(exact_function, [x.double().cpu() for x in exact_inputs], seed=2)
                 again = gradients(function, [x.to(device, dtype) for x in inputs], seed=2)
-                for i, (x, y, z) in enumerate(zip(got, want, again)):
+                for i, (x, y, z) in enumerate(zip(got, want, again, strict=True)):
                     error = (
                         ((x.detach().cpu().double() - y).norm() / y.norm().clamp_min(1e-30)).item()
                         if y.numel()
@@ -149,7 +161,8 @@ def check(device: str, quick: bool) -> bool:
                     if not error <= tolerance or not torch.equal(x, z):
                         ok = False
                         print(
-                            f"{name}, {dtype}, B={B} V={V} K={K} J={J}, result {i}: error {error:.1e}, repeats {torch.equal(x, z)}"
+                            f"{name}, {dtype}, B={B} V={V} K={K} J={J}, result {i}: error {error:.1e}, "
+                            f"repeats {torch.equal(x, z)}"
                         )
     print("every kernel agrees with the reference and repeats bit for bit" if ok else "FAILED")
     return ok
@@ -246,7 +259,7 @@ def bounds(B: int, limits: dict[str, float]) -> tuple[float, float]:
     A product of float32's accuracy is one in float32 or three in TF32, whichever the card does faster. Skinning is done
     beside it, by other units.
     """
-    V, K, J, F = Calls.V, Calls.K, Calls.J, Calls.F
+    V, F = Calls.V, Calls.F
     bandwidth, float32 = limits["copy_bytes_per_us"], limits["float32_flop_per_us"]
     product = 2 * B * F * 3 * V / max(float32, limits["tf32_flop_per_us"] / 3)
     output, directions = 4 * B * 3 * V, 4 * F * 3 * V
@@ -259,15 +272,21 @@ def bounds(B: int, limits: dict[str, float]) -> tuple[float, float]:
 def time_calls(device: str, path: Path | None) -> None:
     calls, rates = Calls(device), limits(device)
     result = dict(device=device_name(device), torch=torch.__version__, **rates, rows=[])
-    print("{}: copy {:.2f} TB/s, products in float32 {:.1f} TFLOP/s, in TF32 {:.1f} TFLOP/s".format(
-        result["device"], *(rate / 1e6 for rate in rates.values())))  # fmt: skip
+    print(
+        "{}: copy {:.2f} TB/s, products in float32 {:.1f} TFLOP/s, in TF32 {:.1f} TFLOP/s".format(
+            result["device"], *(rate / 1e6 for rate in rates.values())
+        )
+    )
     print("microseconds      B   forward (bound)   forward+backward (bound)   landmarks forward, forward+backward")
     for B in (1, 8, 64) if device == "cpu" else (1, 8, 64, 256, 1024, 1088, 3000, 4096):
         bound, both = bounds(B, rates)
         row = {name: microseconds(call, device) for name, call in calls.of_batch(B).items()}
         result["rows"].append(dict(B=B, **row, bound=bound, bound_both=both))
-        print(f"{B:18d} {row['forward']:10.1f} ({bound:6.1f}) {row['both']:16.1f} ({both:7.1f}) "
-              f"{row['landmarks']:16.1f} {row['landmarks_both']:10.1f}", flush=True)  # fmt: skip
+        print(
+            f"{B:18d} {row['forward']:10.1f} ({bound:6.1f}) {row['both']:16.1f} ({both:7.1f}) "
+            f"{row['landmarks']:16.1f} {row['landmarks_both']:10.1f}",
+            flush=True,
+        )
         write(path, result)  # after every row: a run that is stopped leaves what it has
 
 
@@ -288,9 +307,11 @@ def time_products(device: str, path: Path | None) -> None:
     write(path, dict(device=device_name(device), rows=rows))
     print("the mesh kernels alone, microseconds: direction, B, in float32, on tensor cores, largest difference, chosen")
     for row in rows:
-        missing = float("nan")
-        print(f"{row['direction']:>8} {row['B']:6d} {row['float32_us']:10.1f} {row.get('tensor_cores_us', missing):10.1f} "
-              f"{row.get('largest_difference', missing):10.1e}   {row['chosen']}")  # fmt: skip
+        tensor_cores, difference = (row.get(name, float("nan")) for name in ("tensor_cores_us", "largest_difference"))
+        print(
+            f"{row['direction']:>8} {row['B']:6d} {row['float32_us']:10.1f} {tensor_cores:10.1f} "
+            f"{difference:10.1e}   {row['chosen']}"
+        )
 
 
 def profile(device: str) -> None:

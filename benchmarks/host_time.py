@@ -31,14 +31,22 @@ def cases() -> dict:
     V, F, J = 24, 30, 5
     layer = FLAME(
         FlameModel(
-            v_template=rng.normal(0, 0.1, (V, 3)), shapedirs=rng.normal(0, 0.01, (V, 3, 4)),
-            expressiondirs=rng.normal(0, 0.01, (V, 3, 3)), posedirs=rng.normal(0, 0.01, (V, 3, 36)),
-            J_regressor=np.full((J, V), 1 / V), parents=[-1, 0, 1, 1, 1], lbs_weights=np.full((V, J), 1 / J),
+            v_template=rng.normal(0, 0.1, (V, 3)),
+            shapedirs=rng.normal(0, 0.01, (V, 3, 4)),
+            expressiondirs=rng.normal(0, 0.01, (V, 3, 3)),
+            posedirs=rng.normal(0, 0.01, (V, 3, 36)),
+            J_regressor=np.full((J, V), 1 / V),
+            parents=[-1, 0, 1, 1, 1],
+            lbs_weights=np.full((V, J), 1 / J),
             faces=rng.permuted(np.tile(np.arange(V), (F, 1)), axis=1)[:, :3],
-            landmarks=LandmarkEmbedding(rng.integers(0, F, 51), rng.dirichlet(np.ones(3), 51), rng.integers(0, F, (79, 17)),
-                                        rng.dirichlet(np.ones(3), (79, 17))),
+            landmarks=LandmarkEmbedding(
+                rng.integers(0, F, 51),
+                rng.dirichlet(np.ones(3), 51),
+                rng.integers(0, F, (79, 17)),
+                rng.dirichlet(np.ones(3), (79, 17)),
+            ),
         )
-    )  # fmt: skip
+    )
     body = layer.v_template, layer.shapedirs, layer.posedirs, layer.J_regressor, layer.parents, layer.lbs_weights
     points = layer.faces, layer.lmk_faces_idx, layer.lmk_bary_coords, layer.contour_faces_idx, layer.contour_bary_coords
     given = [torch.randn(1, size).mul_(0.1) for size in (7, 15, 4, 3, 3, 3, 3, 6)]

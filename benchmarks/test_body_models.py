@@ -7,7 +7,6 @@ bound for the body alone.
 """
 
 import functools
-import statistics
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 import torch
 from limits import Limits, skinned_points
 from test_speed import BOUND, DIRECTIONS, Replay, limits
-from timing import Neighbours, interleaved, wait_for_quiet
+from timing import Neighbours, compared, interleaved, wait_for_quiet
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -79,13 +78,17 @@ def calls(model: str, B: int, backward: bool, device: torch.device) -> dict:
     }
 
 
+def coefficients(model: str) -> int:
+    name, options = MODELS[model]
+    return sum(options.values()) or (20 if name in ("FLAME", "SMPLX") else 10)
+
+
 def bound(model: str, B: int, backward: bool, limit: Limits):
     """Seconds that the body's multiply-adds and bytes take at least."""
     from smplx_models import SIZES
 
-    name, options = MODELS[model]
-    V, J = SIZES[name]
-    K = sum(options.values()) or (20 if name in ("FLAME", "SMPLX") else 10)
+    V, J = SIZES[MODELS[model][0]]
+    K = coefficients(model)
     work = skinned_points(V, K + 9 * (J - 1), 4, K, J, B, backward, V)
     return lambda: max(limit.arithmetic(work.flops), limit.memory(work.read, work.written))
 
@@ -94,7 +97,7 @@ def bound(model: str, B: int, backward: bool, limit: Limits):
 def measured(
     model: str, B: int, backward: bool, device: torch.device, seconds: float, patience: float
 ) -> dict[str, dict]:
-    """Of each way: timings, and quartiles of smplx's time over its own, round by round."""
+    """Of each way: timings, and quartiles of its time over the unchanged module's, round by round."""
     timed = calls(model, B, backward, device)
     for _ in range(3):
         for call in timed.values():
@@ -104,15 +107,7 @@ def measured(
     neighbours = Neighbours()
     times = interleaved(timed, device, seconds)
     others = neighbours.share()
-    medians = {way: [statistics.median(burst) for burst in rounds] for way, rounds in times.items()}
-    found = {}
-    for way, rounds in times.items():
-        ratios = [theirs / mine for theirs, mine in zip(medians[UNCHANGED], medians[way])]
-        found[way] = {
-            "durations": [t for burst in rounds for t in burst], "processors_used_by_others": others,
-            "times_as_fast_as_smplx": statistics.quantiles(ratios, n=4, method="inclusive"),
-        }  # fmt: skip
-    return found
+    return {way: found | {"processors_used_by_others": others} for way, found in compared(times, UNCHANGED).items()}
 
 
 @pytest.mark.benchmark(timer=replay.time)
@@ -126,13 +121,20 @@ def test_body_model(benchmark, request, model, B, backward, way):
             (vertices,), gradients = every[way]()
             (expected,), expected_gradients = every[UNCHANGED]()
             torch.testing.assert_close(vertices, expected, rtol=0, atol=1e-5)
-            for mine, theirs in zip(gradients, expected_gradients):
+            for mine, theirs in zip(gradients, expected_gradients, strict=True):
                 assert (mine - theirs).norm() <= 1e-3 * theirs.norm() + 1e-6
         benchmark(lambda: None)
         return
     found = dict(measured(model, B, backward, device, option("--seconds"), option("--patience"))[way])
     durations = found.pop("durations")
     benchmark.group = f"{model}-{'both' if backward else 'forward'}-B{B}"
-    benchmark.extra_info |= {"body_model": model, "B": B, "direction": DIRECTIONS[backward], "contender": way, **found}
+    benchmark.extra_info |= {
+        "op": f"smplx.{MODELS[model][0]}",
+        "K": coefficients(model),
+        "B": B,
+        "direction": DIRECTIONS[backward],
+        "contender": way,
+        **found,
+    }
     replay.durations = iter(durations)
     benchmark.pedantic(replay, rounds=len(durations))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from contenders import CONTENDERS, FULL, KERNEL, OPS, OURS, Problem, Unavailable
 from limits import Limits
-from timing import Neighbours, call_of, interleaved, peak_memory, wait_for_quiet
+from timing import Neighbours, call_of, compared, interleaved, peak_memory, wait_for_quiet
 
 BOUND = "bound"
 DIRECTIONS = {False: "forward", True: "forward + backward"}
@@ -96,7 +96,7 @@ def solved(problem: Problem, backward: bool, contender: str):
 def measured(
     problem: Problem, backward: bool, contenders: tuple[str, ...], seconds: float, patience: float
 ) -> dict[str, dict]:
-    """Of each contender: timings, quartiles of the ratio to ours round by round, peak memory; the common facts: ""."""
+    """Of each contender: timings, quartiles of its time over ours by rounds, peak memory; of "": what they share."""
     calls = {name: solved(problem, backward, name) for name in contenders if name != BOUND}
     calls = {name: call for name, call in calls.items() if not isinstance(call, Unavailable)}
     work, limit = problem.work(backward), limits(problem.device)
@@ -118,16 +118,11 @@ def measured(
     neighbours = Neighbours()
     times = interleaved(calls, problem.device, seconds)
     others = neighbours.share()
-    medians = {name: [statistics.median(burst) for burst in rounds] for name, rounds in times.items()}
-    for name, rounds in times.items():
-        found[name]["durations"] = [t for burst in rounds for t in burst]
-        if OURS in medians:
-            ratios = [theirs / mine for theirs, mine in zip(medians[name], medians[OURS])]
-            found[name]["time_over_ours"] = statistics.quantiles(ratios, n=4, method="inclusive")
-    found[""] = {
-        "flops": work.flops, "bytes_read": work.read, "bytes_written": work.written,
-        "processors_used_by_others": others, **({"fma_seconds": statistics.median(arithmetic)} if arithmetic else {}),
-    }  # fmt: skip
+    for name, result in compared(times, OURS).items():
+        found[name] |= result
+    found[""] = {"processors_used_by_others": others}
+    if arithmetic:
+        found[""]["fma_seconds"] = statistics.median(arithmetic)
     return found
 
 
@@ -172,9 +167,14 @@ def test_speed(benchmark, request, trial):
     durations = mine.pop("durations")
     benchmark.group = str(trial).removesuffix("-" + contender.replace(" ", "_"))
     benchmark.extra_info |= {
-        "op": problem.op, "K": problem.K, "B": problem.B, "direction": DIRECTIONS[backward], "contender": contender,
-        **mine, **measurement[""],
-    }  # fmt: skip
+        "op": problem.op,
+        "K": problem.K,
+        "B": problem.B,
+        "direction": DIRECTIONS[backward],
+        "contender": contender,
+        **mine,
+        **measurement[""],
+    }
     replay.durations = iter(durations)
     benchmark.pedantic(replay, rounds=len(durations))
 

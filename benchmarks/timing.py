@@ -2,7 +2,9 @@
 
 import ctypes
 import gc
+import itertools
 import os
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +64,21 @@ def interleaved(
     return times
 
 
+def compared(times: dict[str, list[list[float]]], baseline: str) -> dict[str, dict]:
+    """Of each contender its durations, and the quartiles, over the rounds, of its median time over the baseline's.
+
+    Without the quartiles where the baseline was not timed.
+    """
+    medians = {name: [statistics.median(burst) for burst in rounds] for name, rounds in times.items()}
+    found = {}
+    for name, rounds in times.items():
+        found[name] = {"durations": [t for burst in rounds for t in burst]}
+        if baseline in medians:
+            ratios = [mine / other for mine, other in zip(medians[name], medians[baseline], strict=True)]
+            found[name]["relative"] = statistics.quantiles(ratios, n=4, method="inclusive")
+    return found
+
+
 def _burst(call: Call | Callable[[], float], device: torch.device, seconds: float) -> list[float]:
     if device.type == "cuda":
         return _cuda_burst(call, device, seconds)
@@ -86,7 +103,7 @@ def _cuda_burst(call, device: torch.device, seconds: float) -> list[float]:
         marks.append(torch.cuda.Event(enable_timing=True))
         marks[-1].record()
     torch.cuda.synchronize(device)
-    return [a.elapsed_time(b) / 1000 for a, b in zip(marks, marks[1:])]
+    return [a.elapsed_time(b) / 1000 for a, b in itertools.pairwise(marks)]
 
 
 def peak_memory(call: Call, device: torch.device) -> int | None:
@@ -128,7 +145,7 @@ class Neighbours:
         self._start = self._now()
 
     def share(self) -> float:
-        busy, total = (b - a for a, b in zip(self._start, self._now()))
+        busy, total = (b - a for a, b in zip(self._start, self._now(), strict=True))
         return max(0.0, busy / total) if total > 0 else float("nan")
 
     @staticmethod

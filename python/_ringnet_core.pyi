@@ -10,6 +10,7 @@ from typing import Self
 from torch import Tensor
 
 __version__: str
+compiler: str
 cuda_architectures: str
 openmp: bool
 

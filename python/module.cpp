@@ -368,6 +368,7 @@ void bind_points(py::module_& m, const std::string& suffix) {
 PYBIND11_MODULE(_ringnet_core, m) {
     m.doc() = "The compute core of ringnet_ext. Trusts the tensors it is given: use ringnet_ext.ops, which checks them.";
     m.attr("__version__") = RN_VERSION;
+    m.attr("compiler") = RN_COMPILER;
     m.attr("cuda_architectures") = RN_CUDA_ARCHITECTURES;  // "" where built without CUDA
     m.attr("openmp") =
 #if defined(_OPENMP)

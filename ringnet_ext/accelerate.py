@@ -38,10 +38,10 @@ def _base(module: nn.Module) -> type | None:
 
 
 @functools.cache
-def _accelerated(cls: type, base: type) -> type:
+def _accelerated(cls: type, base: type) -> type[nn.Module]:
     """A subclass of cls in which base's forward finds our functions, and ours to join directions, under the names that
     it looks up."""
-    forward = _forward_by_name(base)
+    forward = base.__dict__["forward"]
     own_torch = types.ModuleType("torch")
     vars(own_torch).update(vars(torch), cat=_cat)
     names = {
@@ -73,7 +73,7 @@ def _new(cls: type) -> nn.Module:
 
 
 def _reduce(self, protocol):
-    function, (_, *arguments), *rest = object.__reduce_ex__(self, max(protocol, 2))
+    _, _, *rest = object.__reduce_ex__(self, max(protocol, 2))
     return (_new, (self._slow_class,), *rest)
 
 
@@ -121,9 +121,11 @@ def accelerate(module: nn.Module) -> Acceleration:
     found = {name: (part, base) for name, part in module.named_modules() if (base := _base(part))}
     if not found:
         raise ValueError(
-            f"module: expected one of smplx's body models (SMPL, SMPLH, SMPLX, MANO, FLAME), or a module that has one, got {type(module).__name__}"
+            "module: expected one of smplx's body models (SMPL, SMPLH, SMPLX, MANO, FLAME), or a module that has one, "
+            f"got {type(module).__name__}"
         )
     for part, base in found.values():
         if not hasattr(part, "_slow_class"):
-            part.__class__ = _accelerated(type(part), base)
+            cls: type = type(part)
+            part.__class__ = _accelerated(cls, base)
     return Acceleration({name: part for name, (part, _) in found.items()})

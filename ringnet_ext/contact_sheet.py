@@ -1,8 +1,8 @@
-"""``python -m ringnet_ext.contact_sheet``: see :mod:`ringnet_ext.commands.sheet`."""
+"""``python -m ringnet_ext.contact_sheet``: what ``ringnet sheet`` was called, see :mod:`ringnet_ext.commands.sheet`."""
 
 import sys
 
-from .commands.sheet import main
+from .commands.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["sheet", *sys.argv[1:]]))

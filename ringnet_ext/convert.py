@@ -2,7 +2,7 @@
 
 import sys
 
-from .commands.convert import main
+from .commands.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["convert", *sys.argv[1:]]))

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from .flame import FLAME as _Layer
 from .flame import FlameModel, FlameOutput, LandmarkEmbedding
 from .ops import batch_rodrigues, lbs, vertices2landmarks
+from .ops.reference import contour_rows_of_yaw
 
 
 def _boolean(text: str) -> bool:
@@ -79,8 +80,7 @@ class OriginalContour(_Layer):
                 root, neck = batch_rodrigues(pose[:, :6].reshape(-1, 3)).view(-1, 2, 3, 3).unbind(1)
                 head = root @ neck
                 angle = self.sign * torch.atan2(-head[:, 2, 0], torch.hypot(head[:, 0, 0], head[:, 1, 0]))
-                degrees = torch.rad2deg(angle).clamp(-39, 39).round().long()
-                row = torch.where(degrees < 0, 39 - degrees, degrees)
+                row = contour_rows_of_yaw(torch.rad2deg(angle))
             faces_idx = torch.cat([self.contour_faces_idx[row], faces_idx], dim=1)
             bary_coords = torch.cat([self.contour_bary_coords[row], bary_coords], dim=1)
         vertices, joints = lbs(betas, pose, *self._body(template))

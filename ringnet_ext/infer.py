@@ -2,7 +2,7 @@
 
 import sys
 
-from .commands.infer import main
+from .commands.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["infer", *sys.argv[1:]]))

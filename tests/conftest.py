@@ -2,9 +2,11 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
+from heads import NO_REAL, REAL, write_head
 
 REQUIRE_CUDA = os.environ.get("RINGNET_REQUIRE_CUDA") == "1"
 
@@ -30,6 +32,18 @@ def device(request) -> torch.device:
             pytest.fail(f"RINGNET_REQUIRE_CUDA=1, but it {reason}")
         pytest.skip(reason)
     return torch.device(request.param)
+
+
+@pytest.fixture(scope="session", params=["built-in", "FLAME"])
+def head_files(request, tmp_path_factory) -> Path:
+    """A folder with a head and its embeddings as RingNet publishes FLAME's: the built-in head's, and FLAME's own."""
+    if request.param == "FLAME":
+        if not REAL:
+            pytest.skip(NO_REAL)
+        return Path(REAL)
+    folder = tmp_path_factory.mktemp("head")
+    write_head(folder)
+    return folder
 
 
 @dataclass

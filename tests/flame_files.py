@@ -6,6 +6,7 @@ import struct
 import sys
 import types
 from contextlib import contextmanager
+from typing import ClassVar
 
 import numpy as np
 import scipy.sparse
@@ -51,7 +52,7 @@ def chumpy_select(modules, array, seed=0):
 class _Python2Pickler(pickle._Pickler):
     """Writes bytes as Python 2 wrote its strings."""
 
-    dispatch = dict(pickle._Pickler.dispatch)
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
 
     def save_bytes(self, data):
         if self.proto:

@@ -44,7 +44,7 @@ ARGUMENTS = {
         "faces": ("F", 3),
         "lmk_faces_idx": ("L",),
         "lmk_bary_coords": ("L", 3),
-    },  # fmt: skip
+    },
 }
 _INDICES = ("parents", "faces", "lmk_faces_idx", "contour_faces_idx")
 _USUAL = ("betas", "pose", "v_template", "rot_vecs", "vertices")  # what the operators themselves differentiate
@@ -161,12 +161,16 @@ def varied(rng: random.Random, call: Call) -> Call:
 
 
 def _gradients(outputs, weights, leaves) -> list:
-    used = [(output, weight) for output, weight in zip(outputs, weights) if weight is not None and output.requires_grad]
+    used = [
+        (output, weight)
+        for output, weight in zip(outputs, weights, strict=True)
+        if weight is not None and output.requires_grad
+    ]
     if not leaves or not used:
         return [torch.zeros_like(leaf) for leaf in leaves]
-    outputs, weights = zip(*used)
+    outputs, weights = zip(*used, strict=True)
     gradients = torch.autograd.grad(outputs, leaves, weights, allow_unused=True)
-    return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(gradients, leaves)]
+    return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(gradients, leaves, strict=True)]
 
 
 def check_configuration(seed: int) -> str | None:
@@ -175,9 +179,13 @@ def check_configuration(seed: int) -> str | None:
     call = varied(rng, random_call(rng))
     torch.set_num_threads(rng.choice([1, 2, 3, 4]))
     leaves = {name: value for name, value in call.tensors().items() if value.requires_grad}
-    exact = call.changed(**{
-        name: value.detach().double().requires_grad_(name in leaves) for name, value in call.tensors().items() if value.is_floating_point()
-    })  # fmt: skip
+    exact = call.changed(
+        **{
+            name: value.detach().double().requires_grad_(name in leaves)
+            for name, value in call.tensors().items()
+            if value.is_floating_point()
+        }
+    )
     want = exact.run(reference)
     generator = torch.Generator().manual_seed(seed)
     weights = [

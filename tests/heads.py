@@ -1,16 +1,20 @@
-"""Heads for the tests: small random models, and FLAME's real surface where it is at hand."""
+"""Heads for the tests: small random models, and a head with its embeddings in the files that RingNet publishes."""
 
+import io
+import os
 from pathlib import Path
 
 import numpy as np
-import pytest
+from flame_files import python2_pickle
 
-from ringnet_ext.flame import FlameModel, LandmarkEmbedding
+from ringnet_ext.files.meshes import read_mesh
+from ringnet_ext.flame import FlameModel, LandmarkEmbedding, builtin_head
 
-RINGNET_DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "ringnet"
-
-needs_ringnet_data = pytest.mark.skipif(
-    not RINGNET_DATA.is_dir(), reason=f"the real FLAME surface and RingNet's embeddings are not at {RINGNET_DATA}"
+MESH, STATIC, DYNAMIC = "FLAME_sample.ply", "flame_static_embedding.pkl", "flame_dynamic_embedding.npy"
+REAL = os.environ.get("RINGNET_TEST_DATA")
+NO_REAL = (
+    f"needs FLAME's surface: set RINGNET_TEST_DATA to a folder with {MESH}, {STATIC} and {DYNAMIC}, which are in the "
+    "folder flame_model of https://github.com/soubhiksanyal/RingNet"
 )
 
 
@@ -40,17 +44,29 @@ def random_model(seed=0, V=60, J=5, S=7, E=4, F=90, landmarks=True):
     )
 
 
-def real_embedding():
-    return LandmarkEmbedding.load(
-        RINGNET_DATA / "flame_static_embedding.pkl", RINGNET_DATA / "flame_dynamic_embedding.npy"
-    )
-
-
-def real_head():
-    """FLAME's real surface, without directions: one rigid head on FLAME's five joints."""
+def write_head(folder: Path) -> None:
+    """The built-in head's surface and landmarks, in the files and formats in which RingNet publishes FLAME's."""
     import trimesh
 
-    mesh = trimesh.load(RINGNET_DATA / "FLAME_sample.ply", process=False)
+    head = builtin_head()
+    trimesh.Trimesh(head.v_template, head.faces, process=False).export(folder / MESH)
+    marks = head.landmarks
+    static = {"lmk_face_idx": marks.static_faces_idx.astype(np.uint32), "lmk_b_coords": marks.static_bary_coords}
+    (folder / STATIC).write_bytes(python2_pickle(static, protocol=0))
+    dynamic = np.empty((), object)
+    dynamic[()] = {"lmk_face_idx": list(marks.contour_faces_idx), "lmk_b_coords": list(marks.contour_bary_coords)}
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
+    (folder / DYNAMIC).write_bytes(file.getvalue() + python2_pickle(dynamic, protocol=2))
+
+
+def read_embedding(folder: Path) -> LandmarkEmbedding:
+    return LandmarkEmbedding.load(folder / STATIC, folder / DYNAMIC)
+
+
+def read_head(folder: Path) -> FlameModel:
+    """The surface of such a folder, without directions: one rigid head on FLAME's five joints."""
+    mesh = read_mesh(folder / MESH)
     V = len(mesh.vertices)
     weights = np.zeros((V, 5))
     weights[:, 1] = 1  # all of it follows the neck, as a head does
@@ -63,5 +79,5 @@ def real_head():
         parents=[-1, 0, 1, 1, 1],
         lbs_weights=weights,
         faces=mesh.faces,
-        landmarks=real_embedding(),
+        landmarks=read_embedding(folder),
     )

@@ -37,10 +37,14 @@ def fields(name: str) -> dict:
     for k in range(4):  # neighbours move with the same joints
         weights[vertices, (vertices * J // V + k) % J] += rng.random(V, np.float32) + 0.1
     result = dict(
-        v_template=normal(V, 3, scale=0.1), shapedirs=normal(V, 3, shapes, scale=0.003), posedirs=normal(V, 3, 9 * (J - 1), scale=0.003),
-        J_regressor=regressor, weights=weights / weights.sum(1, keepdims=True), f=rng.integers(0, V, (F, 3)),
+        v_template=normal(V, 3, scale=0.1),
+        shapedirs=normal(V, 3, shapes, scale=0.003),
+        posedirs=normal(V, 3, 9 * (J - 1), scale=0.003),
+        J_regressor=regressor,
+        weights=weights / weights.sum(1, keepdims=True),
+        f=rng.integers(0, V, (F, 3)),
         kintree_table=np.stack([np.array([-1, *(int(rng.integers(0, j)) for j in range(1, J))]), joints]),
-    )  # fmt: skip
+    )
     for side in ("l", "r", ""):
         result |= {f"hands_components{side}": normal(45, 45, scale=0.1), f"hands_mean{side}": normal(45, scale=0.1)}
     result |= dict(

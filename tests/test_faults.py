@@ -23,7 +23,14 @@ from ringnet_ext.training.settings import TrainingSettings
 from ringnet_ext.training.trainer import Trainer
 
 SETTINGS = TrainingSettings(
-    steps=3, rings_per_step=2, ring_size=3, checkpoint_steps=1, warmup_steps=0, learning_rate=1e-3
+    steps=3,
+    rings_per_step=2,
+    ring_size=3,
+    shares=1,
+    checkpoint_steps=1,
+    warmup_steps=0,
+    learning_rate=1e-3,
+    readout_weight=0.0,
 )
 
 

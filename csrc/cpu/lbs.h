@@ -52,7 +52,7 @@ struct Later {
 
 // Features that a loop takes in one go: what is to be asked and fetched meanwhile costs as many instructions as one of them, and where
 // two threads share a core, or the core is narrow, instructions are what it is bound by.
-constexpr index_t features_per_step = RN_VECTOR_BYTES > 16 ? 4 : 1;
+constexpr index_t features_per_step = RN_VECTOR_BYTES > 16 || registers > 16 ? 4 : 1;
 
 // out[t][b] = sum over k of directions[t][k] * features[k][b], for `tiles` neighbouring tiles of the block, from its tile `first` on, and
 // `group` elements. vertices and kept (null for none) are where the results will be written.
@@ -68,7 +68,7 @@ RN_KERNEL void blend_tiles(const Directions<T> (&parts)[2], index_t first, const
             const T* d = d0 + t * tile_pitch;
             const vec<T> dx = load_shared<T, spare>(d), dy = load_shared<T, spare>(d + W), dz = load_shared<T, spare>(d + 2 * W);
             RN_UNROLL for (int b = 0; b < group; ++b) {
-                const vec<T> f = broadcast(x[b]);
+                const factor<T> f = make_factor(x[b]);
                 multiply_add<T>(acc[t][b][0], dx, f);
                 multiply_add<T>(acc[t][b][1], dy, f);
                 multiply_add<T>(acc[t][b][2], dz, f);

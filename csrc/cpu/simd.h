@@ -32,6 +32,8 @@
 #define RN_KEEP(v) asm("" : "+v"(v))
 #elif defined(__SSE2__)
 #define RN_KEEP(v) asm("" : "+x"(v))
+#elif defined(__aarch64__)
+#define RN_KEEP(v) asm("" : "+w"(v))
 #else
 #define RN_KEEP(v) (void)0
 #endif
@@ -56,7 +58,11 @@ using vec = typename VectorOf<T>::type;
 template <class T>
 constexpr int lanes = RN_VECTOR_BYTES / sizeof(T);
 
-constexpr int registers = RN_VECTOR_BYTES == 64 ? 32 : 16;
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int registers = 32;
+#else
+constexpr int registers = 16;
+#endif
 // Batch elements that share one pass over the directions: 3 accumulators each.
 constexpr int max_group = registers / 4;
 
@@ -90,6 +96,11 @@ RN_HOST_DEVICE void multiply_add(vec<T>& acc, vec<T> a, vec<T> b) {
         asm("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
     else
         asm("vfmadd231pd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+#elif defined(__aarch64__)
+    if constexpr (sizeof(T) == 4)
+        asm("fmla %0.4s, %1.4s, %2.4s" : "+w"(acc) : "w"(a), "w"(b));
+    else
+        asm("fmla %0.2d, %1.2d, %2.2d" : "+w"(acc) : "w"(a), "w"(b));
 #else
     acc += a * b;
 #endif
@@ -119,6 +130,30 @@ template <class T>
 RN_HOST_DEVICE vec<T> broadcast(T x) {
     return x - vec<T>{};
 }
+
+// The same number for all lanes, as multiply_add takes it: NEON multiplies by one lane of a register, others need a whole vector.
+#if defined(__aarch64__)
+template <class T>
+using factor = T;
+template <class T>
+RN_HOST_DEVICE factor<T> make_factor(T x) {
+    return x;
+}
+template <class T>
+RN_HOST_DEVICE void multiply_add(vec<T>& acc, vec<T> a, T b) {
+    if constexpr (sizeof(T) == 4)
+        asm("fmla %0.4s, %1.4s, %2.s[0]" : "+w"(acc) : "w"(a), "w"(b));
+    else
+        asm("fmla %0.2d, %1.2d, %2.d[0]" : "+w"(acc) : "w"(a), "w"(b));
+}
+#else
+template <class T>
+using factor = vec<T>;
+template <class T>
+RN_HOST_DEVICE factor<T> make_factor(T x) {
+    return broadcast(x);
+}
+#endif
 
 // Lane l of the result is lane Index::at(l) of a and b laid end to end.
 template <class T, class Index, int... l>

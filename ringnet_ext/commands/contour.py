@@ -1,4 +1,4 @@
-"""``python -m ringnet_ext.contour``: the contour table of any head, and a picture of it."""
+"""``ringnet contour``: the contour table of any head, and a picture of it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ..flame.sources import load_head
 from ..render.pictures import head_picture, mark_points
 from ..render.sheets import sheet
 from .convert import ARRAYS
-from .options import Parser, command, output_file, path
+from .options import Parser, add_head, add_out, called, command, output_file, path
 
 _YAWS = (-39, -30, -15, 0, 15, 30, 39)
 _SIZE, _EXTENT = 300, 0.24  # pixels, metres
 _OURS, _OTHER = (220, 30, 40), (20, 90, 220)
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
     parser = Parser(
-        prog="python -m ringnet_ext.contour",
+        prog=called("contour"),
         description="Compute the dynamic contour of a head: for every degree of yaw from -39 to 39, 17 points along "
         "the jaw line on the near side and the silhouette on the far side. The head needs its 51 inner landmarks, from "
         "which the face is found.",
@@ -33,8 +33,7 @@ def _parser() -> Parser:
         parser.add_argument(flag, help=text, **kwargs)
 
     file = {"type": path, "metavar": "FILE"}
-    add("model", "model file, or a mesh (metres, y up, face towards +z) [the built-in head]", type=path, nargs="?",
-        metavar="MODEL")  # fmt: skip
+    add_head(parser, "model file, or a mesh (metres, y up, face towards +z) [the built-in head]", former="model")
     add("--landmarks", "embedding of the inner landmarks, in any format [the model's own]", nargs="+", **file)
     add(
         "--regions",
@@ -43,14 +42,14 @@ def _parser() -> Parser:
     )
     add("--ears", "add 8 points on the rim of each ear (right, then left) to the static landmarks; the ears must be "
         "among the regions", action="store_true")  # fmt: skip
-    add("--out", "landmark embedding to write, .npz or .safetensors [none]", **file)
+    add_out(parser, "landmark embedding to write, .npz or .safetensors [none]", "FILE")
     add("--picture", "picture to write: the head turned, its contour in red, the one it had in blue [none]", **file)
     return parser
 
 
 @command
 def main(arguments: list[str]) -> int:
-    parser = _parser()
+    parser = make_parser()
     options = parser.parse_args(arguments)
     if options.out is None and options.picture is None:
         parser.error("nothing to do: give --out or --picture")
@@ -58,7 +57,7 @@ def main(arguments: list[str]) -> int:
         output_file(options.out, ARRAYS)
     if options.picture is not None:
         output_file(options.picture, PICTURES, "--picture")
-    head = load_head(options.model, options.landmarks, options.regions)
+    head = load_head(options.head, options.landmarks, options.regions)
     ears = ear_embedding(head) if options.ears else None
     landmarks = contour_embedding(head)
     if ears is not None:
@@ -85,7 +84,7 @@ def picture(head: FlameModel, landmarks: LandmarkEmbedding, other: LandmarkEmbed
         row = int(contour_row(yaw))
         image = head_picture(head.v_template, head.faces, _SIZE, yaw=np.radians(yaw), extent=_EXTENT, centre=middle)
         for embedding, color in ((other, _OTHER), (landmarks, _OURS)):
-            if embedding is None or not embedding.num_contour:
+            if embedding is None or embedding.contour_faces_idx is None or embedding.contour_bary_coords is None:
                 continue
             points = _points(head, embedding.contour_faces_idx[row], embedding.contour_bary_coords[row])
             mark_points(image, _seen(points - middle, yaw), color, radius=2.2 if color == _OTHER else 1.8)

@@ -1,4 +1,4 @@
-"""``python -m ringnet_ext.convert``: model and landmark files of the field -> .npz or .safetensors."""
+"""``ringnet convert``: model and landmark files of the field -> .npz or .safetensors."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from ..files.arrays import read_file
 from ..files.whole import written_whole
 from ..flame import FlameModel, LandmarkEmbedding
 from ..flame.formats import deca, ringnet_dynamic, ringnet_static
-from .options import OptionError, Parser, command, output_file, path
+from .options import OptionError, Parser, called, command, output_file, path
 
 ARRAYS = (".npz", ".safetensors")
 FORMATS = {"ringnet-static": ringnet_static, "ringnet-dynamic": ringnet_dynamic, "deca": deca}
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
     parser = Parser(
-        prog="python -m ringnet_ext.convert",
+        prog=called("convert"),
         description="Convert a head model (FLAME 2017 to 2023 Open, or any of SMPL's family: .pkl, .npz) or a landmark "
         "embedding (RingNet's .pkl and .npy, DECA's .npy, MediaPipe's .npz) to this project's .npz or .safetensors. "
         "Nothing in the files is executed; what they are is told by their content.",
@@ -27,8 +27,8 @@ def _parser() -> Parser:
         "SRC, the file of its contour [the model's own, if it has any]",
     )  # fmt: skip
     parser.add_argument("--regions", type=path, metavar="FILE", help="FLAME_masks.pkl, to store with the model [none]")
-    parser.add_argument("--eyelids", type=path, nargs=2, metavar="FILE", help="l_eyelid.npy and r_eyelid.npy of SMIRK or "
-                        "metrical-tracker, to store with the model [the model's own, if it has any]")  # fmt: skip
+    parser.add_argument("--eyelids", type=path, nargs=2, metavar="FILE", help="l_eyelid.npy and r_eyelid.npy of SMIRK "
+                        "or metrical-tracker, to store with the model [the model's own, if it has any]")  # fmt: skip
     parser.add_argument("--format", choices=FORMATS, help="write a landmark embedding for that project instead: "
                         "RingNet's static .pkl or dynamic .npy, or DECA's .npy")  # fmt: skip
     parser.add_argument("--full", action="store_true", help="of DECA's embedding, take the 68 static points")
@@ -37,7 +37,7 @@ def _parser() -> Parser:
 
 @command
 def main(arguments: list[str]) -> int:
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     content = read_file(options.source)
     if isinstance(content, dict) and "v_template" in content:
         if options.format is not None:

@@ -1,4 +1,4 @@
-"""``python -m ringnet_ext.fit``: fit heads to the landmarks of photographs and videos."""
+"""``ringnet fit``: fit heads to the landmarks of photographs and videos."""
 
 from __future__ import annotations
 
@@ -41,17 +41,30 @@ from ..inference.video import (
     read_video_landmarks,
     whole_frame,
 )
-from ..ops.devices import computing_device
 from ..progress import progress
-from .options import FAILED, OptionError, Parser, command, path, real, report
+from .options import (
+    FAILED,
+    OptionError,
+    Parser,
+    add_device,
+    add_head,
+    add_out,
+    add_threads,
+    called,
+    chosen_device,
+    command,
+    path,
+    real,
+    report,
+)
 
 _OUTER_EYE_CORNERS = 36, 45
 _WRITTEN = ("panel", "mesh", "neutral", "parameters")
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
     parser = Parser(
-        prog="python -m ringnet_ext.fit",
+        prog=called("fit"),
         description="Fit heads to landmarks: the most probable shape, expression, jaw and pose of each image, and how sure they are. "
         "For every image NAME the output folder gets what infer writes: images/NAME.png, mesh/NAME.obj, neutral_mesh/NAME.obj and "
         "params/NAME.npz. uncertainty/NAME.png shows the standard deviation of the head's surface, report.json and report.csv what was "
@@ -60,7 +73,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("images", nargs="+", type=path, metavar="IMAGE", help="image files or folders of them, or one video: "
                         + ", ".join(VIDEO_SUFFIXES))  # fmt: skip
-    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="folder to write to; made if missing")
+    add_out(parser, "folder to write to; made if missing", required=True)
     source = parser.add_argument_group("landmarks (one of these)").add_mutually_exclusive_group(required=True)
     source.add_argument("--landmarks", type=path, metavar="DIR", help="folder with a file of 68 landmarks for each image: NAME and one of "
                         f"{', '.join(LANDMARK_SUFFIXES)}, as for prepare; for a video a .npy or .npz file, (frames, 68, 2) pixels, or "
@@ -73,12 +86,7 @@ def _parser() -> Parser:
     people.add_argument("--by-folder", action="store_true", help="one person a folder")
     parser.add_argument("--checkpoint", type=path, metavar="RUN", help="begin at what this network says, and use its head; a run folder "
                         "of training, or a checkpoint file [begin at the mean head]")  # fmt: skip
-    parser.add_argument(
-        "--head",
-        type=path,
-        metavar="FILE",
-        help="head model file with landmarks [the built-in one, or the checkpoint's]",
-    )
+    add_head(parser, "head model file with landmarks [the built-in one, or the checkpoint's]")
     parser.add_argument(
         "--camera",
         choices=["weak", "perspective"],
@@ -95,16 +103,17 @@ def _parser() -> Parser:
     )
     parser.add_argument("--smoothness", type=real(0), default=1.0, metavar="X", help="of a video: how little a frame differs from the next; 0 for "
                         "frames on their own [1]")  # fmt: skip
-    parser.add_argument("--device", help="cpu, cuda or cuda:N [cuda if there is one, else cpu]")
+    add_device(parser)
+    add_threads(parser)
     return parser
 
 
 @command
 def main(arguments: list[str]) -> int:
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     if options.focal is not None and options.camera != "perspective":
         raise OptionError("--focal: expected --camera perspective with it")
-    device = computing_device(options.device)
+    device = chosen_device(options)
     network = None
     if options.checkpoint is not None:
         network = RingNet.load(options.checkpoint, head=options.head).to(device)

@@ -1,4 +1,4 @@
-"""``python -m ringnet_ext.infer``: reconstruct the faces of photographs."""
+"""``ringnet infer``: reconstruct the faces of photographs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,20 @@ from ..inference.video import (
 )
 from ..progress import progress
 from ..training.processes import Processes, joined_processes
-from .options import FAILED, OptionError, Parser, command, path, report
+from .options import (
+    FAILED,
+    OptionError,
+    Parser,
+    add_device,
+    add_head,
+    add_out,
+    add_threads,
+    called,
+    command,
+    path,
+    report,
+    use_threads,
+)
 from .options import whole as whole_number
 
 CAMERA = "camera.mp4"
@@ -52,9 +65,9 @@ _NOWHERE_TO_WRITE = errno.ENOSPC, errno.EDQUOT, errno.EROFS  # every image after
 _MOST_FACES = 20  # of an image, that MediaPipe looks for
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
     parser = Parser(
-        prog="python -m ringnet_ext.infer",
+        prog=called("infer"),
         description="Reconstruct heads from photographs. The network wants the square that training cuts: the 68 "
         "landmarks' box in its middle, filling 80 % of it. --landmarks, --detector or --boxes say where the faces are. "
         "Without them the network looks for one face, from the whole picture and parts of it, and what is not a face as it "
@@ -70,7 +83,7 @@ def _parser() -> Parser:
                         "'photos/*.jpg': " + ", ".join(SUFFIXES) + "; or one video: " + ", ".join(VIDEO_SUFFIXES))  # fmt: skip
     parser.add_argument("--checkpoint", type=path, metavar="RUN",
                         help="run folder of training, or a checkpoint file")  # fmt: skip
-    parser.add_argument("--out", type=path, metavar="DIR", help="folder to write to; made if missing")
+    add_out(parser, "folder to write to; made if missing")
     parser.add_argument("--camera", type=whole_number(0), metavar="N", help="record this camera to camera.mp4 and take that for "
                         "the video, until Ctrl-C or for --frames")  # fmt: skip
     parser.add_argument("--frames", type=whole_number(1), metavar="N", help="how many the camera records")
@@ -96,9 +109,9 @@ def _parser() -> Parser:
                         "each face, for its score [yes]")  # fmt: skip
     parser.add_argument("--batch", type=whole_number(1, 4096), metavar="N", help="faces that the network sees at a time [8 on a CPU, "
                         "64 elsewhere]")  # fmt: skip
-    parser.add_argument("--head", type=path, metavar="FILE",
-                        help="head model file, if it has moved since training [the one trained on]")  # fmt: skip
-    parser.add_argument("--device", help="cpu, cuda or cuda:N [cuda if there is one, else cpu]")
+    add_head(parser, "head model file, if it has moved since training [the one trained on]")
+    add_device(parser)
+    add_threads(parser)
     theirs = parser.add_argument_group(
         "flags of RingNet's demo",
         "With any of these the outputs are the demo's: images/NAME.png and what the flags ask for, in RingNet's frame, and "
@@ -134,7 +147,7 @@ def _boolean(text: str) -> bool:
 
 def _options(arguments: list[str]):
     """The options, complete: those of RingNet's demo as what they mean here."""
-    parser = _parser()
+    parser = make_parser()
     options = parser.parse_args(arguments)
     as_demo = options.img_path is not None or any(getattr(options, flag) is not None for flag in _DEMO)
     if options.img_path is not None:
@@ -173,6 +186,7 @@ def main(arguments: list[str]) -> int:
     options = _options(arguments)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what it has to say of broken files we say
     _require_table(options.table)
+    use_threads(options)
     with joined_processes(options.device) as processes:
         model = RingNet.load(options.checkpoint, head=options.head).to(processes.device)
         if options.camera is not None or any(file.suffix.lower() in VIDEO_SUFFIXES for file in options.images):

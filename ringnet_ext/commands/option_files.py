@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import sys
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 
 def _toml(text: str):
-    try:
-        import tomllib
-    except ImportError:  # Python 3.10
-        import tomli as tomllib
-    return tomllib.loads(text)
+    toml = import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    return toml.loads(text)
 
 
 def _yaml(text: str):
@@ -24,7 +25,7 @@ def _yaml(text: str):
 
 #: Options that a run's config.json has too, but which are about starting that run.
 _OF_ONE_START = ("config", "resume", "overwrite")
-_FORMATS = {".toml": _toml, ".yaml": _yaml, ".yml": _yaml, ".json": json.loads}
+_FORMATS: dict[str, Callable[[str], Any]] = {".toml": _toml, ".yaml": _yaml, ".yml": _yaml, ".json": json.loads}
 
 
 def file_arguments(path: str | Path, parser: argparse.ArgumentParser) -> list[str]:

@@ -1,4 +1,4 @@
-"""``python -m ringnet_ext.flame``: posed heads with their landmarks, as pictures and meshes."""
+"""``ringnet pose``: posed heads with their landmarks, as pictures and meshes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..flame.sources import load_head
 from ..geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle
 from ..render.pictures import head_picture
 from ..render.sheets import complexion, sheet
-from .options import Parser, command, output_file, path, real
+from .options import Parser, add_head, add_out, called, command, output_file, path, real
 
 MESHES, ARRAYS = (".obj", ".ply", ".glb"), (".npz", ".safetensors")
 _DEMO_YAWS = (30.0, -30.0, 85.0, -48.0, 10.0, -15.0, 0.0)  # the poses that FLAME_PyTorch's main.py shows
@@ -28,9 +28,9 @@ _LARGEST = 1000  # coefficients and metres: beyond, there is nothing to see, and
 _SIZE, _EXTENT, _COLUMNS = 256, 0.34, 8  # pixels, metres, pictures in a row
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
     parser = Parser(
-        prog="python -m ringnet_ext.flame",
+        prog=called("pose"),
         description="Pose a head and write it with its landmarks: as a picture (.png, .jpg), a mesh in the model's "
         "vertex order (.obj, .ply; .glb with the landmarks as points) or arrays (.npz, .safetensors: vertices, joints, "
         "landmarks, faces). Without parameters: the mean head at the yaws of FLAME_PyTorch's demonstration.",
@@ -40,7 +40,7 @@ def _parser() -> Parser:
         group.add_argument(flag, help=text, **kwargs)
 
     head = parser.add_argument_group("head")
-    add(head, "--model", "model file, or a mesh (metres, y up, face towards +z) [the built-in head]", type=path)
+    add_head(head, "model file, or a mesh (metres, y up, face towards +z) [the built-in head]", former="--model")
     add(head, "--eyelid-files", "l_eyelid.npy and r_eyelid.npy of SMIRK or metrical-tracker, for a model file [none]",
         type=path, nargs=2, metavar="FILE")  # fmt: skip
     add(head, "--landmarks", "landmark embedding in any format, or RingNet's static and dynamic ones [the model's own]",
@@ -70,17 +70,17 @@ def _parser() -> Parser:
         type=real(-3600, 3600),
         nargs="+",
     )
-    parser.add_argument("--out", type=path, nargs="+", default=[path("heads.png")], metavar="FILE",
-                        help="files to write; meshes of several heads are numbered [heads.png]")  # fmt: skip
+    add_out(parser, "files to write; meshes of several heads are numbered [heads.png]", "FILE", nargs="+",
+            default=[path("heads.png")])  # fmt: skip
     return parser
 
 
 @command
 def main(arguments: list[str]) -> int:
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     for file in options.out:
         output_file(file, PICTURES + MESHES + ARRAYS)
-    head = load_head(options.model, options.landmarks, eyelids=options.eyelid_files)
+    head = load_head(options.head, options.landmarks, eyelids=options.eyelid_files)
     params = _parameters(options)
     layer = FLAME(
         head,
@@ -136,8 +136,8 @@ def _require_used(params: FlameParams, layer: FLAME) -> None:
         raise ValueError("eyelids: the model has no directions of them; give their files with --eyelid-files")
     vertices, offsets = len(layer.v_template), params.static_offset.shape[1]
     if offsets > vertices:
-        print(f"note: static_offset has {offsets} vertices and the model {vertices}; the rest, VHAP's teeth, is left out",
-              file=sys.stderr)  # fmt: skip
+        rest = "the rest, VHAP's teeth, is left out"
+        print(f"note: static_offset has {offsets} vertices and the model {vertices}; {rest}", file=sys.stderr)
     if layer.num_joints != 5 and torch.cat([params.neck_pose, params.jaw_pose, params.eye_pose], dim=1).any():
         raise ValueError(f"poses: the model has {layer.num_joints} joints, not FLAME's 5; only the global pose applies")
 
@@ -180,12 +180,13 @@ def write_heads(path: Path, head: FlameModel, posed: FlameOutput) -> list[Path]:
             with written_whole(each) as file:
                 file.write(obj_bytes(Mesh(vertices[i], head.faces, head.uv, head.uv_faces)))
             continue
-        mesh = trimesh.Trimesh(vertices[i], head.faces, process=False)
+        scene: trimesh.Trimesh | trimesh.Scene = trimesh.Trimesh(vertices[i], head.faces, process=False)
         if suffix == ".glb" and landmarks is not None:
-            colors = np.tile(np.uint8([220, 30, 40, 255]), (len(landmarks[i]), 1))
+            colors = np.tile(np.array([220, 30, 40, 255], np.uint8), (len(landmarks[i]), 1))
             points = trimesh.PointCloud(landmarks[i], colors=colors)
-            mesh = trimesh.Scene({"head": mesh, "landmarks": points})
-        content = mesh.export(file_type=suffix[1:])
+            parts: dict[str, trimesh.parent.Geometry] = {"head": scene, "landmarks": points}
+            scene = trimesh.Scene(parts)
+        content = scene.export(file_type=suffix[1:])
         with written_whole(each) as file:
             file.write(content.encode() if isinstance(content, str) else content)
     return paths

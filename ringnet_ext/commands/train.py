@@ -1,16 +1,15 @@
-"""``python -m ringnet_ext.train``: train RingNet; without arguments, on the built-in head and synthetic faces."""
+"""``ringnet train``: train RingNet; without arguments, on the built-in head and synthetic faces."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import importlib.util
-import json
 import math
-import shutil
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -24,181 +23,189 @@ from ..evaluation.photographs import PhotographReport, evaluate_photographs
 from ..evaluation.synthetic import Report, evaluate
 from ..files.errors import explained
 from ..files.images import write_image
-from ..files.whole import output_folder, written_whole
+from ..files.whole import output_folder
 from ..flame import FlameModel, builtin_head
 from ..flame.sources import require_landmarks
 from ..inference.framing import calibrated
 from ..inference.panels import reconstructions
-from ..inference.reconstruction import RingNet
-from ..network.encoder import ENCODERS, PRETRAINED
+from ..inference.reconstruction import Reconstruction, RingNet
+from ..network.encoder import ENCODERS, PRETRAINED, ResNet50
+from ..training.duration import days_of_training
 from ..training.history import write_curves
 from ..training.processes import Processes, joined_processes, restarted
-from ..training.run_folder import checkpoints, described
-from ..training.settings import COMPACT_SCALE, PRESETS, Execution, TrainingSettings
+from ..training.run_folder import begin_run, checkpoints, described, shares_of_run, write_json
+from ..training.settings import PRECISIONS, PRESETS, Execution, Preset, TrainingSettings
 from ..training.trainer import Trainer
 from .option_files import file_arguments
-from .options import STOPPED, OptionError, Parser, command, path, real, whole
+from .options import (
+    STOPPED,
+    OptionError,
+    Parser,
+    add_device,
+    add_head,
+    add_out,
+    add_seed,
+    add_threads,
+    called,
+    command,
+    path,
+    real,
+    use_threads,
+    whole,
+)
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 EXAMPLES = 8
+#: Options that have another name than the setting that they decide.
+_OPTIONS = {"rings_per_step": "rings", "size": "image_size"}
+Settings = TypeVar("Settings", bound="DataclassInstance")
 
 
-def _parser() -> Parser:
+def _by_option(preset: Preset) -> dict[str, Any]:
+    """The settings that a preset stands for, by the names of the options that decide them."""
+    parts = (preset.network, preset.training, preset.faces, Execution())
+    return {_OPTIONS.get(name, name): value for part in parts for name, value in vars(part).items()}
+
+
+def _chosen(settings: Settings, options: argparse.Namespace) -> Settings:
+    """The settings as the options have them; those that no option decides as they are."""
+    given = {name: _OPTIONS.get(name, name) for name in vars(settings)}
+    return dataclasses.replace(settings, **{
+        name: getattr(options, option) for name, option in given.items() if option in options
+    })  # fmt: skip
+
+
+_DEFAULTS = {name: _by_option(preset) for name, preset in PRESETS.items()}
+
+
+# The command line.
+
+
+def make_parser() -> Parser:
     parser = Parser(
-        prog="python -m ringnet_ext.train",
+        prog=called("train"),
         description="Train RingNet without 3D supervision, from rings of images with identities and 68 landmarks. "
         "Without arguments: the compact encoder on the built-in head and rendered synthetic faces, in a few minutes on "
-        "a CPU. Ctrl-C ends the run with a checkpoint; --resume continues it. Under torchrun the same command trains on "
-        "several processes, devices or machines.",
+        "a CPU. Ctrl-C ends the run with a checkpoint; --resume continues it. Under torchrun the same command trains "
+        "on several processes, devices or machines.",
     )
-
-    def add(group, flag, default, text, unit="", **kwargs):
-        name = flag[2:].replace("-", "_")
-        shown = default if default is not None else ", ".join(f"{p}: {PRESETS[p][name]}" for p in PRESETS)
-        group.add_argument(flag, default=default, help=f"{text}{f', {unit}' if unit else ''} [{shown}]", **kwargs)
-
-    run = parser.add_argument_group("run")
-    run.add_argument("--preset", choices=PRESETS, default="compact", help="compact: minutes on a CPU; paper: ResNet-50 "
-                     "and the paper's schedule, for a GPU [compact]")  # fmt: skip
-    run.add_argument("--config", type=path, metavar="FILE", help="options from a .toml, .yaml or .json file, by their long "
-                     "names; or the config.json of another run. The command line goes before it [none]")  # fmt: skip
-    run.add_argument("--out", type=path, help="run folder [runs/PRESET]")
-    run.add_argument(
-        "--resume", action="store_true", help="continue the run in --out; the other flags must be as before"
-    )
-    run.add_argument("--overwrite", action="store_true", help="start anew although --out holds a run")
-    add(run, "--seed", 0, "seed of everything random", type=whole(0))
-    add(run, "--checkpoint-steps", 250, "time between checkpoints (and validations)", "steps", type=whole(1))
-    add(run, "--keep", 2, "checkpoints to keep, the newest", type=whole(1))
-    run.add_argument("--tensorboard", action="store_true", help="write TensorBoard events too, to OUT/tensorboard")
-
-    speed = parser.add_argument_group("speed (none of these changes what is learnt, but for rounding)")
-    speed.add_argument("--device", help="device to train on; under torchrun, cuda is one for each process [cuda if there is "
-                       "one, else cpu]")  # fmt: skip
-    add(
-        speed,
-        "--workers",
-        0,
-        "threads of a process that take its shares of a step; 0 for as many as there are shares and "
-        "cores, and for one on a GPU, which takes them one after the other",
-        type=whole(0, 1024),
-    )
-    add(speed, "--threads", 0, "CPU threads of each worker; 0 for as many as there are cores for", type=whole(0, 1024))
-    add(speed, "--prefetch", 2, "images made ready ahead", "steps", type=whole(1, 1000))
-    speed.add_argument("--compile", action="store_true", help="the encoder with torch.compile")
-
-    photographs = parser.add_argument_group("photographs")
-    photographs.add_argument("--data", type=path, metavar="DIR", help="train on this set, made by python -m "
-                             "ringnet_ext.prepare, instead of on synthetic faces [none]")  # fmt: skip
-    add(
-        photographs,
-        "--validation-share",
-        0.05,
-        "part of its people that are held out for validation",
-        type=real(above=0, below=1),
-    )
-
-    data = parser.add_argument_group("synthetic faces")
-    data.add_argument("--head", type=path, help="head model file with landmarks [the built-in head]")
-    add(data, "--identities", None, "people to train on", type=whole(2))
-    add(data, "--images-per-identity", 6, "images of each of them", type=whole(1))
-    add(
-        data,
-        "--image-size",
-        None,
-        "side of the rendered images, which are then cropped",
-        "pixels",
-        type=whole(16, 4096),
-    )
-    add(data, "--yaw-limit", 39.0, "largest turn of the head, at most 60", "degrees", type=real(0, 60))
-    add(
-        data,
-        "--test-identities",
-        240,
-        "people held out for the table at the end, 6 images each; 0 for no table",
-        type=whole(0),
-    )
-    data.add_argument("--cache", type=path, help="folder that rendered faces are kept in "
-                      "[$RINGNET_CACHE, else ~/.cache/ringnet_ext]")  # fmt: skip
-
-    network = parser.add_argument_group("network")
-    add(network, "--encoder", None, "features of the image", choices=list(ENCODERS))
-    network.add_argument("--pretrained", metavar="FILE|NAME", help="torchvision's weights for --encoder resnet50: a .pth or "
-                         f".safetensors file, or to download: {', '.join(PRETRAINED)} [none: random]")  # fmt: skip
-    add(network, "--dropout", None, "of the regressor, a probability", type=real(0, below=1))
-    add(network, "--leak", None, "slope below zero of the activations of the regressor and of the compact encoder's features; 0 is "
-        "ReLU, of which most may stop learning at a high learning rate", type=real(0, 1))  # fmt: skip
-
-    training = parser.add_argument_group("training")
-    add(training, "--steps", None, "optimiser steps", type=whole(1))
-    add(training, "--rings", None, "rings in a step, over all processes", type=whole(1))
-    add(
-        training,
-        "--shares",
-        None,
-        "equal parts of a step, each with batch statistics of its own. Processes, and in them "
-        "--workers, divide them among themselves; more shares than those are gradient accumulation. Where not "
-        "given, as the run had that is resumed, else so many of these as divide --rings, and a multiple of the processes",
-        type=whole(1),
-    )
-    add(training, "--ring-size", 6, "images in a ring, R: R - 1 of one person, one of another", type=whole(3))
-    add(training, "--learning-rate", None, "peak learning rate of AdamW", type=real(above=0))
-    add(
-        training,
-        "--final-learning-rate",
-        None,
-        "what a cosine brings it down to, as a fraction of the peak",
-        type=real(0, 1),
-    )
-    add(training, "--warmup-steps", None, "over which the learning rate rises to its peak", "steps", type=whole(0))
-    add(training, "--beta2", None, "decay of AdamW's average of squared gradients", type=real(0, below=1))
-    add(training, "--weight-decay", None, "of AdamW", type=real(0))
-    add(
-        training,
-        "--gradient-clip",
-        None,
-        "largest norm of the whole gradient; a longer one is shortened",
-        type=real(above=0),
-    )
-    add(training, "--landmark-weight", 60.0, "weight of the landmarks' L1 distance, in half image sides", type=real(0))
-    add(
-        training,
-        "--readout-weight",
-        None,
-        "weight of the landmarks that a linear layer reads off the features, a help in "
-        "training that the paper does without",
-        "in half image sides",
-        type=real(0),
-    )
-    training.add_argument("--precision", choices=["float32", "bfloat16", "float16"], default="float32", help="of the encoder; "
-                          "the decoder and the losses are in float32 always [float32]")  # fmt: skip
-    add(
-        training,
-        "--ema",
-        0.0,
-        "decay of an average of the weights, to be validated and kept in their place; 0 for none",
-        type=real(0, below=1),
-    )
-    add(training, "--ring-weight", 1.0, "weight of the shape consistency around the ring", type=real(0))
-    add(training, "--shape-weight", 1e-4, "weight of the squared norm of the shape coefficients", type=real(0))
-    add(
-        training, "--expression-weight", 1e-4, "weight of the squared norm of the expression coefficients", type=real(0)
-    )
-    add(training, "--margin", 0.5, "margin of the ring loss, in squared coefficients", type=real(0))
+    _add_run(parser.add_argument_group("run"))
+    _add_speed(parser.add_argument_group("speed (none of these changes what is learnt, but for rounding)"))
+    _add_photographs(parser.add_argument_group("photographs"))
+    _add_faces(parser.add_argument_group("synthetic faces"))
+    _add_network(parser.add_argument_group("network"))
+    _add_training(parser.add_argument_group("training"))
     return parser
 
 
-@command
-def main(arguments: list[str]) -> int:
-    parser = _parser()
+def _add(group, flag: str, text: str, unit: str = "", **kwargs) -> None:
+    """An option that decides a setting. Not given, it is None, and the preset decides."""
+    values = {name: defaults[flag[2:].replace("-", "_")] for name, defaults in _DEFAULTS.items()}
+    shown = {name: "none" if value is None else str(value) for name, value in values.items()}
+    if len(set(shown.values())) == 1:
+        shown = {"": shown["compact"]}
+    default = ", ".join(f"{name}: {value}".removeprefix(": ") for name, value in shown.items())
+    group.add_argument(flag, help=f"{text}{f', {unit}' if unit else ''} [{default}]", **kwargs)
+
+
+def _add_run(group) -> None:
+    group.add_argument("--preset", choices=PRESETS, default="compact", help="compact: minutes on a CPU; paper: "
+                       "ResNet-50 and the paper's schedule, for a GPU [compact]")  # fmt: skip
+    group.add_argument("--config", type=path, metavar="FILE", help="options from a .toml, .yaml or .json file, by "
+                       "their long names; or the config.json of another run. The command line goes before it "
+                       "[none]")  # fmt: skip
+    add_out(group, "run folder [runs/PRESET]")
+    group.add_argument("--resume", action="store_true", help="continue the run in --out; the other flags must be as "
+                       "before")  # fmt: skip
+    group.add_argument("--overwrite", action="store_true", help="start anew although --out holds a run")
+    add_seed(group, TrainingSettings.seed)
+    _add(group, "--checkpoint-steps", "time between checkpoints (and validations)", "steps", type=whole(1))
+    _add(group, "--keep", "checkpoints to keep, the newest", type=whole(1))
+    group.add_argument("--tensorboard", action="store_true", help="write TensorBoard events too, to OUT/tensorboard")
+
+
+def _add_speed(group) -> None:
+    add_device(group, "; under torchrun, cuda is one for each process")
+    _add(group, "--workers", "threads of a process that take its shares of a step; 0 for as many as there are shares "
+         "and cores, and for one on a GPU, which takes them one after the other", type=whole(0, 1024))  # fmt: skip
+    add_threads(group)
+    _add(group, "--prefetch", "images made ready ahead", "steps", type=whole(1, 1000))
+    group.add_argument("--compile", action="store_true", help="the encoder with torch.compile")
+
+
+def _add_photographs(group) -> None:
+    group.add_argument("--data", type=path, metavar="DIR", help="train on this set, made by ringnet prepare, instead "
+                       "of on synthetic faces [none]")  # fmt: skip
+    group.add_argument("--validation-share", type=real(above=0, below=1), default=0.05, help="part of its people that "
+                       "are held out for validation [0.05]")  # fmt: skip
+
+
+def _add_faces(group) -> None:
+    add_head(group, "head model file with landmarks [the built-in head]")
+    _add(group, "--identities", "people to train on", type=whole(2))
+    _add(group, "--images-per-identity", "images of each of them", type=whole(1))
+    _add(group, "--image-size", "side of the rendered images, which are then cropped", "pixels", type=whole(16, 4096))
+    _add(group, "--yaw-limit", "largest turn of the head, at most 60", "degrees", type=real(0, 60))
+    group.add_argument("--test-identities", type=whole(0), default=240, help="people held out for the table at the "
+                       "end, 6 images each; 0 for no table [240]")  # fmt: skip
+    group.add_argument("--cache", type=path, metavar="DIR", help="folder that rendered faces are kept in "
+                       "[$RINGNET_CACHE, else ~/.cache/ringnet_ext]")  # fmt: skip
+
+
+def _add_network(group) -> None:
+    _add(group, "--encoder", "features of the image", choices=list(ENCODERS))
+    group.add_argument("--pretrained", metavar="FILE|NAME", help="torchvision's weights for --encoder resnet50: a .pth "
+                       f"or .safetensors file, or to download: {', '.join(PRETRAINED)} [none: random]")  # fmt: skip
+    _add(group, "--dropout", "of the regressor, a probability", type=real(0, below=1))
+    _add(group, "--leak", "slope below zero of the activations of the regressor and of the compact encoder's features; "
+         "0 is ReLU, of which most may stop learning at a high learning rate", type=real(0, 1))  # fmt: skip
+
+
+def _add_training(group) -> None:
+    _add(group, "--steps", "optimiser steps", type=whole(1))
+    _add(group, "--rings", "rings in a step, over all processes", type=whole(1))
+    _add(group, "--shares", "equal parts of a step, each with batch statistics of its own. Processes, and in them "
+         "--workers, divide them among themselves; more shares than those are gradient accumulation. Where not "
+         "given, as the run had that is resumed, else so many of these as divide --rings, and a multiple of the "
+         "processes", type=whole(1))  # fmt: skip
+    _add(group, "--ring-size", "images in a ring, R: R - 1 of one person, one of another", type=whole(3))
+    _add(group, "--learning-rate", "peak learning rate of AdamW", type=real(above=0))
+    _add(group, "--final-learning-rate", "what a cosine brings it down to, as a fraction of the peak", type=real(0, 1))
+    _add(group, "--warmup-steps", "over which the learning rate rises to its peak", "steps", type=whole(0))
+    _add(group, "--beta2", "decay of AdamW's average of squared gradients", type=real(0, below=1))
+    _add(group, "--weight-decay", "of AdamW", type=real(0))
+    _add(group, "--gradient-clip", "largest norm of the whole gradient; a longer one is shortened", type=real(above=0))
+    _add(group, "--landmark-weight", "weight of the landmarks' L1 distance, in half image sides", type=real(0))
+    _add(group, "--readout-weight", "weight of the landmarks that a linear layer reads off the features, a help in "
+         "training that the paper does without", "in half image sides", type=real(0))  # fmt: skip
+    _add(
+        group,
+        "--precision",
+        "of the encoder; the decoder and the losses are in float32 always",
+        choices=list(PRECISIONS),
+    )
+    _add(group, "--ema", "decay of an average of the weights, to be validated and kept in their place; 0 for none",
+         type=real(0, below=1))  # fmt: skip
+    _add(group, "--ring-weight", "weight of the shape consistency around the ring", type=real(0))
+    _add(group, "--shape-weight", "weight of the squared norm of the shape coefficients", type=real(0))
+    _add(group, "--expression-weight", "weight of the squared norm of the expression coefficients", type=real(0))
+    _add(group, "--margin", "margin of the ring loss, in squared coefficients", type=real(0))
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    """The options of the command line, of --config and of the preset, in this order, checked against each other.
+    Shares that nobody gave are None."""
+    parser = make_parser()
     options = parser.parse_args(arguments)
     if options.config is not None:
         try:
             options = parser.parse_args([*file_arguments(options.config, parser), *arguments])
         except (OSError, ValueError) as error:
             parser.error(f"--config: {explained(error)}")
-    shares_given = options.shares is not None
-    for name, value in PRESETS[options.preset].items():
-        if getattr(options, name) is None:
+    for name, value in _DEFAULTS[options.preset].items():
+        if name in options and getattr(options, name) is None and name != "shares":
             setattr(options, name, value)
     if options.out is None:
         options.out = Path("runs") / options.preset
@@ -217,13 +224,24 @@ def main(arguments: list[str]) -> int:
         parser.error(f"--out: {options.out} holds a run already; --resume continues it, --overwrite starts anew")
     if options.resume and not exists:
         parser.error(f"--resume: {options.out} holds no run to continue")
+    return options
+
+
+# The run.
+
+
+@command
+def main(arguments: list[str]) -> int:
+    options = _options(arguments)
+    use_threads(options)
     try:
         with joined_processes(options.device) as processes:
             options.device = str(processes.device)
-            if not shares_given and options.resume:  # so that another number of processes may continue
-                options.shares = _shares_before(options.out / "config.json")
-            elif not shares_given:
-                options.shares = math.lcm(math.gcd(options.shares, options.rings), processes.count)
+            if options.shares is None and options.resume:  # so that another number of processes may continue
+                options.shares = shares_of_run(options.out)
+            elif options.shares is None:
+                shares = PRESETS[options.preset].training.shares
+                options.shares = math.lcm(math.gcd(shares, options.rings), processes.count)
             return _run(options, processes)
     except KeyboardInterrupt:
         kept = checkpoints(options.out)
@@ -235,70 +253,39 @@ def main(arguments: list[str]) -> int:
         raise KeyboardInterrupt(f"interrupted; {how}") from None
 
 
-def _shares_before(configuration: Path) -> int:
-    """The shares of the run whose configuration this is."""
-    try:
-        return whole(1)(str(json.loads(configuration.read_text())["options"]["shares"]))
-    except (OSError, KeyError, TypeError, ValueError, argparse.ArgumentTypeError):
-        raise ValueError(
-            f"{configuration}: doesn't say in how many shares the run divides its steps; give --shares"
-        ) from None
-
-
 def _run(options: argparse.Namespace, processes: Processes) -> int:
     began = time.perf_counter()
     leads = processes.rank == 0
     # What may be wrong is found out before anything is rendered: options, files, folders.
-    settings, execution = _settings(options), _execution(options)
+    settings, execution = _training_settings(options), _chosen(Execution(), options)
     head = builtin_head() if options.head is None else FlameModel.load(options.head)
     require_landmarks(head, f"--head: {options.head}")
-    torch.manual_seed(options.seed)
-    model = RingNet(
-        options.head,
-        options.encoder,
-        dropout=options.dropout,
-        leak=options.leak,
-        scale=COMPACT_SCALE if options.preset == "compact" else None,
-        readout=options.readout_weight > 0,
-    )
-    if options.pretrained is not None:
-        with processes.one_first():
-            model.encoder.load_pretrained(options.pretrained)
+    model = _model(options, processes)
     photographs = None if options.data is None else _photographs(options)
     if leads:
         output_folder(options.out, ("checkpoints", "examples"))
         if options.data is None and options.cache is not None:
             output_folder(options.cache, option="--cache")
         if processes.device.type == "cpu":
-            _warn_of_days(model, options, processes.count)
-
-    color = ENCODERS[options.encoder].channels == 3
-    synthetic = SyntheticFaces(
-        identities=options.identities, images_per_identity=options.images_per_identity, size=options.image_size,
-        color=color, seed=options.seed, yaw_limit=options.yaw_limit,
-    )  # fmt: skip
-    held_out = dataclasses.replace(synthetic, split="validation", identities=64, images_per_identity=6)
-    if photographs is None:
-        with processes.one_first():
-            faces, validation = (configuration.load(head, options.cache) for configuration in (synthetic, held_out))
-        description = dataclasses.asdict(synthetic)
-    else:
+            _warn_of_days(model, settings, processes.count)
+    synthetic = _chosen(SyntheticFaces(color=model.encoder.channels == 3), options)
+    if photographs is not None:
         faces, validation = photographs
         description = {"images": len(faces), "held_out": len(validation)} | dataclasses.asdict(faces.augmentation)
+    else:
+        with processes.one_first():
+            faces, validation = (which.load(head, options.cache) for which in (synthetic, _held_out(synthetic)))
+        description = dataclasses.asdict(synthetic)
     rendered = time.perf_counter()
 
     trainer = Trainer(model.to(processes.device), faces, validation, settings, options.out, execution, processes)
-    torch.set_num_threads(options.threads or max(1, torch.get_num_threads() // trainer.workers))
+    torch.set_num_threads(max(1, torch.get_num_threads() // trainer.workers))
     if options.resume:
         trainer.resume()
         if leads:
             print(f"resumed at step {trainer.step}")
     elif leads:
-        for earlier in ("checkpoints", "tensorboard"):  # of the run that is overwritten
-            shutil.rmtree(options.out / earlier, ignore_errors=True)
-        (options.out / "best.safetensors").unlink(missing_ok=True)
-        more = {"faces": description, "processes": processes.count}
-        _write_json(options.out / "config.json", described(options, **more))
+        begin_run(options.out, described(options, faces=description, processes=processes.count))
     complete = trainer.train()
     if not leads:
         return 0 if complete else STOPPED
@@ -312,45 +299,37 @@ def _run(options: argparse.Namespace, processes: Processes) -> int:
     best = RingNet.load(options.out, head=options.head).to(processes.device)
     best.limit = calibrated(best, validation)  # of what infer takes for a face
     best.save(options.out / "best.safetensors")
-    if options.data is not None:
-        _tabulate(options, evaluate_photographs(best, validation))
-        _, people = np.unique(validation.identity, return_index=True)
-        _show(options, best, validation, people[:EXAMPLES])
+    if photographs is not None:
+        _test_on_photographs(options, best, validation)
     elif options.test_identities:
-        test = dataclasses.replace(held_out, split="test", identities=options.test_identities)
-        _tabulate(options, evaluate(best, test.load(head, options.cache)))
-        people = dataclasses.replace(test, identities=EXAMPLES, images_per_identity=1, size=320, color=True)
-        _show(options, best, people.load(head, options.cache), np.arange(EXAMPLES))
+        _test_on_synthetic(options, best, head, synthetic)
     speed, waiting = (
         np.mean([row[name] for row in trainer.history]) for name in ("images_per_second", "waiting_for_data")
     )
     print(
-        f"faces {rendered - began:.0f} s, training {trained - rendered:.0f} s ({speed:.0f} images/s, {waiting:.1%} of the "
-        f"time waiting for data), table and pictures {time.perf_counter() - trained:.0f} s, in all "
+        f"faces {rendered - began:.0f} s, training {trained - rendered:.0f} s ({speed:.0f} images/s, {waiting:.1%} of "
+        f"the time waiting for data), table and pictures {time.perf_counter() - trained:.0f} s, in all "
         f"{time.perf_counter() - began:.0f} s; everything is in {options.out}"
     )
     return 0
 
 
-def _settings(options: argparse.Namespace) -> TrainingSettings:
+def _training_settings(options: argparse.Namespace) -> TrainingSettings:
     if options.rings % options.shares:
         raise OptionError(f"--rings: expected a multiple of the {options.shares} shares of a step, got {options.rings}")
-    return TrainingSettings(
-        steps=options.steps, rings_per_step=options.rings, ring_size=options.ring_size, shares=options.shares,
-        learning_rate=options.learning_rate, final_learning_rate=options.final_learning_rate,
-        warmup_steps=options.warmup_steps, beta2=options.beta2, weight_decay=options.weight_decay,
-        gradient_clip=options.gradient_clip, readout_weight=options.readout_weight,
-        ring_weight=options.ring_weight, landmark_weight=options.landmark_weight, shape_weight=options.shape_weight,
-        expression_weight=options.expression_weight, margin=options.margin, precision=options.precision, ema=options.ema,
-        checkpoint_steps=options.checkpoint_steps, seed=options.seed,
-    )  # fmt: skip
+    return _chosen(PRESETS[options.preset].training, options)
 
 
-def _execution(options: argparse.Namespace) -> Execution:
-    return Execution(
-        workers=options.workers, prefetch=options.prefetch, keep=options.keep, compile=options.compile,
-        tensorboard=options.tensorboard,
-    )  # fmt: skip
+def _model(options: argparse.Namespace, processes: Processes) -> RingNet:
+    """The network to train, as it begins."""
+    network = _chosen(PRESETS[options.preset].network, options)
+    torch.manual_seed(options.seed)
+    model = RingNet(options.head, readout=options.readout_weight > 0, **vars(network))
+    if options.pretrained is not None:
+        assert isinstance(model.encoder, ResNet50)  # the options have been checked
+        with processes.one_first():
+            model.encoder.load_pretrained(options.pretrained)
+    return model
 
 
 def _photographs(options: argparse.Namespace) -> tuple[FaceSet, FaceSet]:
@@ -361,29 +340,43 @@ def _photographs(options: argparse.Namespace) -> tuple[FaceSet, FaceSet]:
         raise ValueError(f"--data: {options.data}: {error}") from error
 
 
-def _warn_of_days(model: RingNet, options: argparse.Namespace, processes: int) -> None:
-    """Says how long the run will take where that is days, by the time that the encoder takes for one ring."""
-    images = torch.zeros(options.ring_size, model.encoder.channels, model.encoder.input_size, model.encoder.input_size)
-    model.encoder.eval()  # leaves its statistics and the random numbers as they are
-    seconds = []
-    for _ in range(2):
-        began = time.perf_counter()
-        torch.autograd.grad(model.encoder(images).sum(), list(model.encoder.parameters()))
-        seconds.append(time.perf_counter() - began)
-    model.encoder.train()
-    days = min(seconds) * options.rings * options.steps / processes / 86400
+def _held_out(synthetic: SyntheticFaces, split: str = "validation", identities: int = 64) -> SyntheticFaces:
+    return dataclasses.replace(synthetic, split=split, identities=identities, images_per_identity=6)
+
+
+def _warn_of_days(model: RingNet, settings: TrainingSettings, processes: int) -> None:
+    days = days_of_training(model, settings, processes)
     if days > 1:
         print(
-            f"warning: {options.steps:,} steps of {options.rings} rings with --encoder {options.encoder} take about {days:.0f} "
-            "days on this CPU; it is a job for a GPU (--device cuda). --preset compact takes minutes here",
+            f"warning: {settings.steps:,} steps of {settings.rings_per_step} rings with --encoder "
+            f"{model.configuration['encoder']} take about {days:.0f} days on this CPU; it is a job for a GPU (--device "
+            "cuda). --preset compact takes minutes here",
             file=sys.stderr,
         )
+
+
+# The table and the pictures at the end.
+
+
+def _test_on_photographs(options: argparse.Namespace, model: RingNet, validation: FaceSet) -> None:
+    _tabulate(options, evaluate_photographs(model, validation))
+    _, people = np.unique(validation.identity, return_index=True)
+    _show(options, model, validation, people[:EXAMPLES])
+
+
+def _test_on_synthetic(
+    options: argparse.Namespace, model: RingNet, head: FlameModel, synthetic: SyntheticFaces
+) -> None:
+    test = _held_out(synthetic, "test", options.test_identities)
+    _tabulate(options, evaluate(model, test.load(head, options.cache)))
+    people = dataclasses.replace(test, identities=EXAMPLES, images_per_identity=1, size=320, color=True)
+    _show(options, model, people.load(head, options.cache), np.arange(EXAMPLES))
 
 
 def _tabulate(options: argparse.Namespace, report: Report | PhotographReport) -> None:
     """The held-out table."""
     print("\n".join(report.lines()))
-    _write_json(options.out / "report.json", dataclasses.asdict(report) | {"intra_inter": report.intra_inter})
+    write_json(options.out / "report.json", dataclasses.asdict(report) | {"intra_inter": report.intra_inter})
 
 
 def _show(options: argparse.Namespace, model: RingNet, faces: FaceSet, indices: np.ndarray) -> None:
@@ -393,11 +386,5 @@ def _show(options: argparse.Namespace, model: RingNet, faces: FaceSet, indices: 
     (options.out / "examples").mkdir(exist_ok=True)
     for index, image in enumerate(pixels):
         write_image(options.out / "examples" / f"{index}.png", image)
-    write_image(
-        options.out / "reconstructions.png", reconstructions([model.reconstruct(fit_square(image)) for image in pixels])
-    )
-
-
-def _write_json(file_path: Path, value: dict) -> None:
-    with written_whole(file_path) as file:
-        file.write(json.dumps(value, indent=2).encode() + b"\n")
+    heads = cast(list[Reconstruction], model.reconstruct([fit_square(image) for image in pixels]))
+    write_image(options.out / "reconstructions.png", reconstructions(heads))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..detection.squares import landmark_square
-from .face_set import Augmentation, FaceSet
+from .face_set import Augmentation, FaceSet, available_cores
 
 #: ``mirrored[i] = original[FLIP[i]]``: the 68 iBUG points of a mirrored face, numbered as on any face.
 FLIP = np.array(
@@ -22,8 +22,8 @@ FLIP = np.array(
     + [64, 63, 62, 61, 60, 67, 66, 65]  # inner lips
 )
 
-_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-_THREADS = max(1, _CORES // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # shared with torchrun's other processes
+# The cores are shared with torchrun's other processes.
+_THREADS = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def crop(
@@ -44,27 +44,16 @@ def crop(
         rings: which rows to cut. A ring comes out the same whichever others are cut with it.
 
     Returns:
-        images (B R, 1 or 3, size, size) uint8, for :func:`ringnet_ext.network.encoder.to_input`; landmarks (B R, 68, 2) in the
-        crops' normalised coordinates; their confidence (B R, 68).
+        images (B R, 1 or 3, size, size) uint8, for :func:`ringnet_ext.network.encoder.to_input`; landmarks
+        (B R, 68, 2) in the crops' normalised coordinates; their confidence (B R, 68).
     """
     count, length = indices.shape
-    zoom, shift = np.ones(indices.size), np.zeros((indices.size, 2))
-    mirror, angle, seeds = np.ones(indices.size, np.float32), np.zeros(indices.size), None
-    if random is not None:
-        settings = faces.augmentation
-        spread = np.where(faces.identity[indices.ravel()] < 0, settings.lone, 1.0)
-        zoom = np.exp(spread * random.uniform(-settings.zoom, settings.zoom, indices.size))
-        shift = spread[:, None] * random.uniform(-settings.shift, settings.shift, shift.shape)
-        mirror = np.repeat(random.choice(np.float32([-1, 1]), count), length)
-        if settings.rotation:
-            angle = np.radians(random.uniform(-settings.rotation, settings.rotation, indices.size))
-        if settings.changes_pixels:
-            seeds = random.integers(2**63, size=indices.size)
+    *moves, seeds = _variation(faces, indices, random)
 
     def chosen(values: np.ndarray) -> np.ndarray:
         return values.reshape(count, length, *values.shape[1:])[rings].reshape(-1, *values.shape[1:])
 
-    flat, zoom, shift, mirror, angle = (chosen(values) for values in (indices.ravel(), zoom, shift, mirror, angle))
+    flat, zoom, shift, mirror, angle = (chosen(values) for values in (indices.ravel(), *moves))
     seeds = None if seeds is None else chosen(seeds)
     points, confidence = np.asarray(faces.landmarks[flat]), np.asarray(faces.confidence[flat])
     middle, side = landmark_square(points, confidence)
@@ -107,12 +96,29 @@ def crop(
         c, s = cos[:, None], sin[:, None]
         landmarks = np.stack([c * x + s * y, c * y - s * x], axis=-1)
     flipped = mirror < 0
-    landmarks[flipped] = landmarks[flipped][:, FLIP] * np.float32([-1, 1])
+    landmarks[flipped] = landmarks[flipped][:, FLIP] * np.array([-1, 1], np.float32)
     confidence[flipped] = confidence[flipped][:, FLIP]
 
     images = torch.from_numpy(pixels)
     images = images.permute(0, 3, 1, 2) if images.dim() == 4 else images[:, None]
     return images, torch.from_numpy(landmarks.astype(np.float32)), torch.from_numpy(confidence)
+
+
+def _variation(faces: FaceSet, indices: np.ndarray, random: np.random.Generator | None):
+    """Zoom, shift (n, 2), mirror (1 or -1) and angle of all n images, and seeds for their pixels or None."""
+    n = indices.size
+    zoom, shift, mirror, angle, seeds = np.ones(n), np.zeros((n, 2)), np.ones(n, np.float32), np.zeros(n), None
+    if random is not None:
+        settings = faces.augmentation
+        spread = np.where(faces.identity[indices.ravel()] < 0, settings.lone, 1.0)
+        zoom = np.exp(spread * random.uniform(-settings.zoom, settings.zoom, n))
+        shift = spread[:, None] * random.uniform(-settings.shift, settings.shift, shift.shape)
+        mirror = np.repeat(random.choice(np.array([-1, 1], np.float32), len(indices)), indices.shape[1])
+        if settings.rotation:
+            angle = np.radians(random.uniform(-settings.rotation, settings.rotation, n))
+        if settings.changes_pixels:
+            seeds = random.integers(2**63, size=n)
+    return zoom, shift, mirror, angle, seeds
 
 
 def _degrade(image: np.ndarray, settings: Augmentation, random: np.random.Generator) -> np.ndarray:
@@ -124,7 +130,8 @@ def _degrade(image: np.ndarray, settings: Augmentation, random: np.random.Genera
         if random.random() < 0.5:
             outline = cv2.boxPoints((centre.tolist(), (2 * axes).tolist(), angle)).astype(np.int32)
         else:
-            outline = cv2.ellipse2Poly(centre.astype(int).tolist(), axes.astype(int).tolist(), int(angle), 0, 360, 15)
+            ellipse = centre.astype(int).tolist(), axes.astype(int).tolist(), int(angle)
+            outline = np.array(cv2.ellipse2Poly(*ellipse, 0, 360, 15), np.int32)
         cv2.fillConvexPoly(image, outline, color, cv2.LINE_AA)
     if settings.color:
         contrast, brightness = np.exp(random.uniform(-settings.color, settings.color, 2))
@@ -138,5 +145,5 @@ def _degrade(image: np.ndarray, settings: Augmentation, random: np.random.Genera
     if random.random() < settings.jpeg:
         quality = int(random.integers(20, 80))
         _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
-        image = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+        image = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED))
     return image

@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
+
+
+def available_cores() -> int:
+    """Processor cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Images(Protocol):
+    """Images of one size, as an array (N, S, S[, 3]) or decoded when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -13,12 +31,16 @@ class Augmentation:
     """How much faces are varied when training crops them. The defaults are for pictures that were rendered with every
     other variation already; :data:`ringnet_ext.data.photographs.AUGMENTATION` is for photographs.
 
-    zoom, shift   the crop's side by a factor of up to exp(+-zoom), its middle by +-shift of its side
-    lone          zoom and shift are this many times as large for an image without identity, whose ring is made of
-                  crops of the one image
-    rotation      in the image plane, up to +- so many degrees
-    color         contrast, brightness and white balance, by a factor of up to exp(+-color)
-    blur, occlusion, jpeg   probabilities of an unsharp picture, of something before the face, of compression
+    Attributes:
+        zoom: the crop's side changes by a factor of up to exp(+-zoom).
+        shift: its middle moves by up to +-shift of its side.
+        lone: zoom and shift are this many times as large for an image without identity, whose ring is made of crops of
+            the one image.
+        rotation: in the image plane, up to +- so many degrees.
+        color: contrast, brightness and white balance, by a factor of up to exp(+-color).
+        blur: probability of an unsharp picture.
+        occlusion: probability of something before the face.
+        jpeg: probability of compression.
     """
 
     zoom: float = 0.06
@@ -39,17 +61,18 @@ class Augmentation:
 class FaceSet:
     """Images with identities and landmarks, and for synthetic faces what they were made from.
 
-    images      (N, S, S) grey or (N, S, S, 3) RGB, uint8; an array, or what has a shape and decodes image i as [i]
-    landmarks   (N, 68, 2) float32, normalised image coordinates ([-1, 1] spans the image, y down)
-    confidence  (N, 68) float32 >= 0
-    identity    (N,) int64; negative where it is not known
-    truth       name -> (N, ...) float32 (shape, expression, global_pose, jaw_pose, camera); evaluation only
-    augmentation  how training varies them
-    recipe      of a set that a program makes: everything that decides it, as text. Two machines that make it differ in
-                the last bits of the landmarks, and have the same set
+    Attributes:
+        images: (N, S, S) grey or (N, S, S, 3) RGB, uint8; an array, or what has a shape and decodes image i as [i].
+        landmarks: (N, 68, 2) float32, normalised image coordinates ([-1, 1] spans the image, y down).
+        confidence: (N, 68) float32 >= 0.
+        identity: (N,) int64; negative where it is not known.
+        truth: name -> (N, ...) float32 (shape, expression, global_pose, jaw_pose, camera); evaluation only.
+        augmentation: how training varies them.
+        recipe: of a set that a program makes: everything that decides it, as text. Two machines that make it differ in
+            the last bits of the landmarks, and have the same set.
     """
 
-    images: np.ndarray
+    images: Images
     landmarks: np.ndarray
     confidence: np.ndarray
     identity: np.ndarray

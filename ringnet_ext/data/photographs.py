@@ -1,4 +1,4 @@
-"""Sets of photographs that ``python -m ringnet_ext.prepare`` has made: crops in files, and one manifest of them all.
+"""Sets of photographs that ``ringnet prepare`` has made: crops in files, and one manifest of them all.
 
 A set is a folder with ``images/``, ``people.csv`` and ``manifest.npy``, an array with one record per image:
 
@@ -67,7 +67,7 @@ class Photographs:
 
     def __init__(self, folder: str | os.PathLike, paths: np.ndarray):
         self.folder, self.paths = Path(folder), paths
-        self.shape = (len(paths), *read_image(self._path(0)).shape)
+        self.shape: tuple[int, ...] = (len(paths), *read_image(self._path(0)).shape)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -92,7 +92,7 @@ def load_photographs(folder: str | os.PathLike, augmentation: Augmentation = AUG
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; make the set with python -m ringnet_ext.prepare")
+        raise FileNotFoundError(f"{path}: no such file; make the set with ringnet prepare")
     try:
         manifest = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
@@ -116,6 +116,9 @@ def hold_out(faces: FaceSet, share: float) -> tuple[FaceSet, FaceSet]:
 
     Nothing is copied. Images without identity are for training.
     """
+    images = faces.images
+    if not isinstance(images, Photographs):
+        raise TypeError(f"faces: expected a set of photographs, got images of type {type(images).__name__}")
     if not 0 < share < 1:
         raise ValueError(f"share: expected a number between 0 and 1, got {share}")
     people = np.unique(faces.identity[faces.identity >= 0])
@@ -129,7 +132,7 @@ def hold_out(faces: FaceSet, share: float) -> tuple[FaceSet, FaceSet]:
 
     def part(rows: slice) -> FaceSet:
         return dataclasses.replace(
-            faces, images=Photographs(faces.images.folder, faces.images.paths[rows]),
+            faces, images=Photographs(images.folder, images.paths[rows]),
             landmarks=faces.landmarks[rows], confidence=faces.confidence[rows], identity=faces.identity[rows],
         )  # fmt: skip
 

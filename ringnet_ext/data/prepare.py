@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
 import os
-import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -27,18 +23,20 @@ from ..files.whole import output_folder, remove_leftovers, written_whole
 from ..progress import progress
 from ..render.pictures import mark_points
 from ..render.sheets import sheet
+from .face_set import available_cores
+from .ledger import Ledger
 from .photographs import IMAGES, load_photographs, record, write_manifest
+from .sources import Photograph, in_folders, in_list
 
 #: Part of a prepared crop that the larger side of the landmarks' box fills. Looser than what the network sees, so that
 #: training has room to shift, scale and rotate.
-FILL = 0.64
+LOOSE_FILL = 0.64
 #: Fewer known landmarks than these are of no use.
 MIN_POINTS = 34
 #: People that a set needs to be trained on.
 LEAST_PEOPLE = 4
 #: Least and largest side of the crops.
 SIZES = 32, 4096
-_RECORDS = 4096  # held at a time
 _YAWS = np.arange(-90, 91, 15)
 
 
@@ -63,13 +61,6 @@ class PrepareSettings:
             raise ValueError(f"min_face: expected at least 1 pixel, got {self.min_face}")
 
 
-class Photograph(NamedTuple):
-    """One image of the source: its path relative to it, and its person; '' for none, None if not known."""
-
-    name: str
-    person: str | None
-
-
 class Dropped(Exception):
     """Why an image is not in the set: a kind, to count, and what exactly was found."""
 
@@ -77,57 +68,10 @@ class Dropped(Exception):
         super().__init__(kind, detail)
 
 
-# Where photographs and their people come from.
-
-
-def in_folders(source: Path, anonymous: str | None = None) -> Iterator[Photograph]:
-    """The images below a folder, each of the person whose folder it is in: ``source/PERSON/.../NAME.jpg``.
-
-    Args:
-        anonymous: the folder whose images have no identity.
-    """
-
-    def walk(folder: str, person: str | None) -> Iterator[Photograph]:
-        with os.scandir(source / folder) as entries:
-            found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
-        for name, is_folder in found:
-            path = f"{folder}{name}"
-            if is_folder:
-                yield from walk(f"{path}/", person if folder else ("" if name == anonymous else name))
-            elif name.lower().endswith(SUFFIXES):
-                yield Photograph(path, person)
-
-    return walk("", None)
-
-
-def in_list(path: Path) -> Iterator[Photograph]:
-    """The images that a file lists: lines ``path,identity``, or ``path identity`` as in CelebA's identity_CelebA.txt.
-
-    An empty identity, or -1, stands for none. The first line may name the columns: ``path,identity``.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            first = file.readline()
-            file.seek(0)
-            rows = csv.reader(file) if "," in first else (line.rsplit(None, 1) for line in file)
-            for number, row in enumerate(rows, start=1):
-                if not row or (number == 1 and [value.strip().lower() for value in row] == ["path", "identity"]):
-                    continue
-                if len(row) != 2:
-                    raise ValueError(f"{path}, line {number}: expected a path and an identity, got {' '.join(row):.80}")
-                person = row[1].strip()
-                yield Photograph(row[0].strip(), "" if person == "-1" else person)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a text file of paths and identities: {error}") from None
-
-
-# One photograph.
-
-
 def loose_square(
     image: np.ndarray, points: np.ndarray, confidence: np.ndarray, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The square of :mod:`ringnet_ext.detection.squares`, of which the landmarks' box fills less, :data:`FILL`.
+    """The square of :mod:`ringnet_ext.detection.squares`, of which the landmarks' box fills less, :data:`LOOSE_FILL`.
 
     Args:
         image: (H, W, 3) uint8. points: (68, 2) pixels. confidence: (68,), 0 for points that are not known.
@@ -135,11 +79,11 @@ def loose_square(
     Returns:
         (size, size, 3) uint8; (68, 2) float32 normalised coordinates in it, 0 for points that are not known.
     """
-    middle, side = landmark_square(points, confidence, FILL)
-    side = max(2, round(float(side)))
-    left, top = (round(float(value)) for value in middle - side / 2)
-    square = cut_square(image, np.array([left, top]) + side / 2, side, size).image
-    normalised = (points - (left, top)) * (2 / side) - 1
+    middle, side = landmark_square(points, confidence, LOOSE_FILL)
+    pixels = max(2, round(float(side)))
+    left, top = (round(float(value)) for value in middle - pixels / 2)
+    square = cut_square(image, np.array([left, top]) + pixels / 2, pixels, size).image
+    normalised = (points - (left, top)) * (2 / pixels) - 1
     return square, np.where(confidence[:, None] > 0, normalised, 0).astype(np.float32)
 
 
@@ -166,11 +110,14 @@ def check(
     height, width = pixels.shape[:2]
     if min(height, width) < MIN_IMAGE:
         raise Dropped("image too small", f"{width} x {height} pixels, expected at least {MIN_IMAGE} x {MIN_IMAGE}")
-    if landmarks is None and detectors is None:
-        raise Dropped("no landmarks", f"no file of its name ending in {', '.join(LANDMARK_SUFFIXES)}")
     origin = "detector" if landmarks is None else landmarks.name
     try:
-        points, confidence = detectors(pixels) if landmarks is None else read_landmarks(landmarks)
+        if landmarks is not None:
+            points, confidence = read_landmarks(landmarks)
+        elif detectors is not None:
+            points, confidence = detectors(pixels)
+        else:
+            raise Dropped("no landmarks", f"no file of its name ending in {', '.join(LANDMARK_SUFFIXES)}")
     except NoFaceError as error:
         raise Dropped("no face found", f"{origin}: {error}") from None
     except (LandmarkError, OSError) as error:
@@ -190,98 +137,6 @@ def check(
     if face < settings.min_face:
         raise Dropped("face too small", f"{face:.0f} pixels, expected at least {settings.min_face:g}")
     return pixels, points, confidence
-
-
-# The set.
-
-
-class _Progress:
-    """What has been done to every photograph so far, in a database beside the set, so that a later run continues."""
-
-    def __init__(self, path: Path, settings: PrepareSettings):
-        self.database = sqlite3.connect(path, isolation_level=None, timeout=1)
-        # Held to the end: two runs at once would undo each other's work.
-        self.database.execute("PRAGMA locking_mode = EXCLUSIVE")
-        self.database.execute("BEGIN IMMEDIATE")
-        self.database.execute("CREATE TABLE IF NOT EXISTS runs (settings TEXT)")
-        self.database.execute(
-            "CREATE TABLE IF NOT EXISTS photographs (name TEXT PRIMARY KEY, run INTEGER, stamp TEXT, person TEXT, "
-            "kind TEXT, detail TEXT, path TEXT, landmarks BLOB, confidence BLOB)"
-        )
-        self.database.execute("CREATE INDEX IF NOT EXISTS by_person ON photographs (kind, person, name)")
-        earlier = self.database.execute("SELECT settings FROM runs LIMIT 1").fetchone()
-        wanted = json.dumps(asdict(settings))
-        if earlier is not None and earlier[0] != wanted:
-            raise ValueError(
-                f"{path.parent}: holds a set prepared with {earlier[0]}, and this is {wanted}; "
-                "prepare into another folder"
-            )
-        self.run = self.database.execute("INSERT INTO runs VALUES (?)", (wanted,)).lastrowid
-        self.database.execute("COMMIT")
-
-    def known(self, names: list[str]) -> dict[str, tuple[str, str | None]]:
-        """Stamps of the photographs that have been done, and the paths of the crops of those that were kept."""
-        rows = (
-            self.database.execute("SELECT name, stamp, path FROM photographs WHERE name = ?", (name,)).fetchone()
-            for name in names
-        )
-        return {row[0]: row[1:] for row in rows if row is not None}
-
-    def store(self, rows: list[tuple], unchanged: list[str]) -> None:
-        """Note new results, and that others are still as they were, all at once or not at all."""
-        self.database.execute("BEGIN")
-        self.database.executemany(
-            f"INSERT OR REPLACE INTO photographs VALUES (?, {self.run}, ?, ?, ?, ?, ?, ?, ?)", rows
-        )
-        self.database.executemany(
-            f"UPDATE photographs SET run = {self.run} WHERE name = ?", [(name,) for name in unchanged]
-        )
-        self.database.execute("COMMIT")
-
-    def forget_others(self) -> Iterator[str]:
-        """Forget photographs that are no longer there; the paths of their crops."""
-        for (path,) in self.database.execute(
-            f"DELETE FROM photographs WHERE run != {self.run} RETURNING path"
-        ).fetchall():  # fmt: skip
-            if path:
-                yield path
-
-    def people(self) -> list[tuple[str, int]]:
-        """Names and numbers of images, in the order of a hash of the names: any run of them is a random sample."""
-        found = self.database.execute(
-            "SELECT person, COUNT(*) FROM photographs WHERE kind = '' AND person != '' GROUP BY person"
-        ).fetchall()
-        return sorted(found, key=lambda row: hashlib.sha256(row[0].encode()).digest())
-
-    def count(self) -> tuple[int, int]:
-        """How many photographs are kept, and the bytes of the longest path of a crop."""
-        return self.database.execute(
-            "SELECT COUNT(*), COALESCE(MAX(LENGTH(CAST(path AS BLOB))), 1) FROM photographs WHERE kind = ''"
-        ).fetchone()
-
-    def records(self, people: list[tuple[str, int]], dtype: np.dtype) -> Iterator[np.ndarray]:
-        """The records of the manifest, some at a time: first those without identity."""
-        for number, (person, _) in enumerate([("", 0), *people], start=-1):
-            cursor = self.database.execute(
-                "SELECT path, landmarks, confidence FROM photographs WHERE kind = '' AND person = ? ORDER BY name",
-                (person,),
-            )
-            while rows := cursor.fetchmany(_RECORDS):
-                paths, landmarks, confidence = zip(*rows, strict=True)
-                part = np.empty(len(rows), dtype)
-                part["path"] = [path.encode() for path in paths]
-                part["identity"] = number
-                part["landmarks"] = np.frombuffer(b"".join(landmarks), "<f4").reshape(-1, 68, 2)
-                part["confidence"] = np.frombuffer(b"".join(confidence), "<f4").reshape(-1, 68)
-                yield part
-
-    def dropped(self) -> Iterator[tuple[str, str, str]]:
-        return self.database.execute("SELECT name, kind, detail FROM photographs WHERE kind != '' ORDER BY name")
-
-    def dropped_counts(self) -> list[tuple[str, int]]:
-        return self.database.execute(
-            "SELECT kind, COUNT(*) FROM photographs WHERE kind != '' GROUP BY kind ORDER BY COUNT(*) DESC, kind"
-        ).fetchall()
 
 
 def prepare(
@@ -318,8 +173,7 @@ def prepare(
         raise FileNotFoundError(f"{identities}: no such file of identities")
     if anonymous is not None and (identities is not None or not (source / anonymous).is_dir()):
         raise ValueError(f"--anonymous: expected a folder in {source}, and no --identities; got {anonymous!r}")
-    if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = available_cores() if workers is None else workers
     detectors = None if detector is None else Detectors(detector, workers)
 
     def photographs():
@@ -330,7 +184,7 @@ def prepare(
         raise ValueError(f"{source if identities is None else identities}: no images ({', '.join(SUFFIXES)}) found")
     output_folder(out)
     remove_leftovers(*(folder for folder, _, _ in os.walk(out / IMAGES)))
-    notes = _Progress(out / "progress.sqlite", settings)
+    ledger = Ledger(out / "progress.sqlite", asdict(settings))
     try:
 
         def work(item):
@@ -341,15 +195,15 @@ def prepare(
         bar = progress(total=total, desc="preparing", unit="image")
         with ThreadPoolExecutor(workers) as pool, bar:
             while batch := list(islice(remaining, 32 * workers)):
-                known = notes.known([_text(photograph.name) for photograph in batch])
+                known = ledger.known([_text(photograph.name) for photograph in batch])
                 once = {photograph.name: photograph for photograph in batch}.values()
                 results = list(pool.map(work, [(item, known.get(_text(item.name))) for item in once]))
                 unchanged = [result for result in results if isinstance(result, str)]
-                notes.store([result for result in results if not isinstance(result, str)], unchanged)
+                ledger.store([result for result in results if not isinstance(result, str)], unchanged)
                 bar.update(len(batch))
-        return _finish(notes, out)
+        return _finish(ledger, out)
     finally:
-        notes.database.close()
+        ledger.database.close()
 
 
 def _prepare_one(
@@ -402,14 +256,14 @@ def _text(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _finish(notes: _Progress, out: Path) -> str:
+def _finish(ledger: Ledger, out: Path) -> str:
     """Write the manifest, the tables and the report of all that has been done."""
-    for path in notes.forget_others():
+    for path in ledger.forget_others():
         (out / IMAGES / path).unlink(missing_ok=True)
-    people = notes.people()
-    kept, path_length = notes.count()
+    people = ledger.people()
+    kept, path_length = ledger.count()
     with written_whole(out / "dropped.csv") as file:
-        _write_rows(file, ("image", "reason", "detail"), notes.dropped())
+        _write_rows(file, ("image", "reason", "detail"), ledger.dropped())
     with written_whole(out / "people.csv") as file:
         _write_rows(file, ("identity", "person", "images"), ((i, *row) for i, row in enumerate(people)))
     yaws = np.zeros(len(_YAWS) + 1, np.int64)  # the last: not known
@@ -421,8 +275,8 @@ def _finish(notes: _Progress, out: Path) -> str:
             np.add.at(yaws, np.where(np.isnan(yaw), len(_YAWS), nearest), 1)
             yield part
 
-    write_manifest(out, kept, path_length, counted(notes.records(people, record(path_length))))
-    report = "\n".join(_report(kept, people, notes.dropped_counts(), yaws)) + "\n"
+    write_manifest(out, kept, path_length, counted(ledger.records(people, record(path_length))))
+    report = "\n".join(_report(kept, people, ledger.dropped_counts(), yaws)) + "\n"
     with written_whole(out / "report.txt") as file:
         file.write(report.encode())
     if kept:

@@ -32,10 +32,6 @@ class RingSampler:
             raise ValueError(f"identity: rings need at least two people, got {len(self._images)}")
         self.ring_size, self.rings_per_step, self.seed = ring_size, rings_per_step, seed
 
-    @property
-    def steps_per_epoch(self) -> float:
-        return len(self._images) / self.rings_per_step
-
     def rings(self, step: int) -> np.ndarray:
         """Image indices (rings_per_step, R) of a step; the last column is the other person."""
         random = np.random.default_rng([self.seed, 1, step])

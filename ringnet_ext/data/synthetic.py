@@ -21,14 +21,16 @@ import cv2
 import numpy as np
 import torch
 
+from ..files.arrays import write_arrays
+from ..files.cache import cache_folder
 from ..files.whole import folder_written_whole, remove_leftovers
 from ..flame import FLAME, FlameModel, builtin_head
 from ..flame.sources import require_landmarks
-from ..geometry.camera import UPRIGHT, project
+from ..geometry.camera import UPRIGHT, project, project_to_pixels
 from ..geometry.surface import vertex_normals
 from ..progress import progress
 from ..render.raster import draw_mesh
-from .face_set import FaceSet
+from .face_set import FaceSet, available_cores
 
 #: Raised whenever the same configuration would give other pictures, so that cached ones are not used.
 _VERSION = 2
@@ -83,7 +85,7 @@ class SyntheticFaces:
         recipe = json.dumps([_VERSION, head.digest(), dataclasses.asdict(self)], sort_keys=True)
         key = f"{recipe} OpenCV {cv2.__version__} NumPy {np.__version__}"  # they draw, and draw the random numbers
         name = f"faces-{self.split}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-        folder = _cache_folder(cache) / name
+        folder = cache_folder(cache) / name
         if not (folder / "labels.npz").is_file():
             self._render(head, folder)
         with np.load(folder / "labels.npz", allow_pickle=False) as labels:
@@ -104,7 +106,6 @@ class SyntheticFaces:
         layer = FLAME(head, shape_params=self.shape_params, expression_params=self.expression_params)
         painter = _Painter(head, self)
         labels = []
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         chunk = max(1, 96 // self.images_per_identity)
         bar = progress(total=count, desc=f"rendering {self.split} faces", unit="face")
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +113,7 @@ class SyntheticFaces:
         needed, free = math.prod(shape), shutil.disk_usage(folder.parent).free
         if needed > free:
             raise OSError(f"{folder.parent}: the faces need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
-        with folder_written_whole(folder) as unfinished, ThreadPoolExecutor(workers) as pool, bar:
+        with folder_written_whole(folder) as unfinished, ThreadPoolExecutor(available_cores()) as pool, bar:
             images = np.lib.format.open_memmap(unfinished / "images.npy", "w+", np.uint8, shape)
             for first in range(0, self.identities, chunk):
                 people = range(first, min(first + chunk, self.identities))
@@ -128,7 +129,7 @@ class SyntheticFaces:
             images.flush()
             arrays = {name: np.concatenate([part[name] for part in labels]) for name in labels[0]}
             identity = np.repeat(np.arange(self.identities), self.images_per_identity)
-            np.savez(unfinished / "labels.npz", identity=identity, **arrays)
+            write_arrays(unfinished / "labels.npz", {"identity": identity, **arrays})
 
     @torch.no_grad()
     def _pose(self, layer: FLAME, people: range) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
@@ -168,20 +169,12 @@ class SyntheticFaces:
 def global_pose(yaw: float, pitch: float, roll: float) -> np.ndarray:
     """Axis-angle (3,) in RingNet's frame of a head turned by yaw (to the subject's left), pitch (down), roll;
     radians."""
-    upright, roll, pitch, yaw = (cv2.Rodrigues(np.array(r, float))[0] for r in (
-        UPRIGHT, (0, 0, roll), (pitch, 0, 0), (0, yaw, 0)
-    ))  # fmt: skip
-    vector = cv2.Rodrigues(upright @ roll @ pitch @ yaw)[0][:, 0]
+    vectors = UPRIGHT, (0, 0, roll), (pitch, 0, 0), (0, yaw, 0)
+    upright, rolled, pitched, turned = (cv2.Rodrigues(np.array(vector, float))[0] for vector in vectors)
+    vector = cv2.Rodrigues(upright @ rolled @ pitched @ turned)[0][:, 0]
     # Half a turn about an axis is half a turn about its opposite too. Of the two vectors of a rotation take the one
     # near UPRIGHT, so that heads that look alike have poses that are alike.
     return vector if vector[0] > 0 else vector * (1 - 2 * math.pi / np.linalg.norm(vector))
-
-
-def _cache_folder(cache: str | os.PathLike | None) -> Path:
-    if cache is not None:
-        return Path(cache)
-    base = os.environ.get("RINGNET_CACHE")
-    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "ringnet_ext"
 
 
 # Ends and middles of the palettes that colours are mixed from, linear in [0, 1].
@@ -194,7 +187,7 @@ class _Painter:
     """Paints one posed head: colours, light, background, something in front, a camera that is not perfect."""
 
     def __init__(self, head: FlameModel, faces: SyntheticFaces):
-        self.faces = head.faces.astype(np.int32)
+        self.triangles = head.faces.astype(np.int32)
         self.regions = head.regions
         self.rest = head.v_template.astype(np.float32)
         self.configuration = faces
@@ -204,12 +197,10 @@ class _Painter:
         faces, size = self.configuration, self.configuration.size
         random = np.random.default_rng([faces.seed, 3 + _SPLITS[faces.split], index])
         image = self._background(random, size)
-        normals = vertex_normals(vertices, self.faces)
-        points = np.empty_like(vertices)
-        points[:, :2] = (camera[0] * (vertices[:, :2] + camera[1:]) + 1) * (size / 2)
-        points[:, 2] = vertices[:, 2]
+        normals = vertex_normals(vertices, self.triangles)
+        points = project_to_pixels(vertices, camera, size)
         colors = self._light(random, normals, self._albedo(random))
-        draw_mesh(image, points, self.faces, colors, back_faces=False)
+        draw_mesh(image, points, self.triangles, colors, back_faces=False)
         if random.random() < faces.occlusion:
             self._occlude(random, image)
         if not faces.color:
@@ -255,14 +246,14 @@ class _Painter:
         tint = random.uniform(0.85, 1.15, 3).astype(np.float32)
         diffuse = np.clip(normals @ key, 0, None) * (1 - ambient)
         diffuse += np.clip(normals @ fill, 0, None) * random.uniform(0, 0.3)
-        halfway = key + np.float32([0, 0, -1])
+        halfway = key + np.array([0, 0, -1], np.float32)
         gloss = np.clip(normals @ (halfway / np.linalg.norm(halfway)), 0, None) ** 24 * random.uniform(0, 0.25)
         return np.clip(albedo * (ambient + diffuse[:, None]) * tint + gloss[:, None].astype(np.float32), 0, 1)
 
     @staticmethod
     def _background(random: np.random.Generator, size: int) -> np.ndarray:
         # Blotches of three sizes, in brightness rather than in colour.
-        image = np.zeros((1, 1, 3), np.float32) + random.uniform(0.05, 0.95) + random.normal(0, 0.08, 3)
+        image: np.ndarray = np.zeros((1, 1, 3), np.float32) + random.uniform(0.05, 0.95) + random.normal(0, 0.08, 3)
         for cells, brightness, color in ((3, 0.25, 0.06), (8, 0.12, 0.03), (24, 0.08, 0.01)):
             noise = random.normal(0, brightness, (cells, cells, 1)) + random.normal(0, color, (cells, cells, 3))
             image = cv2.resize(image.astype(np.float32), (cells, cells), interpolation=cv2.INTER_LINEAR) + noise

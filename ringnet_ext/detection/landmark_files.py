@@ -253,8 +253,11 @@ def _csv(data: bytes) -> np.ndarray:
 
 #: Columns of a .csv that are read, and what else they are called.
 _COLUMNS = {
-    "x": (), "y": (), "confidence": ("score", "probability", "conf"), "index": ("i", "id", "idx", "point", "landmark", "number")
-}  # fmt: skip
+    "x": (),
+    "y": (),
+    "confidence": ("score", "probability", "conf"),
+    "index": ("i", "id", "idx", "point", "landmark", "number"),
+}
 
 
 def _named_columns(names: list[str], rows: list[list[str]]) -> np.ndarray:
@@ -264,7 +267,7 @@ def _named_columns(names: list[str], rows: list[list[str]]) -> np.ndarray:
     read = [name for name in names if name != "z"]
     if not {"x", "y"} <= columns.keys() or len(columns) != len(read):
         raise LandmarkError(f"expected columns x, y and perhaps z, confidence and index, got {', '.join(names)[:200]}")
-    order = slice(None)
+    order = np.arange(len(rows))
     if "index" in columns:
         order, index = np.argsort(columns["index"]), np.sort(columns["index"])
         if not np.array_equal(index - index[0], np.arange(len(index))) or index[0] not in (0, 1):

@@ -1,8 +1,8 @@
 """The square around a face that is cut from an image: one definition for training, ``prepare`` and ``infer``.
 
 The middle of the square is the middle of the box of the 68 landmarks, and the larger side of that box fills
-:data:`ringnet_ext.geometry.camera.FILL` (0.8) of the square. Landmarks that are not known don't count. Where the square reaches
-beyond the image, the pixels of the image's edge are repeated.
+:data:`ringnet_ext.geometry.camera.FILL` (0.8) of the square. Landmarks that are not known don't count. Where the square
+reaches beyond the image, the pixels of the image's edge are repeated.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def cut_square(image: np.ndarray, middle: np.ndarray, side: float, size: int = I
         np.ascontiguousarray(inside), matrix, (size, size), flags=method | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REPLICATE,
     )  # fmt: skip
-    return Square(pixels, scale, tuple(map(float, -low * scale)))
+    x, y = (-low * scale).tolist()
+    return Square(pixels, scale, (x, y))
 
 
 def _size(image: np.ndarray) -> tuple[int, int]:

@@ -52,11 +52,11 @@ class PhotographReport:
 def evaluate_photographs(model: RingNet, faces: FaceSet, *, people: int = 240, images: int = 6) -> PhotographReport:
     """The table of a model on photographs, of at most so many people and images of each, taken evenly from all."""
     known = np.unique(faces.identity[faces.identity >= 0])
-    chosen = []
+    by_person = []
     for person in known[np.linspace(0, len(known) - 1, min(people, len(known))).round().astype(int)]:
         own = np.flatnonzero(faces.identity == person)
-        chosen.append(own[np.linspace(0, len(own) - 1, min(images, len(own))).round().astype(int)])
-    chosen = np.concatenate(chosen)
+        by_person.append(own[np.linspace(0, len(own) - 1, min(images, len(own))).round().astype(int)])
+    chosen = np.concatenate(by_person)
     params, target, confidence = predict(model, faces, chosen)
     with torch.no_grad():
         on_device = HeadParams(*(value.to(model.flame.v_template.device) for value in params))

@@ -160,11 +160,12 @@ def shape_errors(model: RingNet, shape: Tensor, true_shape: Tensor, batch: int =
     """Errors of (N, S) coefficients in the neutral pose, aligned on the part that is measured."""
     device = model.flame.v_template.device
     face = torch.tensor(model.head.regions.get("face", np.arange(len(model.head.v_template))))
-    sums = np.zeros(2)
+    parts: tuple[Tensor | slice, ...] = face, slice(None)
+    sums = np.zeros(len(parts))
     for start in range(0, len(shape), batch):
         rows = slice(start, start + batch)
         found, truth = (model.neutral(value[rows].to(device)).double() for value in (shape, true_shape))
-        for index, part in enumerate((face, slice(None))):
+        for index, part in enumerate(parts):
             aligned = similarity_align(found[:, part], truth[:, part])
             sums[index] += float((aligned - truth[:, part]).norm(dim=-1).mean(1).sum())
     return ShapeErrors(*(1000 * sums / len(shape)))

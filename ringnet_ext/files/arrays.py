@@ -9,7 +9,9 @@ import math
 import os
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -102,7 +104,7 @@ def _read_safetensors(data):
     return load(data)
 
 
-def write_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
+def write_arrays(path: str | os.PathLike, arrays: Mapping[str, Any]) -> None:
     """Writes arrays as `.npz` (uncompressed) or `.safetensors`, as the name of `path` says; whole or not at all."""
     suffix = Path(path).suffix
     if suffix == ".safetensors":

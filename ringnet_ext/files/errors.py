@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 
 
+class DeviceError(ValueError):
+    """The device that was asked for does not exist, or nothing here computes on it."""
+
+
 def explained(error: BaseException | str) -> str:
     """An error in one line: of the system's own the file first, then the reason."""
     if isinstance(error, OSError) and error.strerror:

@@ -101,7 +101,7 @@ def _over_white(data: np.ndarray) -> np.ndarray | None:
     if data[:2].tobytes() == b"\xff\xd8":  # JPEG has none, and is what there is most of
         return None
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with Image.open(io.BytesIO(data.data)) as opened:
             if not opened.has_transparency_data:
                 return None
             return upright_rgb(opened)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -91,7 +91,9 @@ def _read_with_trimesh(path: Path) -> Mesh:
     import trimesh
 
     # Without fix_texture, which splits the vertices of a PLY along its seams; process merges them.
-    mesh: Any = trimesh.load(path, process=False, force="mesh", fix_texture=False)
+    mesh = trimesh.load(path, process=False, force="mesh", fix_texture=False)
+    if not isinstance(mesh, trimesh.Trimesh):
+        raise ValueError("no triangles in it")
     vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
     if path.suffix.lower() == ".ply":
         return Mesh(vertices, faces, *_ply_texture(mesh.metadata.get("_ply_raw", {}), faces))

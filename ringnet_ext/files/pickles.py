@@ -14,7 +14,6 @@ Works for all pickle protocols; byte strings of Python 2 are read as latin1.
 
 from __future__ import annotations
 
-import codecs
 import math
 import re
 import struct
@@ -23,8 +22,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .pickle_machine import Call, Global, Machine, Persistent
+
 _MAX_DEPTH = 64  # nesting of real files is below 10
-_MAX_OPCODES = 2**20  # real files have some thousand; each takes up to a hundred bytes of memory
 _MAX_STEPS, _MAX_COUNT = 2**20, 2**28  # lists of lists in real files have some hundred items, arrays below 2^24 numbers
 
 
@@ -130,7 +130,7 @@ def torch_archive(data: bytes, storage: Callable[[str], bytes]):
 
 def _read_at(data, start, persistent=None):
     """The value of the pickle that begins at `start`, and the place where it ends."""
-    machine = _Machine(data, start)
+    machine = Machine(data, start, _allowed)
     try:
         machine.run()
         value = _Resolver(persistent, budget=8 * len(data) + 2**20).resolve(machine.result)
@@ -173,250 +173,9 @@ _KNOWN = (
 )  # fmt: skip
 
 
-@dataclass(eq=False)
-class _Global:
-    name: str
-
-    def __post_init__(self):
-        # No object of chumpy's is ever made: any of its names may stand in a record.
-        if self.name not in _KNOWN and not self.name.startswith("chumpy."):
-            raise ValueError(f"refused: it asks for {self.name[:200]!r}, which is not among the array types allowed")
-
-
-@dataclass(eq=False)
-class _Call:
-    function: _Global
-    args: tuple
-    state: object = None
-    built: bool = False
-
-
-@dataclass(eq=False)
-class _Persistent:
-    key: object
-
-
-class _Machine:
-    """The stack machine. `run` leaves the value in `result`, as plain values and records."""
-
-    def __init__(self, data, position):
-        self.data, self.position = data, position
-        self.stack, self.below, self.memo = [], [], {}
-        self.result = None
-
-    def run(self):
-        for _ in range(_MAX_OPCODES):
-            opcode = self.take(1)[0]
-            if opcode == _STOP:
-                self.result = self.stack.pop()
-                return
-            step = _STEPS.get(opcode)
-            if step is None:
-                raise ValueError(f"refused: opcode {bytes([opcode])!r}")
-            step(self)
-        raise ValueError(f"refused: more than {_MAX_OPCODES} opcodes")
-
-    def take(self, count):
-        end = self.position + count
-        if count < 0 or end > len(self.data):
-            raise ValueError("it ends too early")
-        piece = self.data[self.position : end]
-        self.position = end
-        return piece
-
-    def number(self, code):
-        return struct.unpack(code, self.take(struct.calcsize(code)))[0]
-
-    def line(self):
-        end = self.position
-        while True:  # memoryview has no find; search the copy of a growing piece
-            piece = bytes(self.data[end : end + 4096])
-            if not piece:
-                raise ValueError("it ends too early")
-            if (at := piece.find(b"\n")) >= 0:
-                end += at
-                break
-            end += len(piece)
-        text = bytes(self.take(end - self.position))
-        self.position += 1
-        return text
-
-    def text(self, code, encoding):
-        return str(self.take(self.number(code)), encoding, "surrogatepass" if encoding == "utf-8" else "strict")
-
-    def remember(self, index):
-        if not 0 <= index < 4 * _MAX_OPCODES:
-            raise ValueError("a memo index out of range")
-        self.memo[index] = self.stack[-1]
-
-    def push(self, value):
-        self.stack.append(value)
-
-    def marked(self):
-        items, self.stack = self.stack, self.below.pop()
-        return items
-
-    def mark(self):
-        self.below.append(self.stack)
-        self.stack = []
-
-    def extend(self, items):
-        if not isinstance(self.stack[-1], list):
-            raise ValueError("appends to something that is no list")
-        self.stack[-1].extend(items)
-
-    def fill(self, items):
-        target = self.stack[-1]
-        if not isinstance(target, dict) or len(items) % 2:
-            raise ValueError("sets items of something that is no dictionary")
-        for key, value in zip(items[::2], items[1::2]):
-            # Large integers can be chosen so that they collide in a dictionary and make it slow.
-            if not isinstance(key, (str, bytes)) and not (isinstance(key, int) and abs(key) < 2**31):
-                raise ValueError(f"a dictionary key of type {type(key).__name__}")
-            target[key] = value
-
-    def call(self, function, args):
-        if not isinstance(function, _Global) or not isinstance(args, tuple):
-            raise ValueError("calls something that is no function")
-        self.push({} if function.name == "collections.OrderedDict" and not args else _Call(function, args))
-
-    def build(self):
-        state, target = self.stack.pop(), self.stack[-1]
-        if not isinstance(target, _Call) or target.built:
-            raise ValueError("sets the state of something that has none")
-        target.state, target.built = state, True
-
-    # One method per opcode that needs more than a line
-
-    def op_string(self):
-        text = self.line().strip()
-        if len(text) < 2 or text[:1] != text[-1:] or text[:1] not in b"'\"":
-            raise ValueError("a string without quotes")
-        self.push(codecs.escape_decode(text[1:-1])[0].decode("latin1"))
-
-    def op_integer(self):
-        text = self.line()
-        self.push(text == b"01" if text in (b"00", b"01") else int(text))
-
-    def op_stack_global(self):
-        name, module = self.stack.pop(), self.stack.pop()
-        if not (isinstance(name, str) and isinstance(module, str)):
-            raise ValueError("a name that is no text")
-        self.push(_Global(f"{module}.{name}"))
-
-    def op_inst(self):
-        function = _Global(f"{self.line().decode()}.{self.line().decode()}")
-        self.call(function, tuple(self.marked()))
-
-    def op_obj(self):
-        function, *args = self.marked()
-        self.call(function, tuple(args))
-
-    def op_reduce(self):
-        args = self.stack.pop()
-        self.call(self.stack.pop(), args)
-
-    def op_newobj_ex(self):
-        keywords, args = self.stack.pop(), self.stack.pop()
-        if keywords:
-            raise ValueError("calls with keywords")
-        self.call(self.stack.pop(), args)
-
-    def op_append(self):
-        value = self.stack.pop()
-        self.extend([value])
-
-    def op_set_item(self):
-        value, key = self.stack.pop(), self.stack.pop()
-        self.fill([key, value])
-
-    def op_tuple(self, count):
-        if count > len(self.stack):
-            raise ValueError("takes more than there is")
-        items = tuple(self.stack[len(self.stack) - count :])
-        del self.stack[len(self.stack) - count :]
-        self.push(items)
-
-    def op_dict(self):
-        items = self.marked()
-        self.push({})
-        self.fill(items)
-
-
-_STOP = ord(".")
-
-
-def _little(piece):
-    return int.from_bytes(piece, "little", signed=True)
-
-
-_STEPS = {
-    ord(code): step
-    for code, step in {
-        "\x80": lambda m: m.take(1),  # PROTO
-        "\x95": lambda m: m.take(8),  # FRAME: its length is of no use here
-        "(": lambda m: m.mark(),
-        "0": lambda m: m.stack.pop() if m.stack else m.marked(),
-        "1": lambda m: m.marked(),
-        "2": lambda m: m.push(m.stack[-1]),
-        "N": lambda m: m.push(None),
-        "\x88": lambda m: m.push(True),
-        "\x89": lambda m: m.push(False),
-        "I": _Machine.op_integer,
-        "L": lambda m: m.push(int(m.line().rstrip(b"L"))),
-        "J": lambda m: m.push(m.number("<i")),
-        "K": lambda m: m.push(m.number("<B")),
-        "M": lambda m: m.push(m.number("<H")),
-        "\x8a": lambda m: m.push(_little(m.take(m.number("<B")))),
-        "\x8b": lambda m: m.push(_little(m.take(m.number("<i")))),
-        "F": lambda m: m.push(float(m.line())),
-        "G": lambda m: m.push(m.number(">d")),
-        "S": _Machine.op_string,
-        "T": lambda m: m.push(m.text("<i", "latin1")),
-        "U": lambda m: m.push(m.text("<B", "latin1")),
-        "B": lambda m: m.push(bytes(m.take(m.number("<I")))),
-        "C": lambda m: m.push(bytes(m.take(m.number("<B")))),
-        "\x8e": lambda m: m.push(bytes(m.take(m.number("<Q")))),
-        "\x96": lambda m: m.push(bytes(m.take(m.number("<Q")))),  # a bytearray
-        "V": lambda m: m.push(str(m.line(), "raw-unicode-escape")),
-        "X": lambda m: m.push(m.text("<I", "utf-8")),
-        "\x8c": lambda m: m.push(m.text("<B", "utf-8")),
-        "\x8d": lambda m: m.push(m.text("<Q", "utf-8")),
-        "]": lambda m: m.push([]),
-        "\x8f": lambda m: m.push([]),  # a set, kept as a list
-        "a": _Machine.op_append,
-        "e": lambda m: m.extend(m.marked()),
-        "\x90": lambda m: m.extend(m.marked()),
-        "l": lambda m: m.push(m.marked()),
-        ")": lambda m: m.push(()),
-        "t": lambda m: m.push(tuple(m.marked())),
-        "\x91": lambda m: m.push(tuple(m.marked())),  # a frozen set
-        "\x85": lambda m: m.op_tuple(1),
-        "\x86": lambda m: m.op_tuple(2),
-        "\x87": lambda m: m.op_tuple(3),
-        "}": lambda m: m.push({}),
-        "d": _Machine.op_dict,
-        "s": _Machine.op_set_item,
-        "u": lambda m: m.fill(m.marked()),
-        "p": lambda m: m.remember(int(m.line())),
-        "q": lambda m: m.remember(m.number("<B")),
-        "r": lambda m: m.remember(m.number("<I")),
-        "\x94": lambda m: m.remember(len(m.memo)),
-        "g": lambda m: m.push(m.memo[int(m.line())]),
-        "h": lambda m: m.push(m.memo[m.number("<B")]),
-        "j": lambda m: m.push(m.memo[m.number("<I")]),
-        "c": lambda m: m.push(_Global(f"{m.line().decode()}.{m.line().decode()}")),
-        "\x93": _Machine.op_stack_global,
-        "i": _Machine.op_inst,
-        "o": _Machine.op_obj,
-        "R": _Machine.op_reduce,
-        "\x81": _Machine.op_reduce,  # NEWOBJ
-        "\x92": _Machine.op_newobj_ex,
-        "b": _Machine.build,
-        "P": lambda m: m.push(_Persistent(m.line().decode())),
-        "Q": lambda m: m.push(_Persistent(m.stack.pop())),
-    }.items()
-}
+def _allowed(name):
+    # No object of chumpy's is ever made: any of its names may stand in a record.
+    return name in _KNOWN or name.startswith("chumpy.")
 
 
 @dataclass
@@ -429,7 +188,7 @@ class _Resolver:
     depth: int = 0
 
     def resolve(self, value):
-        if not isinstance(value, (list, tuple, dict, _Call, _Global, _Persistent)):
+        if not isinstance(value, (list, tuple, dict, Call, Global, Persistent)):
             return value
         key = id(value)
         if key in self.done:
@@ -444,9 +203,9 @@ class _Resolver:
             result = {name: self.resolve(item) for name, item in value.items()}
         elif isinstance(value, (list, tuple)):
             result = type(value)(self.resolve(item) for item in value)
-        elif isinstance(value, _Global):
+        elif isinstance(value, Global):
             result = Inert(value.name, {})
-        elif isinstance(value, _Persistent):
+        elif isinstance(value, Persistent):
             if self.persistent is None:
                 raise ValueError("refused: it refers to objects outside of the file")
             result = self.persistent(self.resolve(value.key))
@@ -594,7 +353,7 @@ def _torch_tensor(storage, offset, shape, stride):
     if not isinstance(storage, np.ndarray) or storage.ndim != 1 or len(stride) != len(shape) or type(offset) is not int:
         raise ValueError("a torch tensor of unknown form")
     count = math.prod(shape)
-    last = offset + sum((n - 1) * s for n, s in zip(shape, stride))
+    last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
     if count > len(storage) or (count and not 0 <= offset <= last < len(storage)):
         raise ValueError(f"a torch tensor of shape {shape} over {len(storage)} numbers")
     if not count:

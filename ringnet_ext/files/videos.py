@@ -95,7 +95,8 @@ def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: floa
                 writer = cv2.VideoWriter(str(unfinished), cv2.VideoWriter.fourcc(*"mp4v"), fps, frame.shape[1::-1])
                 if not writer.isOpened():
                     raise OSError(
-                        f"{path}: cannot be written: this OpenCV has no MPEG-4 writer, or the folder can't be written to"
+                        f"{path}: cannot be written: this OpenCV has no MPEG-4 writer, or the folder can't be "
+                        "written to"
                     )
             writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
             count += 1

@@ -1,5 +1,9 @@
 """Fit heads to what is seen of them."""
 
-from .fit import Fit, Priors, Walk, fit, fit_mesh
+from .fit import fit
+from .meshes import fit_mesh
+from .parameters import Priors
+from .result import Fit
+from .track import Walk
 
 __all__ = ["Fit", "Priors", "Walk", "fit", "fit_mesh"]

@@ -1,19 +1,49 @@
-"""How fitted heads are seen: each camera's parameters, its projection with derivatives, and the pose to begin with.
-
-A camera has ``names`` of its parameters, the number of ``dimensions`` of what is seen, and
-``project(points (n, N, 3), camera (n, C))`` -> what is seen (n, M, d) and its derivatives with respect to the camera
-(n, M, d, C); ``chain(points, camera, derivatives (n, N, 3, Q))`` -> derivatives of what is seen (n, M, d, Q), given
-those of the points; ``nearest(points, target, weight, camera, turned)`` -> the rotation (n, 3, 3) of the points, and
-the camera, that bring them nearest to the target, in closed form; the identity where not ``turned``;
-``weak(camera)`` -> the weak-perspective camera (n, 3) that is nearest, translation (n, 3) or None, focal length (n,) or
-None; ``from_weak(weak, camera)`` -> a camera that sees about the same; ``walk(walk, camera)`` -> the steps (n,) of a
-walk, a parameter each.
-"""
+"""How fitted heads are seen: each camera's parameters, its projection with derivatives, and the pose to begin with."""
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
+
+
+class Steps(Protocol):
+    """How far a camera moves from one frame of a video to the next: of its scale, relative, and its translation,
+    metres."""
+
+    @property
+    def scale(self) -> float: ...
+
+    @property
+    def translation(self) -> float: ...
+
+
+class Camera(Protocol):
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its parameters."""
+
+    def project(self, points: Tensor, camera: Tensor) -> tuple[Tensor, Tensor]:
+        """Points (n, N, 3) -> what is seen (n, M, d) and its derivatives with respect to the camera (n, M, d, C)."""
+
+    def chain(self, points: Tensor, camera: Tensor, derivatives: Tensor) -> Tensor:
+        """Derivatives of the points (n, N, 3, Q) -> of what is seen (n, M, d, Q)."""
+
+    def nearest(
+        self, points: Tensor, target: Tensor, weight: Tensor, camera: Tensor, turned: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """The rotation (n, 3, 3) of the points, and the camera, that bring them nearest to the target, in closed form;
+        the identity where not ``turned``."""
+
+    def weak(self, camera: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The nearest weak-perspective camera (n, 3), translation (n, 3) or None, focal length (n,) or None."""
+
+    def from_weak(self, weak: Tensor, camera: Tensor) -> Tensor:
+        """A camera that sees about the same."""
+
+    def walk(self, walk: Steps, camera: Tensor) -> list[Tensor]:
+        """The steps (n,) of a walk, a parameter each."""
 
 
 def _centred(points: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,7 +65,6 @@ class WeakPerspective:
     """RingNet's camera: x = s (X_xy + t). Its scale is held as a logarithm, so that it stays positive."""
 
     names = ("log_scale", "tx", "ty")
-    dimensions = 2
 
     def project(self, points: Tensor, camera: Tensor) -> tuple[Tensor, Tensor]:
         scale = camera[:, None, :1].exp()
@@ -95,7 +124,6 @@ class Perspective:
     """
 
     names = ("log_scale", "tx", "ty", "log_focal")
-    dimensions = 2
 
     def __init__(self, center: Tensor):
         self.center = center
@@ -148,7 +176,6 @@ class Space:
     """No camera: points in metres, in any frame, moved by T."""
 
     names = ("tx", "ty", "tz")
-    dimensions = 3
 
     def project(self, points: Tensor, camera: Tensor) -> tuple[Tensor, Tensor]:
         return points + camera[:, None], torch.eye(3, dtype=points.dtype, device=points.device).expand(*points.shape, 3)
@@ -185,7 +212,6 @@ class Views:
     """
 
     names = ("tx", "ty", "tz")
-    dimensions = 2
 
     def __init__(self, matrices: Tensor):
         if matrices.dim() != 3 or matrices.shape[1:] != (3, 4):

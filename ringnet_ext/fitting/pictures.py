@@ -41,5 +41,7 @@ def uncertainty(
     bar.ax.tick_params(labelsize=7)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    legend = cv2.cvtColor(cv2.imdecode(np.frombuffer(buffer.getvalue(), np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    picture = cv2.imdecode(np.frombuffer(buffer.getvalue(), np.uint8), cv2.IMREAD_COLOR)
+    assert picture is not None  # matplotlib wrote it
+    legend = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
     return np.concatenate([sheet([views]), legend], axis=1)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..flame import FLAME
-from ..ops import flame_landmarks_jacobian
+from ..ops import flame_landmarks, flame_landmarks_jacobian
+from .cameras import Camera
 from .levenberg_marquardt import Linearization
 
 #: Parameters in the order of their columns, and the width of those that have a fixed one.
@@ -22,6 +23,7 @@ _POSE_COLUMNS = {
     "jaw_pose": slice(6, 9),
     "eye_pose": slice(9, 15),
 }
+_FRAMES_AT_ONCE = 2048  # whose landmarks are held together
 
 
 def observations(
@@ -82,19 +84,20 @@ class Robust(NamedTuple):
 
 
 class Columns:
-    """Where a frame's parameters are in its row of values, and which of them are fitted: those of the frame, and those
-    its problem shares.
+    """Where a frame's parameters are in its row of values, and which of them are fitted: those of the frame, those its
+    problem shares, and last among these those that all problems have in common.
 
     Args:
         widths: name -> width, in order.
-        local, shared: names.
+        local, own, common: names.
     """
 
-    def __init__(self, widths: dict[str, int], local: Sequence[str], shared: Sequence[str]):
+    def __init__(self, widths: dict[str, int], local: Sequence[str], own: Sequence[str], common: Sequence[str] = ()):
         ends = list(itertools.accumulate(widths.values()))
         self.width = ends[-1]
-        self.slices = {name: slice(end - width, end) for (name, width), end in zip(widths.items(), ends)}
-        self.local, self.shared = ([name for name in widths if name in names] for names in (local, shared))
+        self.slices = {name: slice(end - width, end) for (name, width), end in zip(widths.items(), ends, strict=True)}
+        self.local, own, self.common = ([name for name in widths if name in names] for names in (local, own, common))
+        self.shared = [*own, *self.common]
 
     def __getitem__(self, name: str) -> slice:
         return self.slices[name]
@@ -103,11 +106,13 @@ class Columns:
         """The columns of some parameters, side by side."""
         return torch.cat([values[..., self.slices[name]] for name in names], dim=-1) if names else values[..., :0]
 
+    def count(self, names: Sequence[str]) -> int:
+        """How many numbers some parameters are."""
+        return sum(self.slices[name].stop - self.slices[name].start for name in names)
+
     def put(self, values: Tensor, names: Sequence[str], columns: Tensor) -> None:
         """The other way: overwrites them in values."""
-        for name, part in zip(
-            names, columns.split([self.slices[name].stop - self.slices[name].start for name in names], dim=-1)
-        ):
+        for name, part in zip(names, columns.split([self.count([name]) for name in names], dim=-1), strict=True):
             values[:, self.slices[name]] = part
 
 
@@ -125,7 +130,7 @@ class LandmarkResiduals:
     def __init__(
         self,
         flame: FLAME,
-        camera,
+        camera: Camera,
         columns: Columns,
         values: Tensor,
         target: Tensor,
@@ -150,35 +155,51 @@ class LandmarkResiduals:
     def seen(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """What the camera sees of rows of parameters (N, n, d), and how far it is from the target (N, n), NaN where
         that isn't known."""
-        parts = []
-        for rows in values.split(256):
-            points = self.landmarks(rows)[0]
-            parts.append(self.camera.project(points, self.columns.take(rows, self.camera.names))[0])
+        parts = [self._seen(rows) for rows in values.split(_FRAMES_AT_ONCE)]
         seen = torch.cat(parts) if parts else torch.empty_like(self.target)
         return seen, torch.where(self.root_weight > 0, (seen - self.target).norm(dim=-1), torch.nan)
 
-    def landmarks(self, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(n, N, 3) landmarks of rows of parameters, and their derivatives with respect to shape and expression, and to
-        the pose."""
-        pose, betas = self.columns.take(values, list(POSES)), self.columns.take(values, ["shape", "expression"])
-        return flame_landmarks_jacobian(
-            torch.nn.functional.pad(betas, (0, self.flame.eyelid_params)), pose, *self.flame._body(), *self._embedding
-        )
+    def squares(self, values: Tensor) -> Tensor:
+        """(N,): summed squares of the images' residuals, less of those that the robust function doesn't believe."""
+        frames = torch.arange(len(values), device=values.device)
+        parts = [
+            self._weighted(some, self._seen(values[some]))[1].square().sum((1, 2))
+            for some in frames.split(_FRAMES_AT_ONCE)
+        ]
+        return torch.cat(parts) if parts else values.new_zeros(0)
 
-    def __call__(self, frames: Tensor, local: Tensor, shared: Tensor) -> Linearization:
-        columns, values = self.columns, self.row(local, shared, frames)
-        points, d_betas, d_pose = self.landmarks(values)
-        camera = columns.take(values, self.camera.names)
-        seen, d_camera = self.camera.project(points, camera)
+    def _seen(self, values: Tensor) -> Tensor:
+        return self.camera.project(self.landmarks(values), self.columns.take(values, self.camera.names))[0]
+
+    def _arguments(self, values: Tensor) -> tuple[Any, ...]:
+        pose, betas = self.columns.take(values, list(POSES)), self.columns.take(values, ["shape", "expression"])
+        betas = torch.nn.functional.pad(betas, (0, self.flame.eyelid_params))
+        return betas, pose, *self.flame._body(), *self._embedding
+
+    def landmarks(self, values: Tensor) -> Tensor:
+        """(n, N, 3) landmarks of rows of parameters."""
+        return flame_landmarks(*self._arguments(values))
+
+    def _weighted(self, frames: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Cost (n,), residuals (n, N, d) and their weights (n, N), the robust function's part in them."""
         weight = self.root_weight[frames]
         residuals = torch.where(weight[..., None] > 0, (seen - self.target[frames]) * weight[..., None], 0.0)
         square = residuals.square().sum(-1)
         if self.robust is None:
-            cost = square.sum(-1) / 2
-        else:
-            rho, slope = self.robust(square)
-            cost = rho.sum(-1) / 2
-            residuals, weight = residuals * slope.sqrt()[..., None], weight * slope.sqrt()
+            return square.sum(-1) / 2, residuals, weight
+        rho, slope = self.robust(square)
+        root = slope.sqrt()
+        return rho.sum(-1) / 2, residuals * root[..., None], weight * root
+
+    def cost(self, frames: Tensor, local: Tensor, shared: Tensor) -> Tensor:
+        return self._weighted(frames, self._seen(self.row(local, shared, frames)))[0]
+
+    def __call__(self, frames: Tensor, local: Tensor, shared: Tensor) -> Linearization:
+        columns, values = self.columns, self.row(local, shared, frames)
+        points, d_betas, d_pose = flame_landmarks_jacobian(*self._arguments(values))
+        camera = columns.take(values, self.camera.names)
+        seen, d_camera = self.camera.project(points, camera)
+        cost, residuals, weight = self._weighted(frames, seen)
 
         def derivatives(names):
             parts = []

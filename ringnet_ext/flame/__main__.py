@@ -1,8 +1,8 @@
-"""``python -m ringnet_ext.flame``: see :mod:`ringnet_ext.commands.pose`."""
+"""``python -m ringnet_ext.flame``: what ``ringnet pose`` was called, see :mod:`ringnet_ext.commands.pose`."""
 
 import sys
 
-from ..commands.pose import main
+from ..commands.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["pose", *sys.argv[1:]]))

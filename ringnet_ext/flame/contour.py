@@ -11,6 +11,7 @@ has them as regions.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -64,17 +65,15 @@ def contour_embedding(model: FlameModel, points: int = 17) -> LandmarkEmbedding:
     """
     if points < 3 or points % 2 == 0:
         raise ValueError(f"points: expected an odd number of at least 3, got {points}")
-    face = _face(model)
+    landmarks = _inner_landmarks(model)
+    face = _face(model, landmarks)
     faces_idx = np.zeros((CONTOUR_ROWS, points), dtype=np.int64)
     bary_coords = np.zeros((CONTOUR_ROWS, points, 3))
     for yaw in range(-CONTOUR_MAX_DEGREES, CONTOUR_MAX_DEGREES + 1):
         row = int(contour_row(yaw))
         contour = _contour(face, yaw, points)
         faces_idx[row], bary_coords[row] = contour.triangle, contour.bary
-    static = model.landmarks
-    return LandmarkEmbedding(
-        static.static_faces_idx, static.static_bary_coords, faces_idx, bary_coords, static.static_ids
-    )
+    return replace(landmarks, contour_faces_idx=faces_idx, contour_bary_coords=bary_coords)
 
 
 def ear_embedding(model: FlameModel, points: int = 8) -> LandmarkEmbedding:
@@ -103,10 +102,14 @@ def ear_embedding(model: FlameModel, points: int = 8) -> LandmarkEmbedding:
     return LandmarkEmbedding(np.concatenate(faces_idx), np.concatenate(bary_coords))
 
 
-def _face(model):
+def _inner_landmarks(model: FlameModel) -> LandmarkEmbedding:
     embedding = model.landmarks
     if embedding is None or embedding.num_static < 51 or embedding.static_ids is not None:
         raise ValueError("landmarks: expected the 51 inner landmarks of iBUG, from which the face is found")
+    return embedding
+
+
+def _face(model, embedding):
     vertices = model.v_template
     corners = vertices[model.faces[embedding.static_faces_idx[:51]]]
     static = (corners * embedding.static_bary_coords[:51, :, None]).sum(1)
@@ -175,7 +178,7 @@ def _clipped_edges(faces, cuts):
                 crossings = [(b[:, i] * v[:, j] - b[:, j] * v[:, i]) / (v[:, j] - v[:, i]) for i, j in pairs]
                 polygon = np.concatenate([b[:, :count], np.stack(crossings, axis=1)], axis=1)
                 kept.setdefault(count + 2, []).append((triangle[these], polygon))
-        polygons = [tuple(map(np.concatenate, zip(*parts))) for parts in kept.values()]
+        polygons = [tuple(map(np.concatenate, zip(*parts, strict=True))) for parts in kept.values()]
     triangle = np.concatenate([np.repeat(t, b.shape[1]) for t, b in polygons])
     starts = np.concatenate([b.reshape(-1, 3) for _, b in polygons])
     ends = np.concatenate([np.roll(b, -1, axis=1).reshape(-1, 3) for _, b in polygons])
@@ -231,5 +234,5 @@ def _outermost(x, y, depth, angles, tie):
             raise ValueError(f"landmarks: nothing of the head is seen at {np.degrees(angle):.0f} degrees from below")
         best = outer[near[outer].argmax()]
         found.append((edges[best], way[best]))
-    edge, way = (np.array(values) for values in zip(*found))
+    edge, way = (np.array(values) for values in zip(*found, strict=True))
     return edge, way[:, None]

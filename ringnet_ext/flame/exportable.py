@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from ..ops import reference
-from .layer import _COEFFICIENTS, _JOINTS, _POSES, _given, _rows
+from .layer import _COEFFICIENTS, _JOINTS, POSES, HeadBuffers, _given, _rows
 
 
-class ExportableFLAME(nn.Module):
+class ExportableFLAME(HeadBuffers):
     """What :meth:`ringnet_ext.flame.FLAME.exportable` returns: it takes what the layer takes and returns what the layer
     returns.
 
@@ -59,37 +59,35 @@ class ExportableFLAME(nn.Module):
             raise ValueError(f"{_given(poses)}: these are FLAME's joints, but the model has {joints}; use pose")
         pose2rot = pose is None or pose.dim() != 4
         _require("pose", pose, (3 * joints,) if pose2rot else (joints, 3, 3))
-        for name, value, width in (("translation", translation, 3), *zip(_POSES, poses, _POSES.values())):
+        for name, value, width in (("translation", translation, 3), *zip(POSES, poses, POSES.values(), strict=True)):
             _require(name, value, (width,))
         if static_offset is not None and static_offset.shape[1:] == (0, 3):  # as in FlameParams without one
             static_offset = None
         _require("static_offset", static_offset, tuple(like.shape))
         widths = (self.shape_params, self.expression_params, self.eyelid_params)
-        coefficients = [_padded(name, value, width)
-                        for name, value, width in zip(_COEFFICIENTS, (shape, expression, eyelids), widths)]  # fmt: skip
+        coefficients = [
+            _padded(name, value, width)
+            for name, value, width in zip(_COEFFICIENTS, (shape, expression, eyelids), widths, strict=True)
+        ]
 
         given = [value for value in (*coefficients, translation, static_offset, pose, *poses) if value is not None]
         size = given[0].shape[0] if given else 1
         betas = _rows(coefficients, widths, size, like)
         if pose is None:
-            pose = (
-                _rows(poses[:1], (3,), size, like) if joints != _JOINTS else _rows(poses, _POSES.values(), size, like)
-            )
+            pose = _rows(poses[:1], (3,), size, like) if joints != _JOINTS else _rows(poses, POSES.values(), size, like)
             pose = pad(pose, (0, 3 * joints - pose.shape[1]))
 
         template = like if static_offset is None else like + static_offset
         model = (template, self.shapedirs, self.posedirs, self.J_regressor, self.parents, self.lbs_weights)
-        if self.lmk_faces_idx is None:
+        outputs: tuple[Tensor, ...]
+        if self.lmk_faces_idx is None or self.lmk_bary_coords is None:
             outputs = reference.flame_lbs(betas, pose, *model, pose2rot=pose2rot)
         else:
-            embedding = (
-                self.faces,
-                self.lmk_faces_idx,
-                self.lmk_bary_coords,
-                self.contour_faces_idx,
-                self.contour_bary_coords,
+            static, contour = (
+                (self.faces, self.lmk_faces_idx, self.lmk_bary_coords),
+                (self.contour_faces_idx, self.contour_bary_coords),
             )
-            outputs = reference.flame_head(betas, pose, *model, *embedding, self.neck_joint, pose2rot=pose2rot)
+            outputs = reference.flame_head(betas, pose, *model, *static, *contour, self.neck_joint, pose2rot=pose2rot)
         return outputs if translation is None else tuple(points + translation[:, None] for points in outputs)
 
 

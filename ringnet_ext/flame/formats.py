@@ -16,6 +16,13 @@ MODEL_ARRAYS = (
 OPTIONAL_ARRAYS = "eyeliddirs", "uv", "uv_faces"
 
 _SHAPE_DIRECTIONS = 300  # of FLAME's 400, and of SMPL-X's; the rest are expressions
+_FLAME_NAMES = {
+    "v_template": "v_template",
+    "shapedirs": "shapedirs",
+    "posedirs": "posedirs",
+    "lbs_weights": "weights",
+    "faces": "f",
+}
 _NO_PARENT = (-1, 2**32 - 1, 2**64 - 1)
 
 
@@ -40,16 +47,11 @@ def model_arguments(content) -> dict:
     _require_keys(content, names)
     arrays = {name: numbers(name, content[name]) for name in names if not isinstance(content[name], Sparse)}
     regressor = content["J_regressor"]
-    arguments = {
-        "v_template": arrays.get("v_template"),
-        "shapedirs": arrays.get("shapedirs"),
-        "posedirs": arrays.get("posedirs"),
-        "lbs_weights": arrays.get("weights"),
-        "faces": arrays.get("f"),
-    }
-    for name, array in arguments.items():
-        if array is None or array.ndim == 0:
-            raise ValueError(f"{name}: expected an array, got {'a sparse matrix' if array is None else 'a number'}")
+    arguments = {}
+    for name, key in _FLAME_NAMES.items():
+        if key not in arrays or arrays[key].ndim == 0:
+            raise ValueError(f"{name}: expected an array, got {'a number' if key in arrays else 'a sparse matrix'}")
+        arguments[name] = arrays[key]
     parents = _parents(arrays.get("kintree_table"))
     if isinstance(regressor, Sparse):
         # Before it is made dense, its size must be that of an array which the file holds in full.
@@ -79,12 +81,15 @@ def _parents(table):
         )
     if parents[0] not in _NO_PARENT:
         raise ValueError(f"kintree_table: expected no parent (-1 or 2^32 - 1) for joint 0, got {parents[0]}")
+    require_parents_first("kintree_table", parents)
+    return np.array([-1, *parents[1:]], dtype=np.int64)
+
+
+def require_parents_first(name: str, parents) -> None:
+    """Raises ValueError unless the parent of every joint but the root comes before it."""
     for joint, parent in enumerate(parents[1:], start=1):
         if not 0 <= parent < joint:
-            raise ValueError(
-                f"kintree_table: expected the parent of joint {joint} among 0 ... {joint - 1}, got {parent}"
-            )
-    return np.array([-1, *parents[1:]], dtype=np.int64)
+            raise ValueError(f"{name}: expected the parent of joint {joint} among 0 ... {joint - 1}, got {parent}")
 
 
 # Field of LandmarkEmbedding -> its key in: this project, DECA and SMIRK, SMPL-X's model files

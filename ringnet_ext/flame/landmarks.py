@@ -39,7 +39,9 @@ def real_array(name: str, value, shape: tuple) -> np.ndarray:
 
 def _check_shape(name, array, shape):
     wanted = "(" + ", ".join(str(n) for n in shape) + ("," if len(shape) == 1 else "") + ")"
-    fits = array.ndim == len(shape) and all(isinstance(n, str) or n == m for n, m in zip(shape, array.shape))
+    fits = array.ndim == len(shape) and all(
+        isinstance(n, str) or n == m for n, m in zip(shape, array.shape, strict=True)
+    )
     if not fits:
         raise ValueError(f"{name}: expected shape {wanted}, got {array.shape}")
     return array
@@ -66,12 +68,13 @@ class LandmarkEmbedding:
 
     In the order of this project the contour comes first. For the 68 points of iBUG, C = 17 and L = 51.
 
-    static_faces_idx     (L,) int64        triangle of each static point
-    static_bary_coords   (L, 3) float64    its barycentric coordinates there, summing to 1
-    contour_faces_idx    (79, C) int64     one row per degree of yaw, see CONTOUR_ROWS; None without a contour
-    contour_bary_coords  (79, C, 3) float64
-    static_ids           (L,) int64        numbers of the static points in their own scheme, such as MediaPipe's 478;
-                                           None for the 51 inner points of iBUG in their order
+    Attributes:
+        static_faces_idx: (L,) int64, triangle of each static point.
+        static_bary_coords: (L, 3) float64, its barycentric coordinates there, summing to 1.
+        contour_faces_idx: (79, C) int64, one row per degree of yaw, see CONTOUR_ROWS; None without a contour.
+        contour_bary_coords: (79, C, 3) float64.
+        static_ids: (L,) int64, numbers of the static points in their own scheme, such as MediaPipe's 478; None for the
+            51 inner points of iBUG in their order.
     """
 
     static_faces_idx: np.ndarray
@@ -109,7 +112,7 @@ class LandmarkEmbedding:
         paths: RingNet's static and dynamic embeddings, in either order. `full` takes the 68 static points that DECA's
         file has besides. Raises ValueError, naming the file.
         """
-        arguments = {}
+        arguments: dict = {}
         for path in paths:
             content = read_file(path)
             try:
@@ -145,6 +148,7 @@ class LandmarkEmbedding:
 
 def contour_row(yaw_degrees) -> np.ndarray:
     """Row of the contour table for a yaw in degrees, rounded and clamped; positive = turned to the subject's left."""
+    # As reference.contour_rows_of_yaw, but without PyTorch, which reading a model does without.
     angle = np.rint(np.clip(yaw_degrees, -CONTOUR_MAX_DEGREES, CONTOUR_MAX_DEGREES)).astype(np.int64)
     return np.where(angle < 0, CONTOUR_MAX_DEGREES - angle, angle)
 

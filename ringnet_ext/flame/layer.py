@@ -18,20 +18,22 @@ if TYPE_CHECKING:
     from .exportable import ExportableFLAME
 
 _JOINTS = 5  # global, neck, jaw, left eye, right eye
-_POSES = {"global_pose": 3, "neck_pose": 3, "jaw_pose": 3, "eye_pose": 6}  # columns of the pose, in the joints' order
+
+#: Widths of the poses by name: columns of the pose, in the joints' order.
+POSES = {"global_pose": 3, "neck_pose": 3, "jaw_pose": 3, "eye_pose": 6}
 _COEFFICIENTS = "shape", "expression", "eyelids"
 _BODY = "v_template", "shapedirs", "posedirs", "J_regressor", "parents", "lbs_weights"
 _EMBEDDING = "faces", "lmk_faces_idx", "lmk_bary_coords", "contour_faces_idx", "contour_bary_coords"
 
 
 def _given(poses) -> str:
-    return ", ".join(name for name, value in zip(_POSES, poses) if value is not None)
+    return ", ".join(name for name, value in zip(POSES, poses, strict=True) if value is not None)
 
 
 def _rows(values, widths, size: int, like: Tensor) -> Tensor:
     """The values (size, width) side by side, zeros for those that are None."""
     parts, missing = [], 0
-    for value, width in zip(values, widths):
+    for value, width in zip(values, widths, strict=True):
         if value is None:
             missing += width
             continue
@@ -52,7 +54,23 @@ class FlameOutput(NamedTuple):
     landmarks: Tensor | None
 
 
-class FLAME(nn.Module):
+class HeadBuffers(nn.Module):
+    """The constants of a head model as buffers, under the names of the operators' arguments; None without landmarks."""
+
+    v_template: Tensor
+    shapedirs: Tensor
+    posedirs: Tensor
+    J_regressor: Tensor
+    parents: Tensor
+    lbs_weights: Tensor
+    faces: Tensor
+    lmk_faces_idx: Tensor | None
+    lmk_bary_coords: Tensor | None
+    contour_faces_idx: Tensor | None
+    contour_bary_coords: Tensor | None
+
+
+class FLAME(HeadBuffers):
     """A head model as a differentiable layer without trainable parameters.
 
     Args:
@@ -155,8 +173,7 @@ class FLAME(nn.Module):
             shape, expression, global_pose, neck_pose, jaw_pose, eye_pose, translation, eyelids, static_offset, pose
         )
         if self.lmk_faces_idx is None:
-            body = self._body(template)
-            (vertices, joints), landmarks = flame_lbs(betas, pose, *body, pose2rot=pose.dim() != 4), None
+            (vertices, joints), landmarks = self._mesh(betas, pose, template), None
         else:
             vertices, joints, landmarks = self._head(betas, pose, template)
         if translation is not None:
@@ -188,8 +205,7 @@ class FLAME(nn.Module):
 
     def static_landmarks(self, vertices: Tensor) -> Tensor:
         """The static landmarks (B, L, 3) of a mesh (B, V, 3)."""
-        self._require_landmarks()
-        return vertices2landmarks(vertices, self.faces, self.lmk_faces_idx, self.lmk_bary_coords)
+        return vertices2landmarks(vertices, self.faces, *self._require_landmarks())
 
     @torch.no_grad()
     def fixed(
@@ -207,7 +223,7 @@ class FLAME(nn.Module):
         """
         if shape is None and expression is None and static_offset is None:
             raise ValueError("shape, expression, static_offset: expected at least one of them, got none")
-        like, batch = self.v_template, {}
+        like, batch = self.v_template, dict[str, int]()
         given = {
             "shape": self._checked("shape", shape, (self.shape_params,), like, batch, at_most=True),
             "expression": self._checked("expression", expression, (self.expression_params,), like, batch, at_most=True),
@@ -222,7 +238,7 @@ class FLAME(nn.Module):
         *directions, eyelids = self.shapedirs.split(
             [self.shape_params, self.expression_params, self.eyelid_params], dim=-1
         )
-        for (name, value), dirs in zip(given.items(), directions):
+        for (name, value), dirs in zip(given.items(), directions, strict=True):
             if value is None:
                 free.append(dirs)
             else:
@@ -258,7 +274,8 @@ class FLAME(nn.Module):
         vertices, joints = self.lbs_weights.shape
         return (
             f"vertices={vertices}, faces={len(self.faces)}, joints={joints}, "
-            f"shape_params={self.shape_params}, expression_params={self.expression_params}, eyelid_params={self.eyelid_params}"
+            f"shape_params={self.shape_params}, expression_params={self.expression_params}, "
+            f"eyelid_params={self.eyelid_params}"
         )
 
     def _body(self, template=None):
@@ -277,15 +294,20 @@ class FLAME(nn.Module):
         except KeyError:
             return [getattr(self, name) for name in names]
 
+    def _mesh(self, betas, pose, template):
+        return flame_lbs(betas, pose, *self._body(template), pose2rot=pose.dim() != 4)
+
     def _head(self, betas, pose, template):
         return flame_head(betas, pose, *self._body(template), *self._embedding(), pose2rot=pose.dim() != 4)
 
     def _landmarks(self, betas, pose, template):
         return flame_landmarks(betas, pose, *self._body(template), *self._embedding(), pose2rot=pose.dim() != 4)
 
-    def _require_landmarks(self):
-        if self.lmk_faces_idx is None:
+    def _require_landmarks(self) -> tuple[Tensor, Tensor]:
+        """Triangles and barycentric coordinates of the static landmarks."""
+        if self.lmk_faces_idx is None or self.lmk_bary_coords is None:
             raise ValueError("the model of this layer has no landmarks; give FlameModel a LandmarkEmbedding")
+        return self.lmk_faces_idx, self.lmk_bary_coords
 
     def _arguments(
         self, shape, expression, global_pose, neck_pose, jaw_pose, eye_pose, translation, eyelids, static_offset, pose
@@ -298,7 +320,7 @@ class FLAME(nn.Module):
                 raise ValueError(f"pose: expected either the pose of all joints or {_given(poses)}, got both")
             names, poses, pose_widths = ("pose",), (pose,), (3 * J,)
         elif J == _JOINTS:
-            names, pose_widths = tuple(_POSES), tuple(_POSES.values())
+            names, pose_widths = tuple(POSES), tuple(POSES.values())
         elif all(value is None for value in poses[1:]):
             names, poses, pose_widths = ("global_pose", "the rest"), (global_pose, None), (3, 3 * J - 3)
         else:
@@ -327,7 +349,7 @@ class FLAME(nn.Module):
         """The values in the layer's dtype and as wide as they should be, and their batch size, to which all are
         expanded."""
         batch, fitted = {} if template is None else {"static_offset": len(template)}, []
-        for name, value, width in zip(names, values, widths):
+        for name, value, width in zip(names, values, widths, strict=True):
             coefficients = name in _COEFFICIENTS
             matrices = name == "pose" and isinstance(value, Tensor) and value.dim() == 4
             value = self._checked(

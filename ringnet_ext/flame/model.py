@@ -10,7 +10,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..files.arrays import read_file, write_arrays
-from .formats import MODEL_ARRAYS, OPTIONAL_ARRAYS, eyelid_arguments, model_arguments, region_arguments
+from .formats import (
+    MODEL_ARRAYS,
+    OPTIONAL_ARRAYS,
+    eyelid_arguments,
+    model_arguments,
+    region_arguments,
+    require_parents_first,
+)
 from .landmarks import LandmarkEmbedding, index_range, integer_array, real_array
 
 
@@ -18,24 +25,26 @@ from .landmarks import LandmarkEmbedding, index_range, integer_array, real_array
 class FlameModel:
     """A linear head model in numpy. FLAME: V = 5023, F = 9976, J = 5 (global, neck, jaw, left eye, right eye).
 
-    v_template      (V, 3)          mean head; metres, x to the subject's left, y up, z out of the face
-    shapedirs       (V, 3, S)       vertex displacement per unit of each shape coefficient
-    expressiondirs  (V, 3, E)       the same for expressions
-    posedirs        (V, 3, 9(J-1))  pose correctives for vec(R_j - I) of the joints 1 ... J-1, row-major 9 each
-    J_regressor     (J, V)          joints from vertices, dense
-    parents         (J,)            parent of each joint, -1 for the root (joint 0); a parent comes before its children
-    lbs_weights     (V, J)          skinning weights
-    faces           (F, 3)          triangles, counter-clockwise from outside
-    landmarks       LandmarkEmbedding or None
-    regions         name -> (n,) vertex indices
-    eyeliddirs      (V, 3, 2)       the same for shutting the left and the right eyelid, or None; as blendshapes, which
-    are
-                                    posed with the head
-    uv              (T, 2)          texture coordinates, or None; v up
-    uv_faces        (F, 3)          the texture coordinate of each corner of the faces, where there are any
+    Attributes:
+        v_template: (V, 3) mean head; metres, x to the subject's left, y up, z out of the face.
+        shapedirs: (V, 3, S) vertex displacement per unit of each shape coefficient.
+        expressiondirs: (V, 3, E) the same for expressions.
+        posedirs: (V, 3, 9(J-1)) pose correctives for vec(R_j - I) of the joints 1 ... J-1, row-major 9 each.
+        J_regressor: (J, V) joints from vertices, dense.
+        parents: (J,) parent of each joint, -1 for the root (joint 0); a parent comes before its children.
+        lbs_weights: (V, J) skinning weights.
+        faces: (F, 3) triangles, counter-clockwise from outside.
+        landmarks: LandmarkEmbedding or None.
+        regions: name -> (n,) vertex indices.
+        eyeliddirs: (V, 3, 2) displacement for shutting the left and the right eyelid, or None; as blendshapes, which
+            are posed with the head.
+        uv: (T, 2) texture coordinates, or None; v up.
+        uv_faces: (F, 3) the texture coordinate of each corner of the faces, where there are any.
 
-    Reals become float64, indices int64. Raises ValueError, naming the array, where shapes disagree, values are not
-    finite, or indices point outside.
+    Reals become float64, indices int64.
+
+    Raises:
+        ValueError: naming the array, where shapes disagree, values are not finite, or indices point outside.
     """
 
     v_template: np.ndarray
@@ -79,11 +88,7 @@ class FlameModel:
             index_range("uv_faces", arrays["uv_faces"], len(arrays["uv"]), "texture coordinates")
         if parents[0] != -1:
             raise ValueError(f"parents: expected -1 for the root, joint 0, got {parents[0]}")
-        for joint in range(1, J):
-            if not 0 <= parents[joint] < joint:
-                raise ValueError(
-                    f"parents: expected the parent of joint {joint} among 0 ... {joint - 1}, got {parents[joint]}"
-                )
+        require_parents_first("parents", parents)
         index_range("faces", arrays["faces"], V, "vertices")
         for name, ids in arrays["regions"].items():
             index_range(f"regions[{name!r}]", ids, V, "vertices")
@@ -104,7 +109,7 @@ class FlameModel:
             expressiondirs=np.zeros((count, 3, 0)),
             posedirs=np.zeros((count, 3, 0)),
             J_regressor=np.full((1, count), 1 / max(count, 1)),
-            parents=[-1],
+            parents=np.array([-1]),
             lbs_weights=np.ones((count, 1)),
             faces=faces,
             landmarks=landmarks,
@@ -151,14 +156,17 @@ class FlameModel:
     ) -> FlameModel:
         """Reads a head model: what `save` wrote, or a FLAME or SMPL-family file of any year, told by content.
 
-        landmarks  an embedding, the path of one, or the paths of RingNet's static and dynamic embeddings; it replaces
-                   the file's own
-        regions    path of FLAME_masks.pkl
-        eyelids    paths of the displacements of the left and the right eyelid, (V, 3) each: l_eyelid.npy and
-        r_eyelid.npy of
-                   SMIRK and metrical-tracker
+        Nothing in the files is executed.
 
-        Nothing in the files is executed. Raises ValueError, naming the file and the reason, for anything else.
+        Args:
+            landmarks: an embedding, the path of one, or the paths of RingNet's static and dynamic embeddings; it
+                replaces the file's own.
+            regions: path of FLAME_masks.pkl.
+            eyelids: paths of the displacements of the left and the right eyelid, (V, 3) each: l_eyelid.npy and
+                r_eyelid.npy of SMIRK and metrical-tracker.
+
+        Raises:
+            ValueError: naming the file and the reason, for anything else.
         """
         content = read_file(path)
         try:

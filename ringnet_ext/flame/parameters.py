@@ -28,6 +28,7 @@ from torch.nn.functional import pad
 from ..files.arrays import read_file, write_arrays
 from ..files.pickles import numbers
 from ..geometry.rotations import axis_angle_from_matrix, matrix_from_axis_angle, matrix_from_six
+from .layer import POSES
 
 
 class HeadParams(NamedTuple):
@@ -56,8 +57,7 @@ class HeadParams(NamedTuple):
         return cls(*vector.split(sizes, dim=1))
 
 
-_POSES = {"global_pose": 3, "neck_pose": 3, "jaw_pose": 3, "eye_pose": 6}
-_WIDTHS = _POSES | {"translation": 3}
+_WIDTHS = POSES | {"translation": 3}
 _EYELIDS, _VERTEX = 2, 3  # where there are any
 
 #: What the fields of :class:`FlameParams` are called elsewhere.
@@ -113,6 +113,7 @@ class FlameParams(NamedTuple):
         if unknown or not given:
             got = ", ".join(sorted(unknown)) or "nothing"
             raise ValueError(f"expected some of {', '.join(cls._fields)}, got {got}")
+        wanted: int | str
         for name, value in given.items():
             if name == "static_offset":
                 wanted, fits = "V, 3", value.dim() == 3 and value.shape[2] == _VERTEX
@@ -159,8 +160,8 @@ class FlameParams(NamedTuple):
         """From (B, 415)."""
         if vector.dim() != 2 or vector.shape[1] != 415:
             raise ValueError(f"vector: expected shape (B, 415), got {tuple(vector.shape)}")
-        names = ("shape", "expression", *_POSES)
-        return cls.make(**dict(zip(names, vector.split([300, 100, *_POSES.values()], dim=1))))
+        names = ("shape", "expression", *POSES)
+        return cls.make(**dict(zip(names, vector.split([300, 100, *POSES.values()], dim=1), strict=True)))
 
     def to_deca(self, camera: Tensor) -> dict[str, Tensor]:
         """DECA's code dictionary with `shape`, `exp`, `pose` and `cam`, from a DECA camera (B, 3).
@@ -258,7 +259,7 @@ def read_parameters(path: str | os.PathLike, dtype: torch.dtype = torch.float32)
     DECA, EMOCA, SMIRK    shape, exp, pose, or shape_params, expression_params, pose_params, jaw_params, eyelid_params,
                           or shapecode, expcode, posecode: ``.npz``, ``.npy``, ``.mat``, a folder of ``.npy``. The
                           ``.mat`` of DECA's demo has vertices and no parameters
-    VHAP, GaussianAvatars ``flame_param.npz`` with static_offset, ``tracked_flame_params.npz``
+    VHAP                  ``flame_param.npz`` with static_offset, GaussianAvatars' too; ``tracked_flame_params.npz``
     metrical-tracker      ``.frame``: the head stands still, its camera moves
     MICA                  ``identity.npy``
     smplx                 betas, expression, global_orient, neck_pose, jaw_pose, leye_pose, reye_pose, transl
@@ -326,7 +327,7 @@ def _recognised(content) -> FlameParams:
     for name, value in tensors.items():
         if name in _FIELD:
             field = _FIELD[name]
-            take(field, name, _axis_angle(value, _POSES[field]) if field in _POSES else value)
+            take(field, name, _axis_angle(value, POSES[field]) if field in POSES else value)
     if tensors.keys() & set(_ONE_EYE):
         eyes = [tensors.get(name, torch.zeros(1, 3, dtype=torch.float64)) for name in _ONE_EYE]
         if any(eye.shape[1] != 3 for eye in eyes):
@@ -348,8 +349,8 @@ def _require_known(content):
     unknown = content.keys() - _PARAMETERS - _LEFT_OUT
     if unknown:
         raise ValueError(
-            f"{_listed(sorted(unknown, key=str))}: not among the names that are known; remove what isn't a parameter of the "
-            f"head, and call the others {', '.join(FlameParams._fields)}"
+            f"{_listed(sorted(unknown, key=str))}: not among the names that are known; remove what isn't a parameter "
+            f"of the head, and call the others {', '.join(FlameParams._fields)}"
         )
 
 
@@ -363,7 +364,7 @@ def _split_poses(name: str, pose: Tensor, expression: str | None) -> dict[str, T
     expression."""
     width = pose.shape[1]
     if width == 15:
-        return dict(zip(_POSES, pose.split(list(_POSES.values()), dim=1)))
+        return dict(zip(POSES, pose.split(list(POSES.values()), dim=1), strict=True))
     if width == 3 and name == "pose_params":  # SMIRK's
         return {"global_pose": pose}
     if width != 6:

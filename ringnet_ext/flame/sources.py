@@ -20,13 +20,15 @@ def load_head(
 ) -> FlameModel:
     """A model file, a mesh (metres, y up, face towards +z) as a rigid head, or the built-in head for None.
 
-    landmarks  paths of an embedding, or of RingNet's static and dynamic ones, in place of the head's own
-    regions    path of FLAME_masks.pkl
-    eyelids    paths of l_eyelid.npy and r_eyelid.npy, for a model file
-
     A mesh keeps the order of its file's vertices and triangles, and its texture coordinates.
 
-    Raises ValueError, naming the file, for what cannot be read.
+    Args:
+        landmarks: paths of an embedding, or of RingNet's static and dynamic ones, in place of the head's own.
+        regions: path of FLAME_masks.pkl.
+        eyelids: paths of l_eyelid.npy and r_eyelid.npy, for a model file.
+
+    Raises:
+        ValueError: naming the file, for what cannot be read.
     """
     embedding = LandmarkEmbedding.load(*landmarks) if landmarks else None
     if path is not None and Path(path).suffix.lower() not in MESHES:
@@ -53,5 +55,5 @@ def require_landmarks(head: FlameModel, name: str = "head") -> None:
     if count != 68:
         raise ValueError(
             f"{name}: expected a model with iBUG's 68 landmarks, 17 of the contour and 51 inner ones, and this one has "
-            f"{count or 'none'}; store them with it: python -m ringnet_ext.convert MODEL HEAD.npz --landmarks EMBEDDING"
+            f"{count or 'none'}; store them with it: ringnet convert MODEL HEAD.npz --landmarks EMBEDDING"
         )

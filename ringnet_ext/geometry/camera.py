@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
 from ..ops import batch_rodrigues
@@ -32,6 +33,15 @@ def project(points: torch.Tensor, camera: torch.Tensor) -> torch.Tensor:
         (B, N, 2) normalised image coordinates in [-1, 1], y down.
     """
     return camera[:, None, :1] * (points[..., :2] + camera[:, None, 1:])
+
+
+def project_to_pixels(vertices: np.ndarray, camera: np.ndarray, size: int) -> np.ndarray:
+    """One mesh (V, 3) as :func:`project` sees it by one camera (3,), in a size x size image: x and y in pixels, then
+    the depth, (V, 3); what a rasteriser takes."""
+    points = np.empty_like(vertices)
+    points[:, :2] = (camera[0] * (vertices[:, :2] + camera[1:]) + 1) * (size / 2)
+    points[:, 2] = vertices[:, 2]
+    return points
 
 
 def to_pixels(points: torch.Tensor, size: int) -> torch.Tensor:

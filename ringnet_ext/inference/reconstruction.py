@@ -46,7 +46,7 @@ class Reconstruction:
     """One reconstructed face. Arrays are numpy, float32.
 
     Both meshes are in FLAME's frame, near its origin: metres, y up, z out of the face, the head turned about its root
-    joint. They are what ``python -m ringnet_ext.flame`` makes of the same parameters, and the posed mesh lies where the
+    joint. They are what ``ringnet pose`` makes of the same parameters, and the posed mesh lies where the
     neutral one does.
 
     params: HeadParams with a batch of one. vertices (V, 3): posed. neutral_vertices (V, 3): the same person without

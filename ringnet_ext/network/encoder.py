@@ -60,7 +60,8 @@ class CompactEncoder(nn.Module):
             ]
             previous = width
         # Convolutions on a CPU run a fifth faster with the channels innermost.
-        self.stages = nn.Sequential(*stages).to(memory_format=torch.channels_last)
+        self.stages = nn.Sequential(*stages)
+        self.stages.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # unknown to PyTorch's stubs
         self.head = nn.Linear(previous * (self.input_size // 16) ** 2, self.features)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -106,6 +107,10 @@ class ResNet50(nn.Module):
     input_size = 224
     channels = 3
     features = 2048
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
 
     def __init__(self):
         super().__init__()
@@ -164,10 +169,10 @@ class ResNet50(nn.Module):
             else:
                 state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            where = (
+            source = (
                 f"{name}: can't get {PRETRAINED[name]}" if name in PRETRAINED else f"{path}: not a readable state dict"
             )
-            raise ValueError(f"{where}: {error}") from error
+            raise ValueError(f"{source}: {error}") from error
         if not isinstance(state, dict):
             raise ValueError(f"{path}: expected a state dict, got {type(state).__name__}")
         state = {key: value for key, value in state.items() if not key.startswith("fc.")}

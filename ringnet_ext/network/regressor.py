@@ -25,20 +25,21 @@ class IterativeRegressor(nn.Module):
 
     def __init__(self, features: int, mean: torch.Tensor, scale: torch.Tensor, dropout: float, leak: float = 0.0):
         super().__init__()
+        self.mean: torch.Tensor
+        self.scale: torch.Tensor
         self.register_buffer("mean", mean.clone())
         self.register_buffer("scale", scale.clone())
         outputs = len(mean)
         # The first layer of the MLP in two parts: that of the features is the same in every round.
         self.from_features = nn.Linear(features, self.hidden)
         self.from_estimate = nn.Linear(outputs, self.hidden, bias=False)
+        hidden, last = nn.Linear(self.hidden, self.hidden), nn.Linear(self.hidden, outputs)
         self.layers = nn.Sequential(
-            nn.LeakyReLU(leak), nn.Dropout(dropout),
-            nn.Linear(self.hidden, self.hidden), nn.LeakyReLU(leak), nn.Dropout(dropout),
-            nn.Linear(self.hidden, outputs),
-        )  # fmt: skip
+            nn.LeakyReLU(leak), nn.Dropout(dropout), hidden, nn.LeakyReLU(leak), nn.Dropout(dropout), last
+        )
         # The first estimate is the mean head; training moves away from it slowly.
-        nn.init.uniform_(self.layers[-1].weight, -1e-3, 1e-3)
-        nn.init.zeros_(self.layers[-1].bias)
+        nn.init.uniform_(last.weight, -1e-3, 1e-3)
+        nn.init.zeros_(last.bias)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, features) -> (B, P)."""

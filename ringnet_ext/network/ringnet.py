@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from ..geometry.camera import FILL, UPRIGHT, project
 from .encoder import ENCODERS, CompactEncoder, to_input
 from .exportable import ExportableRingNet
 from .regressor import IterativeRegressor
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class RingNet(nn.Module):
@@ -52,13 +56,11 @@ class RingNet(nn.Module):
         if encoder not in ENCODERS:
             raise ValueError(f"encoder: expected one of {', '.join(ENCODERS)}, got {encoder!r}")
         self.head_path = None if head is None or isinstance(head, FlameModel) else os.path.abspath(head)
-        if head is None:
-            head = builtin_head()
-        elif not isinstance(head, FlameModel):
+        if head is not None and not isinstance(head, FlameModel):
             head = FlameModel.load(head)
-        require_landmarks(head)
-        self.head: FlameModel = head
-        self.flame = FLAME(head, shape_params=shape_params, expression_params=expression_params)
+        self.head: FlameModel = builtin_head() if head is None else head
+        require_landmarks(self.head)
+        self.flame = FLAME(self.head, shape_params=shape_params, expression_params=expression_params)
         shape_params, expression_params = self.flame.shape_params, self.flame.expression_params
         self.encoder = CompactEncoder(leak) if encoder == "compact" else ENCODERS[encoder]()
         sizes = (1, 2, 3, 3, shape_params, expression_params)
@@ -85,7 +87,7 @@ class RingNet(nn.Module):
         }
         #: What it was trained on, ``synthetic faces`` or ``photographs``; None if that is not known.
         self.trained_on: str | None = None
-        #: What :func:`ringnet_ext.inference.framing.following` is at most on faces that it knows; None if not measured yet.
+        #: What :func:`ringnet_ext.inference.framing.following` is at most on faces that it knows; None if not measured.
         self.limit: float | None = None
 
     def forward(self, images: Tensor) -> HeadParams:
@@ -138,7 +140,7 @@ class RingNet(nn.Module):
         write_checkpoint(path, self.checkpoint_tensors(), self.checkpoint_facts())
 
     @classmethod
-    def load(cls, path: str | os.PathLike, head: FlameModel | str | os.PathLike | None = None) -> RingNet:
+    def load(cls, path: str | os.PathLike, head: FlameModel | str | os.PathLike | None = None) -> Self:
         """Rebuild a model from a checkpoint file, or from a run folder (its best checkpoint).
 
         Args:
@@ -171,33 +173,30 @@ class RingNet(nn.Module):
         return model.eval()
 
     @classmethod
-    def _on_its_head(cls, path, head, saved, configuration, tensors) -> RingNet:
+    def _on_its_head(cls, path, head, saved, configuration, tensors) -> Self:
         """A model with the head that was saved, which is looked for where it was and beside the checkpoint if not
         given."""
-        places = [head]
+        candidates = [head]
         if head is None and saved["path"] is not None:
             folders = (path.parent, path.parent.parent)
-            places = [saved["path"], *(folder / Path(saved["path"]).name for folder in folders)]
-            places = [place for place in places if os.path.isfile(place)]
-            if not places:
+            candidates = [saved["path"], *(folder / Path(saved["path"]).name for folder in folders)]
+            candidates = [candidate for candidate in candidates if os.path.isfile(candidate)]
+            if not candidates:
                 raise FileNotFoundError(
-                    f"{path}: its head model, {saved['path']}, is not there any more, nor beside the checkpoint; say where "
-                    "it is with --head, in Python with head="
+                    f"{path}: its head model, {saved['path']}, is not there any more, nor beside the checkpoint; say "
+                    "where it is with --head, in Python with head="
                 )
-        for place in places:
-            model = cls(place, **configuration)
+        for candidate in candidates:
+            model = cls(candidate, **configuration)
             if _same_head(model, saved, tensors):
                 return model
-        own = (
-            "the built-in one"
-            if place is None
-            else "the one given"
-            if isinstance(place, FlameModel)
-            else os.fspath(place)
-        )
+        if candidate is None:
+            own = "the built-in one"
+        else:
+            own = "the one given" if isinstance(candidate, FlameModel) else os.fspath(candidate)
         raise CheckpointError(
-            f"{path}: trained on another head than {own}: on {_described_head(saved)}; give it with --head, in Python with "
-            "head="
+            f"{path}: trained on another head than {own}: on {_described_head(saved)}; give it with --head, in Python "
+            "with head="
         )
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import torch
 
-
-class DeviceError(ValueError):
-    """The device that was asked for does not exist, or nothing here computes on it."""
+from ..files.errors import DeviceError
 
 
 def computing_device(name: str | None = None) -> torch.device:

@@ -35,7 +35,7 @@ def _polynomial(x: Tensor, coefficients: list[float]) -> Tensor:
 def batch_rodrigues(rot_vecs: Tensor, epsilon: float = 1e-8) -> Tensor:
     """Rotation matrices of axis-angle vectors.
 
-    R = I + sin(x)/x K + (1 - cos x)/x^2 K^2, where x = |r| and K is the cross product matrix of r. Both factors are
+    R = I + sin(x)/x K + (1 - cos x)/x^2 K^2, where x = ``|r|`` and K is the cross product matrix of r. Both factors are
     smooth functions of x^2; below 1 they are summed as series, so values and derivatives of any order are right at 0
     too.
 
@@ -163,6 +163,11 @@ def contour_rows(rotation: Tensor) -> Tensor:
     """
     r20, r22 = rotation[:, 2, 0], rotation[:, 2, 2]
     degrees = torch.atan2(torch.where(r22 < 0, r20, -r20), r22.abs()) * (180 / math.pi)
+    return contour_rows_of_yaw(degrees)
+
+
+def contour_rows_of_yaw(degrees: Tensor) -> Tensor:
+    """The same for yaws in degrees, of any shape."""
     rounded = degrees.nan_to_num(0.0).clamp(-39, 39).round().long()
     return torch.where(rounded < 0, 39 - rounded, rounded)
 

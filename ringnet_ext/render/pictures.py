@@ -11,6 +11,7 @@ import math
 import cv2
 import numpy as np
 
+from ..geometry.camera import project_to_pixels
 from ..geometry.surface import vertex_normals
 from .raster import draw_mesh
 
@@ -82,9 +83,7 @@ def overlay(
         vertices: (V, 3) metres, in RingNet's frame (y down).
         camera: (3,) weak-perspective camera.
     """
-    points = np.empty_like(vertices)
-    points[:, :2] = (camera[0] * (vertices[:, :2] + camera[1:]) + 1) * (image.shape[0] / 2)
-    points[:, 2] = vertices[:, 2]
+    points = project_to_pixels(vertices, camera, image.shape[0])
     return over(image, points, faces, vertex_normals(vertices, faces), opacity)
 
 

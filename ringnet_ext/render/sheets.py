@@ -10,8 +10,13 @@ from ..flame import FLAME, FlameModel
 from .pictures import head_picture
 
 _SKIN, _LIPS, _HAIR, _WHITE, _IRIS, _DARK = (
-    (0.86, 0.70, 0.60), (0.74, 0.42, 0.38), (0.26, 0.19, 0.15), (0.93, 0.93, 0.91), (0.30, 0.42, 0.50), (0.08, 0.05, 0.05),
-)  # fmt: skip
+    (0.86, 0.70, 0.60),
+    (0.74, 0.42, 0.38),
+    (0.26, 0.19, 0.15),
+    (0.93, 0.93, 0.91),
+    (0.30, 0.42, 0.50),
+    (0.08, 0.05, 0.05),
+)
 _COLORS = {
     "lips": _LIPS, "brows": _HAIR, "mouth_interior": (0.30, 0.10, 0.10),
     "left_eyeball": _WHITE, "right_eyeball": _WHITE, "left_iris": _IRIS, "right_iris": _IRIS,
@@ -94,8 +99,10 @@ def contact_sheet(head: FlameModel, size: int = 150, columns: int = 8) -> np.nda
     row("random people", [picture(shape=person) for person in people])
     row("the same people, turned", [picture(40 * _DEGREES, shape=person) for person in people])
     for first in range(0, min(2 * columns, expressions), columns):
-        row(f"expression directions {first + 1} ... {first + columns}, +2.5 sigma",
-            [picture(expression=unit(i, 2.5, expressions)) for i in range(first, min(first + columns, expressions))])  # fmt: skip
+        row(
+            f"expression directions {first + 1} ... {first + columns}, +2.5 sigma",
+            [picture(expression=unit(i, 2.5, expressions)) for i in range(first, min(first + columns, expressions))],
+        )
     poses = [
         {"jaw_pose": [0.15, 0, 0]}, {"jaw_pose": [0.35, 0, 0]}, {"neck_pose": [0, 0.5, 0]}, {"neck_pose": [0, 0, 0.35]},
         {"neck_pose": [-0.3, 0, 0]}, {"eye_pose": [0, 0.4, 0, 0, 0.4, 0]}, {"eye_pose": [-0.25, 0, 0, -0.25, 0, 0]},
@@ -103,6 +110,8 @@ def contact_sheet(head: FlameModel, size: int = 150, columns: int = 8) -> np.nda
     ]  # fmt: skip
     row("jaw, neck, eyes, global rotation", [picture(**pose) for pose in poses[:columns]])
     if head.landmarks is not None:
-        row("68 landmarks: 51 fixed, 17 on the contour that move with the head",
-            [picture(points=True, global_pose=[0, yaw * _DEGREES, 0]) for yaw in np.linspace(-39, 39, columns)])  # fmt: skip
+        row(
+            "68 landmarks: 51 fixed, 17 on the contour that move with the head",
+            [picture(points=True, global_pose=[0, yaw * _DEGREES, 0]) for yaw in np.linspace(-39, 39, columns)],
+        )
     return sheet(rows, labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..files.whole import written_whole
@@ -43,3 +44,18 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
     writer.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in history)
     with written_whole(path) as file:
         file.write(text.getvalue().encode())
+
+
+@contextmanager
+def tensorboard_events(folder: str | os.PathLike, step: int):
+    """A TensorBoard writer whose events before it are kept up to a step.
+
+    Raises:
+        ValueError: the package tensorboard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError(f"tensorboard: {error}; pip install tensorboard") from None
+    with SummaryWriter(os.fspath(folder), purge_step=step + 1) as writer:
+        yield writer

@@ -3,21 +3,90 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from .._version import __version__
+from ..files.checkpoint import CheckpointError, read_checkpoint
+from ..files.whole import written_whole
+
+_CONFIGURATION = "config.json"
 
 
 def checkpoints(folder: str | os.PathLike) -> list[Path]:
     """The checkpoints that a run folder holds, oldest first."""
     return sorted((Path(folder) / "checkpoints").glob("step-*.safetensors"))
+
+
+def checkpoint_path(folder: str | os.PathLike, step: int) -> Path:
+    """The file of a step's checkpoint, in a folder that is made if missing."""
+    path = Path(folder) / "checkpoints" / f"step-{step:08d}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    return path
+
+
+def newest_checkpoint(folder: str | os.PathLike) -> tuple[Path, dict[str, torch.Tensor], dict]:
+    """The newest checkpoint that is not damaged: its path, tensors and facts.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CheckpointError: all are damaged; of the newest.
+    """
+    *older, newest = checkpoints(folder) or [Path(folder) / "checkpoints" / "step-*.safetensors"]
+    try:
+        return newest, *read_checkpoint(newest)
+    except CheckpointError as error:
+        for path in reversed(older):
+            try:
+                found = path, *read_checkpoint(path)
+            except CheckpointError:
+                continue
+            tqdm.write(f"{error}; using {path.name}")
+            return found
+        raise
+
+
+def begin_run(folder: str | os.PathLike, description: dict) -> None:
+    """Write what a new run comes from to the folder's ``config.json``.
+
+    Of an earlier run the checkpoints, the events and the best model are removed.
+    """
+    folder = Path(folder)
+    for earlier in ("checkpoints", "tensorboard"):
+        shutil.rmtree(folder / earlier, ignore_errors=True)
+    (folder / "best.safetensors").unlink(missing_ok=True)
+    write_json(folder / _CONFIGURATION, description)
+
+
+def shares_of_run(folder: str | os.PathLike) -> int:
+    """In how many shares the run in a folder divides its steps.
+
+    Raises:
+        ValueError: its ``config.json`` doesn't say so.
+    """
+    path = Path(folder) / _CONFIGURATION
+    try:
+        shares = json.loads(path.read_text())["options"]["shares"]
+    except (OSError, KeyError, TypeError, ValueError):
+        shares = None
+    if not isinstance(shares, int) or shares < 1:
+        raise ValueError(f"{path}: doesn't say in how many shares the run divides its steps; give --shares")
+    return shares
+
+
+def write_json(path: str | os.PathLike, value: dict) -> None:
+    """Write a JSON file for people and programs; whole or not at all."""
+    with written_whole(path) as file:
+        file.write(json.dumps(value, indent=2).encode() + b"\n")
 
 
 def described(options: argparse.Namespace, **more) -> dict:

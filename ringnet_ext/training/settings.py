@@ -1,40 +1,44 @@
-"""What decides the result of training, how it is executed, and the presets."""
+"""What decides the result of training, how it is executed, and the presets: the defaults of everything that trains."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+
+from ..data.synthetic import SyntheticFaces
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What decides the result of training. The weights of the losses and the margin are the paper's.
+    """What decides the result of training. Without arguments, the compact preset's settings.
+
+    The weights of the paper's losses and the margin are the paper's.
 
     A step's rings are computed in equal ``shares``, each with batch statistics of its own. Who computes them doesn't
     matter: processes divide them among themselves, and each takes its own at once in several threads or one after the
     other (gradient accumulation); the gradient is that of their mean loss.
     """
 
-    steps: int
+    steps: int = 5000
     rings_per_step: int = 8  # over all processes
     ring_size: int = 6
-    shares: int = 1
-    learning_rate: float = 3e-3
-    beta2: float = 0.98
+    shares: int = 2
+    learning_rate: float = 2.5e-3
+    beta2: float = 0.99
     weight_decay: float = 0.01
     warmup_steps: int = 50
     final_learning_rate: float = 0.01  # as a fraction, reached along a cosine
-    gradient_clip: float | None = 5.0  # norm of the whole gradient; None for none
+    gradient_clip: float | None = 20.0  # norm of the whole gradient; None for none
     ring_weight: float = 1.0
     landmark_weight: float = 60.0
     shape_weight: float = 1e-4
     expression_weight: float = 1e-4
     margin: float = 0.5
-    readout_weight: float = 0.0  # of the L1 distance of the landmarks that a linear layer reads off the features
+    readout_weight: float = 60.0  # of the L1 distance of the landmarks that a linear layer reads off the features
     precision: str = "float32"  # of the encoder: bfloat16 and float16 under autocast, the latter with a scaled loss
     ema: float = 0.0  # decay of an average of the weights, which is then what is validated and kept; 0 for none
     checkpoint_steps: int = 250
@@ -61,6 +65,18 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True)
+class NetworkSettings:
+    """Which network is trained, see :class:`ringnet_ext.network.ringnet.RingNet`. Without arguments, the compact
+    preset's."""
+
+    encoder: str = "compact"
+    dropout: float = 0.0
+    leak: float = 0.1
+    #: About the spread of each in crops.
+    scale: tuple[float, float, float, float, float, float] | None = (0.1, 0.02, 0.3, 0.1, 1.0, 0.5)
+
+
+@dataclass(frozen=True)
 class Execution:
     """How a process goes about its part of the work, which changes the time it takes and nothing else.
 
@@ -83,23 +99,26 @@ class Execution:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
 
 
-#: Units of the regressor's output, about the spread of each in crops: camera scale, translation, rotation, jaw, shape,
-#: expression.
-COMPACT_SCALE = (0.1, 0.02, 0.3, 0.1, 1.0, 0.5)
+@dataclass(frozen=True)
+class Preset:
+    """Settings that go together: of the network, of training, and of the faces that are rendered where there are no
+    photographs."""
+
+    network: NetworkSettings = NetworkSettings()
+    training: TrainingSettings = TrainingSettings()
+    faces: SyntheticFaces = field(default_factory=SyntheticFaces)
+
 
 PRESETS = {
-    "compact": {
-        "encoder": "compact", "dropout": 0.0, "leak": 0.1, "steps": 5000, "rings": 8, "learning_rate": 2.5e-3,
-        "final_learning_rate": 0.01, "warmup_steps": 50, "beta2": 0.99, "weight_decay": 0.01, "gradient_clip": 20.0,
-        "readout_weight": 60.0, "shares": 2,
-        "identities": 2000, "image_size": 128,
-    },
+    "compact": Preset(),
     # Section 4 of the paper: Adam at a constant 1e-4. 10 epochs of VGGFace2's 3.1 million images, in steps of 32 rings
     # of 6, are 160,000 steps.
-    "paper": {
-        "encoder": "resnet50", "dropout": 0.5, "leak": 0.0, "steps": 160_000, "rings": 32, "learning_rate": 1e-4,
-        "final_learning_rate": 1.0, "warmup_steps": 0, "beta2": 0.999, "weight_decay": 0.0, "gradient_clip": None,
-        "readout_weight": 0.0, "shares": 1,
-        "identities": 8631, "image_size": 320,
-    },
+    "paper": Preset(
+        NetworkSettings(encoder="resnet50", dropout=0.5, leak=0.0, scale=None),
+        TrainingSettings(
+            steps=160_000, rings_per_step=32, shares=1, learning_rate=1e-4, final_learning_rate=1.0, warmup_steps=0,
+            beta2=0.999, weight_decay=0.0, gradient_clip=None, readout_weight=0.0,
+        ),
+        SyntheticFaces(identities=8631, size=320),
+    ),
 }  # fmt: skip

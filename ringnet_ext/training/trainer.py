@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import math
 import os
-import signal
 import sys
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +18,21 @@ from tqdm import tqdm
 from ..data.augment import crop
 from ..data.face_set import FaceSet
 from ..data.rings import RingSampler
-from ..files.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from ..files.checkpoint import write_checkpoint
 from ..files.whole import remove_leftovers
 from ..network.encoder import to_input
 from ..network.ringnet import RingNet
 from ..progress import progress
-from .history import write_history
+from .copies import average_of, follow, replica
+from .history import tensorboard_events, write_history
 from .losses import coefficient_norm, landmark_loss, ring_shape_loss
 from .processes import Processes
-from .run_folder import checkpoints
+from .run_folder import checkpoint_path, checkpoints, newest_checkpoint
 from .settings import PRECISIONS, Execution, TrainingSettings
+from .state import restore, state_of
+from .stopping import stop_requests
 
 _LOSSES = ("landmarks", "ring", "shape", "expression")
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Trainer:
@@ -80,6 +79,11 @@ class Trainer:
         )  # fmt: skip
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "float16")
 
+        if settings.readout_weight > 0 and model.readout is None:
+            raise ValueError(
+                f"readout_weight: {settings.readout_weight}, and the model has nothing to read the landmarks off its "
+                "features with; make it with readout=True, or set the weight to 0"
+            )
         if settings.shares % self.processes.count:
             raise ValueError(
                 f"shares: expected a multiple of the {self.processes.count} processes, got {settings.shares}"
@@ -87,23 +91,19 @@ class Trainer:
         shares = settings.shares // self.processes.count
         self._first_share = shares * self.processes.rank
         # Each share has the same parameters and head, and running statistics of its own. Those of the first are kept.
-        self.replicas = [model, *(self._copy(share_parameters=True) for _ in range(shares - 1))]
-        one_random_generator = model.configuration["dropout"] > 0
+        self.replicas = [model, *(replica(model) for _ in range(shares - 1))]
+        one_random_generator = bool(model.configuration["dropout"])
         if one_random_generator and execution.workers > 1:
             raise ValueError("workers: threads share one random generator, so more than one needs dropout 0")
         one_after_the_other = one_random_generator or self.device.type != "cpu" or execution.compile
         self.workers = execution.workers or (1 if one_after_the_other else min(shares, torch.get_num_threads()))
-        self.average = self._copy(share_parameters=False) if settings.ema else None
+        self.average = average_of(model) if settings.ema else None
         # A function of encoder and images: compiled once for all shares, which differ in their running statistics.
         self._encode = torch.compile(_encode) if execution.compile else _encode
         self.step = 0
         self.best = math.inf
         self.history: list[dict[str, float]] = []
-        self._sums, self._summed = dict.fromkeys((*_LOSSES, "loss"), 0.0), 0  # since the last row of the history
-
-    def _copy(self, share_parameters: bool) -> RingNet:
-        shared = (*(self.model.parameters() if share_parameters else ()), self.model.flame, self.model.head)
-        return copy.deepcopy(self.model, {id(value): value for value in shared})
+        self.sums, self.summed = dict.fromkeys((*_LOSSES, "loss"), 0.0), 0  # since the last row of the history
 
     def losses(
         self, model: RingNet, images: torch.Tensor, landmarks: torch.Tensor, confidence: torch.Tensor
@@ -124,7 +124,8 @@ class Trainer:
             "expression": coefficient_norm(params.expression),
         }
         weights = (settings.landmark_weight, settings.ring_weight, settings.shape_weight, settings.expression_weight)
-        terms["loss"] = sum(weight * terms[name] for weight, name in zip(weights, _LOSSES, strict=True))
+        first, *more = (weight * terms[name] for weight, name in zip(weights, _LOSSES, strict=True))
+        terms["loss"] = sum(more, first)
         if read is not None:
             terms["loss"] = terms["loss"] + settings.readout_weight * landmark_loss(read, landmarks, confidence)
         return terms
@@ -138,11 +139,14 @@ class Trainer:
         settings, leads = self.settings, self.processes.rank == 0
         bar = progress(total=settings.steps, initial=self.step, desc="training", unit="step", show=leads)
         with (
-            _stop_requests() as requests, ThreadPoolExecutor(1) as loader, ThreadPoolExecutor(self.workers) as pool,
-            self._events() as events, bar,
-        ):  # fmt: skip
+            stop_requests() as requests,
+            ThreadPoolExecutor(1) as loader,
+            ThreadPoolExecutor(self.workers) as pool,
+            self._events() as events,
+            bar,
+        ):
             steps = iter(range(self.step, settings.steps))
-            upcoming = deque()
+            upcoming: deque[Future] = deque()
             stopped = False
             since, waited, timed = time.perf_counter(), 0.0, 0
             while self.step < settings.steps and not stopped:
@@ -160,18 +164,18 @@ class Trainer:
                         f"step {self.step}: the loss is {terms['loss']}; start anew with a learning rate lower than "
                         f"{settings.learning_rate:g}"
                     )
-                self._sums = {name: self._sums[name] + terms[name] for name in self._sums}
-                self._summed, timed = self._summed + 1, timed + 1
+                self.sums = {name: self.sums[name] + terms[name] for name in self.sums}
+                self.summed, timed = self.summed + 1, timed + 1
                 if self.step % settings.checkpoint_steps == 0 or self.step == settings.steps:
                     seconds = time.perf_counter() - since
                     if leads:
                         self._report(timed / seconds, waited / seconds, bar, events)
                         self.save()
-                    self._sums, self._summed = dict.fromkeys(self._sums, 0.0), 0
+                    self.sums, self.summed = dict.fromkeys(self.sums, 0.0), 0
                     since, waited, timed = time.perf_counter(), 0.0, 0
             for batch in upcoming:
                 batch.cancel()
-        if self._summed and leads:  # stopped between two checkpoints
+        if self.summed and leads:  # stopped between two checkpoints
             self.save()
         return self.step == settings.steps
 
@@ -179,8 +183,8 @@ class Trainer:
         """This process's images of a step, with their landmarks and confidences."""
         settings = self.settings
         random = np.random.default_rng([settings.seed, 2, step])
-        own = settings.rings_per_step // self.processes.count
-        own = slice(own * self.processes.rank, own * (self.processes.rank + 1))
+        count = settings.rings_per_step // self.processes.count
+        own = slice(count * self.processes.rank, count * (self.processes.rank + 1))
         batch = crop(self.faces, self.sampler.rings(step), self.model.encoder.input_size, random, own)
         return [tensor.pin_memory() if self.device.type == "cuda" else tensor for tensor in batch]
 
@@ -194,15 +198,13 @@ class Trainer:
             group["lr"] = settings.learning_rate_at(self.step)
         numbers = range(self._first_share, self._first_share + len(self.replicas))
         tasks = (self.replicas, numbers, *(tensor.chunk(len(self.replicas)) for tensor in batch))
-        gradients = report = None
         # In the order of the shares, whichever was first.
-        for terms, more in (map if self.workers == 1 else pool.map)(self._gradients, *tasks):
-            if gradients is None:
-                gradients, report = more, terms
-            else:
-                torch._foreach_add_(gradients, more)
-                report = {name: report[name] + terms[name] for name in report}
-        report = torch.stack([*report.values(), torch.full((), float(stop), device=self.device)])
+        shares = iter((map if self.workers == 1 else pool.map)(self._gradients, *tasks))
+        terms, gradients = next(shares)
+        for others, more in shares:
+            torch._foreach_add_(gradients, more)
+            terms = {name: terms[name] + others[name] for name in terms}
+        report = torch.stack([*terms.values(), torch.full((), float(stop), device=self.device)])
         self.processes.add_up([*gradients, report])
         for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
             parameter.grad = gradient
@@ -211,9 +213,10 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self.parameters.values(), settings.gradient_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self._follow()
-        *terms, stops = report.tolist()
-        return {name: term / settings.shares for name, term in zip(self._sums, terms, strict=True)}, stops > 0
+        if self.average is not None:
+            follow(self.average, self.model, settings.ema, self.step)
+        *totals, stops = report.tolist()
+        return {name: total / settings.shares for name, total in zip(self.sums, totals, strict=True)}, stops > 0
 
     def _gradients(
         self, model: RingNet, number: int, *share: torch.Tensor
@@ -227,20 +230,10 @@ class Trainer:
         gradients = torch.autograd.grad(loss, list(self.parameters.values()))
         return {name: value.detach() for name, value in terms.items()}, list(gradients)
 
-    def _follow(self) -> None:
-        """The average of the weights follows them, faster in the beginning."""
-        if self.average is None:
-            return
-        rate = 1 - min(self.settings.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            ours, theirs = ([*model.parameters(), *model.encoder.buffers()] for model in (self.average, self.model))
-            pairs = [pair for pair in zip(ours, theirs, strict=True) if pair[0].is_floating_point()]
-            torch._foreach_lerp_([own for own, _ in pairs], [value for _, value in pairs], rate)
-
     def _report(self, steps_per_second: float, waiting: float, bar: tqdm, events) -> None:
         """A row of the history, and the model if it is the best so far."""
         row = {"step": self.step, "learning_rate": self.settings.learning_rate_at(self.step - 1)}
-        row |= {name: value / self._summed for name, value in self._sums.items()}
+        row |= {name: value / self.summed for name, value in self.sums.items()}
         row |= {f"validation_{name}": value for name, value in self._validate().items()}
         row["images_per_second"] = steps_per_second * self.settings.rings_per_step * self.settings.ring_size
         row["waiting_for_data"] = waiting
@@ -257,18 +250,11 @@ class Trainer:
             self.best = row["validation_loss"]
             (self.average or self.model).save(self.folder / "best.safetensors")
 
-    @contextmanager
     def _events(self):
         """Where TensorBoard's events go, or None."""
         if not self.execution.tensorboard or self.processes.rank:
-            yield None
-            return
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ValueError(f"tensorboard: {error}; pip install tensorboard") from None
-        with SummaryWriter(os.fspath(self.folder / "tensorboard"), purge_step=self.step + 1) as writer:
-            yield writer
+            return nullcontext()
+        return tensorboard_events(self.folder / "tensorboard", self.step)
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
@@ -279,21 +265,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint and ``history.csv``, and remove the oldest checkpoint if there are enough."""
-        tensors = self.model.checkpoint_tensors()
-        if self.average is not None:
-            tensors |= {f"average.{name}": value for name, value in self.average.checkpoint_tensors().items()}
-        for name, parameter in self.parameters.items():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{key}.{name}"] = value
-        facts = self.model.checkpoint_facts()
-        facts["trainer"] = {
-            "step": self.step, "best": self.best, "history": self.history, "sums": self._sums, "summed": self._summed,
-            "scaler": self.scaler.state_dict(), "faces": self.faces.fingerprint(),
-            "settings": dataclasses.asdict(self.settings),
-        }  # fmt: skip
-        path = self.folder / "checkpoints" / f"step-{self.step:08d}.safetensors"
-        path.parent.mkdir(exist_ok=True)
-        write_checkpoint(path, tensors, facts)
+        write_checkpoint(checkpoint_path(self.folder, self.step), *state_of(self))
         for old in checkpoints(self.folder)[: -self.execution.keep]:
             old.unlink()
         write_history(self.folder / "history.csv", self.history)
@@ -305,89 +277,10 @@ class Trainer:
             FileNotFoundError: there is none.
             CheckpointError: all are damaged, or they are of another model, other faces or another configuration.
         """
-        path, tensors, facts = self._newest()
-        state = facts.get("trainer")
-        if state is None:
-            raise CheckpointError(f"{path}: a model, but not the state of a training run")
-        settings = dataclasses.asdict(self.settings) | self.model.configuration
-        before = state["settings"] | facts["model"]
-        changed = [name for name in settings if settings[name] != before.get(name)]
-        if changed:
-            names = ", ".join(f"{name} {before.get(name)} -> {settings[name]}" for name in changed)
-            raise CheckpointError(
-                f"{path}: a run is resumed with the settings it began with, and these differ: {names}"
-            )
-        if state["faces"] != self.faces.fingerprint():
-            raise CheckpointError(f"{path}: a run is resumed with the faces it began with, and these are others")
-        for model, prefix in ((self.model, ""), (self.average, "average.")):
-            if model is None:
-                continue
-            own = model.checkpoint_tensors()
-            missing = [
-                name for name in own if prefix + name not in tensors or tensors[prefix + name].shape != own[name].shape
-            ]
-            if missing:
-                raise CheckpointError(f"{path}: a run of another model: {', '.join(missing[:3])} differ")
-            model.load_state_dict({name: tensors[prefix + name] for name in own}, strict=False)
-        for name, parameter in self.parameters.items():
-            keys = {key: f"optimizer.{key}.{name}" for key in ("step", *_MOMENTS)}
-            if all(stored in tensors for stored in keys.values()):
-                moments = {key: tensors[stored].to(parameter.device) for key, stored in keys.items()}
-                # The averages in the parameter's memory format, which the fused optimiser takes for granted.
-                moments |= {key: torch.empty_like(parameter).copy_(moments[key]) for key in _MOMENTS}
-                self.optimizer.state[parameter] = moments
-        read = torch.tensor([float(state["step"])], device=self.device)
-        self.processes.add_up([read])
-        if read.item() != self.processes.count * state["step"]:
-            raise CheckpointError(f"{path}: other processes have read another one; all need the same run folder")
-        self.scaler.load_state_dict(state["scaler"])
-        self.step, self.best, self.history = state["step"], state["best"], state["history"]
-        self._sums, self._summed = state["sums"], state["summed"]
-
-    def _newest(self) -> tuple[Path, dict[str, torch.Tensor], dict]:
         if self.processes.rank == 0:
             remove_leftovers(self.folder, self.folder / "checkpoints")
-        *older, newest = checkpoints(self.folder) or [self.folder / "checkpoints" / "step-*.safetensors"]
-        try:
-            return newest, *read_checkpoint(newest)
-        except CheckpointError as error:
-            for path in reversed(older):
-                try:
-                    found = path, *read_checkpoint(path)
-                except CheckpointError:
-                    continue
-                tqdm.write(f"{error}; using {path.name}")
-                return found
-            raise
+        restore(self, *newest_checkpoint(self.folder))
 
 
 def _encode(encoder: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     return encoder(images)
-
-
-@contextmanager
-def _stop_requests():
-    """A list that becomes true once SIGINT or SIGTERM has come. Ctrl-C under torchrun sends both, and the impatient
-    press it
-    twice: only a third SIGINT interrupts at once, without a checkpoint."""
-    requests: list[int] = []
-
-    def note(number, frame):
-        requests.append(number)
-        interrupts = requests.count(signal.SIGINT)
-        if interrupts == 2:
-            tqdm.write(
-                "stopping after this step, with a checkpoint; once more, and it stops at once without one", sys.stderr
-            )
-        elif interrupts > 2:
-            raise KeyboardInterrupt
-
-    try:
-        earlier = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread, where no signal arrives
-        earlier = {}
-    try:
-        yield requests
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)

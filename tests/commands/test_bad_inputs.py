@@ -45,7 +45,7 @@ BAD = {
         ("--out {out} --head {nothing}", 1, "{nothing}: No such file"), ("--out {out} --head {folder}", 1, "{folder}: Is a dir"),
         ("--out {out} --head {text}", 1, "{text}: "), ("--out {out} --head {empty}", 1, "{empty}: the file is empty"),
         ("--out {out} --head {bare}", 1, "--head: {bare}: expected a model with iBUG's 68 landmarks"),
-        ("--out {out} --head {bare}", 1, "has none; store them with it: python -m ringnet_ext.convert MODEL HEAD.npz --landmarks"),
+        ("--out {out} --head {bare}", 1, "has none; store them with it: ringnet convert MODEL HEAD.npz --landmarks"),
         ("--out {out} --head {seventy}", 1, "--head: {seventy}: .* has 70"),
         ("--out {out} --head {mediapipe}", 1, "--head: {mediapipe}: .* has 105"),
         ("--out {out} --data {nothing}", 1, "{nothing}/manifest.npy: no such file; make the set with"),

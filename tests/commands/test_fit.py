@@ -1,4 +1,4 @@
-"""python -m ringnet_ext.fit: photographs with landmark files, people, videos, and what can be wrong."""
+"""ringnet fit: photographs with landmark files, people, videos, and what can be wrong."""
 
 import csv
 import json

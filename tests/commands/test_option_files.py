@@ -13,7 +13,7 @@ from ringnet_ext.training.run_folder import described
 
 
 def parsed(path, *arguments):
-    parser = train._parser()
+    parser = train.make_parser()
     return parser.parse_args([*file_arguments(path, parser), *arguments])
 
 
@@ -30,7 +30,7 @@ def test_every_format_says_the_same_and_the_command_line_goes_before(tmp_path, n
         pytest.importorskip("tomli")
     path = tmp_path / name
     path.write_text(FILES[name])
-    expected = train._parser().parse_args(
+    expected = train.make_parser().parse_args(
         ["--steps", "12", "--learning-rate", "1e-4", "--compile", "--out", "runs/a b", "--encoder", "resnet50"]
     )
     assert parsed(path) == expected
@@ -69,7 +69,7 @@ def test_yaml_cannot_run_code(tmp_path, capsys):
 
 
 def test_the_configuration_of_a_run_starts_another(tmp_path):
-    options = train._parser().parse_args(
+    options = train.make_parser().parse_args(
         ["--steps", "7", "--ema", "0.9", "--overwrite", "--device", "cpu", "--out", "a"]
     )
     path = tmp_path / "config.json"
@@ -80,7 +80,7 @@ def test_the_configuration_of_a_run_starts_another(tmp_path):
 
 
 def test_git_state_is_that_of_the_current_directory(tmp_path, monkeypatch):
-    options = train._parser().parse_args(["--device", "cpu"])
+    options = train.make_parser().parse_args(["--device", "cpu"])
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     monkeypatch.chdir(tmp_path)
     assert described(options)["git"] is None

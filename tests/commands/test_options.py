@@ -96,12 +96,12 @@ def test_devices():
     assert computing_device("cpu") == torch.device("cpu")
     assert computing_device().type in ("cpu", "cuda")
     for name in ("banana", "", "mps", "cpu:x", "cuda:-1"):
-        with pytest.raises(DeviceError, match="^device: expected cpu, cuda or cuda:N, got"):
+        with pytest.raises(DeviceError, match=r"^device: expected cpu, cuda or cuda:N, got"):
             computing_device(name)
     if not torch.cuda.is_available():
-        with pytest.raises(DeviceError, match="^device: cuda: "):
+        with pytest.raises(DeviceError, match=r"^device: cuda: "):
             computing_device("cuda")
-    with pytest.raises(DeviceError, match="^device: cuda:99: "):
+    with pytest.raises(DeviceError, match=r"^device: cuda:99: "):
         computing_device("cuda:99")
 
 
@@ -110,13 +110,13 @@ def test_an_output_that_cannot_be_written_is_named_at_once(tmp_path):
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(OSError, match=f"^--out: {folder}: expected a folder"):
             output_folder(folder)
-    with pytest.raises(OSError, match="^--picture: .*expected a file, and a folder"):
+    with pytest.raises(OSError, match=r"^--picture: .*expected a file, and a folder"):
         output_file(tmp_path, option="--picture")
-    with pytest.raises(OSError, match="^--out: .*below.png: there is no folder .*file"):
+    with pytest.raises(OSError, match=r"^--out: .*below.png: there is no folder .*file"):
         output_file(tmp_path / "file" / "below.png")
-    with pytest.raises(OptionError, match="^--out: a.xyz: expected a name that ends in .png or .jpg"):
+    with pytest.raises(OptionError, match=r"^--out: a.xyz: expected a name that ends in .png or .jpg"):
         output_file(path("a.xyz"), (".png", ".jpg"))
-    with pytest.raises(OSError, match="^--out: /proc/self: cannot be written"):
+    with pytest.raises(OSError, match=r"^--out: /proc/self: cannot be written"):
         output_folder(path("/proc/self"))
     assert output_folder(tmp_path / "a" / "b").is_dir() and not output_file(tmp_path / "a" / "d.png").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "file"]

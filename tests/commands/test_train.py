@@ -16,6 +16,7 @@ from ringnet_ext.evaluation import photographs
 from ringnet_ext.evaluation.photographs import evaluate_photographs
 from ringnet_ext.files.checkpoint import read_checkpoint
 from ringnet_ext.flame.parameters import HeadParams
+from ringnet_ext.training.duration import days_of_training
 from ringnet_ext.training.run_folder import checkpoints
 from ringnet_ext.training.settings import TrainingSettings
 from ringnet_ext.training.trainer import Trainer
@@ -73,7 +74,7 @@ def interrupting(run, times):
 
 def test_two_interrupts_still_end_with_a_checkpoint_and_the_third_at_once(faces, model, tmp_path, capfd):
     """Ctrl-C under torchrun arrives twice: from the terminal, and from torchrun."""
-    settings = TrainingSettings(steps=8, rings_per_step=2, ring_size=4)
+    settings = TrainingSettings(steps=8, rings_per_step=2, ring_size=4, readout_weight=0.0)
     run = interrupting(Trainer(model, faces, faces, settings, tmp_path / "twice"), 2)
     assert run.train() is False and checkpoints(tmp_path / "twice")
     assert "with a checkpoint; once more" in capfd.readouterr().err
@@ -93,28 +94,41 @@ def test_an_interrupt_before_the_first_step_is_one_line(cache, tmp_path, monkeyp
 
 def test_a_loss_that_is_no_number_comes_with_advice_that_can_be_followed(faces, tmp_path):
     torch.manual_seed(0)
-    settings = TrainingSettings(steps=8, rings_per_step=2, ring_size=4, learning_rate=1e30, warmup_steps=0)
+    settings = TrainingSettings(
+        steps=8, rings_per_step=2, ring_size=4, readout_weight=0.0, learning_rate=1e30, warmup_steps=0
+    )
     with pytest.raises(
-        FloatingPointError, match="the loss is (nan|inf); start anew with a learning rate lower than 1e[+]30"
+        FloatingPointError, match=r"the loss is (nan|inf); start anew with a learning rate lower than 1e[+]30"
     ):
         Trainer(RingNet(), faces, faces, settings, tmp_path).train()
 
 
 def test_a_run_of_days_is_announced(model, capsys):
-    run = train._parser().parse_args(["--rings", "8", "--steps", "1", "--encoder", "compact"])
-    train._warn_of_days(model, run, 1)
-    assert capsys.readouterr().err == ""
+    short, long = TrainingSettings(steps=1), TrainingSettings(steps=10**9)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    run.steps = 10**9
-    train._warn_of_days(model, run, 1)
-    days = int(capsys.readouterr().err.split(" days on this CPU")[0].rsplit(" ", 1)[1])
-    train._warn_of_days(model, run, 100)
-    fewer = int(capsys.readouterr().err.split(" days on this CPU")[0].rsplit(" ", 1)[1])
-    assert days > 100 and fewer < days / 20
+    train._warn_of_days(model, short, 1)
+    assert capsys.readouterr().err == ""
+    train._warn_of_days(model, long, 1)
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: 1,000,000,000 steps of 8 rings with --encoder compact take about ")
+    days = days_of_training(model, long)
+    assert days > 100 and days_of_training(model, long, processes=100) < days / 20
     # It changes nothing about the run.
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("threads, workers, each", [(4, 2, 2), (1, 1, 1), (3, 2, 1)])
+def test_threads_are_those_of_all_workers_together(threads, workers, each, cache, tmp_path, monkeypatch):
+    seen, before = [], torch.get_num_threads()
+    monkeypatch.setattr(Trainer, "train", lambda trainer: seen.append((trainer.workers, torch.get_num_threads())))
+    try:
+        more = ("--rings", "2", "--shares", "2", "--threads", str(threads))
+        train.main(options(tmp_path / "run", cache, *more))
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [(workers, each)]
 
 
 class TestPhotographs:

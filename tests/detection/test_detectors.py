@@ -139,7 +139,7 @@ class TestMesh:
 
 class TestFaceLandmarker:
     def test_missing_file(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="face_landmarker.task"):
+        with pytest.raises(FileNotFoundError, match=r"face_landmarker.task"):
             FaceLandmarker(tmp_path / "missing.task")
 
     def test_missing_package(self, tmp_path, monkeypatch):
@@ -201,10 +201,13 @@ class TestFaceLandmarker:
             versions.append(FaceLandmarker(tmp_path / name).version)
         assert versions[0] == versions[2] != versions[1]
         (tmp_path / "broken").write_bytes(b"broken")
-        with pytest.raises(ValueError, match="broken.*zip archive"):
+        with pytest.raises(ValueError, match=r"broken.*zip archive"):
             FaceLandmarker(tmp_path / "broken")
 
-    @pytest.mark.skipif(not MODEL, reason="needs RINGNET_FACE_LANDMARKER, a file face_landmarker.task")
+    @pytest.mark.skipif(
+        not MODEL,
+        reason="needs RINGNET_FACE_LANDMARKER, a file face_landmarker.task as MediaPipe's documentation offers it",
+    )
     def test_rendered_heads(self, tmp_path):
         """The real thing finds most heads, and their points where they are."""
         pytest.importorskip("mediapipe")

@@ -61,8 +61,10 @@ def other_scheme(count):
 
 @pytest.mark.parametrize(
     "count, whose",
-    [(98, "WFLW"), (106, "InsightFace"), (133, "COCO-WholeBody"), (478, "MediaPipe"), (468, "MediaPipe"), (51, "without the contour"),
-     (5, "five points"), (67, ""), (69, ""), (71, "")],
+    [
+        (98, "WFLW"), (106, "InsightFace"), (133, "COCO-WholeBody"), (478, "MediaPipe"), (468, "MediaPipe"),
+        (51, "without the contour"), (5, "five points"), (67, ""), (69, ""), (71, ""),
+    ],
 )  # fmt: skip
 @pytest.mark.parametrize("suffix", [".npy", ".csv", ".pts", ".json"])
 def test_another_number_of_points_is_refused(count, whose, suffix, write):
@@ -70,7 +72,7 @@ def test_another_number_of_points_is_refused(count, whose, suffix, write):
     content = {
         ".npy": rows,
         ".csv": "\n".join(f"{x},{y}" for x, y in rows),
-        ".pts": "version: 1\nn_points: %d\n{\n%s\n}" % (count, "\n".join(f"{x} {y}" for x, y in rows)),
+        ".pts": "\n".join(["version: 1", f"n_points: {count}", "{", *(f"{x} {y}" for x, y in rows), "}"]),
         ".json": json.dumps(
             {"people": [{"face_keypoints_2d": np.column_stack([rows, np.ones(count)]).ravel().tolist()}]}
         ),
@@ -112,7 +114,13 @@ def test_no_file_runs_anything(write, tmp_path):
 
 def csv(header, *columns, delimiter=","):
     return "\n".join(
-        [header, *(delimiter.join(f"{value:.6f}".rstrip("0").rstrip(".") for value in row) for row in zip(*columns))]
+        [
+            header,
+            *(
+                delimiter.join(f"{value:.6f}".rstrip("0").rstrip(".") for value in row)
+                for row in zip(*columns, strict=True)
+            ),
+        ]
     )
 
 
@@ -159,7 +167,7 @@ def test_columns_that_cannot_be_told_are_refused(content, message, write):
 
 def test_a_column_that_counts_is_no_coordinate(write):
     """The report: 'index,x,y' gave x = index. Without a header, too."""
-    with pytest.raises(LandmarkError, match="a confidence of .*, expected up to 1"):
+    with pytest.raises(LandmarkError, match=r"a confidence of .*, expected up to 1"):
         read_landmarks(write("a.csv", csv("", INDEX, X, Y).lstrip()))
 
 

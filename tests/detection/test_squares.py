@@ -79,7 +79,7 @@ def test_training_prepare_and_infer_cut_the_same_square(tmp_path):
         _, loose = prepare.loose_square(faces.images[i], pixels, faces.confidence[i], 128)
         ours, theirs = landmark_square(landmarks[i].numpy()), landmark_square(loose)
         assert np.abs(ours[0]).max() < 1e-5 and ours[1] == pytest.approx(2)
-        assert np.abs(theirs[0]).max() < 0.02 and theirs[1] / 2 == pytest.approx(prepare.FILL / FILL, rel=0.02)
+        assert np.abs(theirs[0]).max() < 0.02 and theirs[1] / 2 == pytest.approx(prepare.LOOSE_FILL / FILL, rel=0.02)
 
 
 def test_a_whole_image_keeps_its_middle():

@@ -29,10 +29,10 @@ def published(mesh, path, *, materials=False, normals=False):
     lines += [f"v {x!r} {y!r} {z!r}" for x, y, z in mesh.vertices.tolist()]
     lines += [f"vt {u!r} {v!r}" for u, v in mesh.uv.tolist()]
     lines += ["vn 0 0 1"] if normals else []
-    for i, (face, seen) in enumerate(zip(mesh.faces + 1, mesh.uv_faces + 1)):
+    for i, (face, seen) in enumerate(zip(mesh.faces + 1, mesh.uv_faces + 1, strict=True)):
         if materials and i % 7 == 0:
             lines.append(f"usemtl material_{i % 3}")
-        lines.append("f " + " ".join(f"{a}/{b}/1" if normals else f"{a}/{b}" for a, b in zip(face, seen)))
+        lines.append("f " + " ".join(f"{a}/{b}/1" if normals else f"{a}/{b}" for a, b in zip(face, seen, strict=True)))
     path.write_text("\n".join(lines) + "\n")
     return path
 
@@ -100,7 +100,7 @@ def test_a_ply_with_texture_keeps_its_order(seamed, places, encoding, tmp_path):
             file.writelines((" ".join(map(repr, map(float, row))) + "\n").encode() for row in vertices)
         else:
             file.write(np.array(vertices, "<f8").tobytes())
-        for face, seen in zip(seamed.faces, seamed.uv_faces):
+        for face, seen in zip(seamed.faces, seamed.uv_faces, strict=True):
             texture = seamed.uv[seen].ravel()
             if encoding == "ascii":
                 row = ["3", *map(str, face), *(["6", *map(repr, texture.tolist())] if corners else [])]
@@ -150,11 +150,11 @@ def test_broken_meshes_are_named(text, message, tmp_path):
 
 def test_other_files_are_named(tmp_path):
     (tmp_path / "x.ply").write_bytes(b"ply\nnothing")
-    with pytest.raises(ValueError, match="x.ply: not a mesh"):
+    with pytest.raises(ValueError, match=r"x.ply: not a mesh"):
         read_mesh(tmp_path / "x.ply")
-    with pytest.raises(FileNotFoundError, match="none.obj"):
+    with pytest.raises(FileNotFoundError, match=r"none.obj"):
         read_mesh(tmp_path / "none.obj")
-    with pytest.raises(ValueError, match="x.fbx: expected a name that ends in one of .obj"):
+    with pytest.raises(ValueError, match=r"x.fbx: expected a name that ends in one of .obj"):
         read_mesh(tmp_path / "x.fbx")
 
 

@@ -9,7 +9,6 @@ import torch
 
 from ringnet_ext import FLAME
 from ringnet_ext.fitting import Priors, Walk, fit, fit_mesh
-from ringnet_ext.fitting.levenberg_marquardt import chain_inverse, solve_chain
 from ringnet_ext.flame.parameters import HeadParams
 from ringnet_ext.geometry.camera import UPRIGHT, project
 from ringnet_ext.ops import reference
@@ -57,32 +56,7 @@ def shape_error(flame, found, heads):
     return float((flame(found).vertices - truth).norm(dim=-1).mean() / (mean - truth).norm(dim=-1).mean())
 
 
-# The solver
-
-
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 16])
-def test_a_chain_of_blocks_is_solved_and_inverted(n):
-    g = torch.Generator().manual_seed(n)
-    P = 5
-    blocks = torch.randn(n, P, P, generator=g, dtype=torch.float64)
-    blocks = blocks @ blocks.transpose(1, 2) + 6 * torch.eye(P, dtype=torch.float64)
-    tie, right = (
-        torch.rand(n - 1, P, generator=g, dtype=torch.float64),
-        torch.randn(n, P, 3, generator=g, dtype=torch.float64),
-    )
-    dense = torch.block_diag(*blocks)
-    for i in range(n - 1):
-        here, there = slice(i * P, (i + 1) * P), slice((i + 1) * P, (i + 2) * P)
-        dense[here, there] = dense[there, here] = -torch.diag(tie[i])
-    assert torch.allclose(
-        solve_chain(blocks, tie, right).flatten(0, 1), torch.linalg.solve(dense, right.flatten(0, 1)), atol=1e-12
-    )
-    diagonal, beside = chain_inverse(blocks, tie)
-    inverse = torch.linalg.inv(dense).view(n, P, n, P)
-    for i in range(n):
-        assert torch.allclose(diagonal[i], inverse[i, :, i], atol=1e-12)
-        if i + 1 < n:
-            assert torch.allclose(beside[i], inverse[i, :, i + 1], atol=1e-12)
+# The optimum
 
 
 def objective(flame, heads, frames, x, sigma, priors):
@@ -397,7 +371,7 @@ def test_what_cannot_be_fitted_is_named_and_spoils_nobody(small):
         ({"camera": "fisheye"}, "camera: expected weak or perspective, got 'fisheye'"),
         ({"robust": "cauchy"}, "robust: expected huber, geman-mcclure or None, got 'cauchy'"),
         ({"roles": {"jaw": "fixed"}}, "roles: expected some of .*, got 'jaw'"),
-        ({"roles": {"jaw_pose": "none"}}, "roles: expected image, person or fixed for jaw_pose, got 'none'"),
+        ({"roles": {"jaw_pose": "none"}}, "roles: expected image, person, all or fixed for jaw_pose, got 'none'"),
         ({"priors": Priors(shape=-1.0)}, "priors.shape: expected a positive number or None, got -1.0"),
         (
             {"views": torch.zeros(2, 3, 3), "landmarks": torch.zeros(2, 2, 68, 2)},

@@ -1,6 +1,7 @@
 """The built-in head: its layout, its mesh, what its directions do, and where its landmarks lie."""
 
 import hashlib
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -124,7 +125,7 @@ def test_mesh_is_a_skin_open_at_the_neck_and_two_closed_eyeballs(head):
     lonely = ~np.isin(directed, edges[:, 1] * 10000 + edges[:, 0])
     assert sorted(np.unique(edges[lonely])) == sorted(head.regions["boundary"])
     ends = (0, SKIN, SKIN + EYE, SKIN + 2 * EYE)
-    parts = [head.faces[((head.faces >= a) & (head.faces < b)).all(1)] for a, b in zip(ends, ends[1:])]
+    parts = [head.faces[((head.faces >= a) & (head.faces < b)).all(1)] for a, b in pairwise(ends)]
     assert [len(p) for p in parts] == [7800, 1088, 1088]
     for part in parts:  # outward: volume over the centre is positive
         v = head.v_template - head.v_template[np.unique(part)].mean(0)

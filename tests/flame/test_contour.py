@@ -1,10 +1,11 @@
 import pickle
 from dataclasses import replace
+from functools import cache
 
 import cv2
 import numpy as np
 import pytest
-from heads import RINGNET_DATA, needs_ringnet_data, random_model, real_head
+from heads import MESH, STATIC, random_model, read_head
 
 from ringnet_ext.commands.contour import main
 from ringnet_ext.flame import FlameModel, LandmarkEmbedding
@@ -150,8 +151,14 @@ class TestCommandOnMeshes:
         x = positions(ball(), ears.static_faces_idx[51:], ears.static_bary_coords[51:])[:, 0]
         assert (x[:8] < -0.075).all() and (x[8:] > 0.075).all()
 
-    @pytest.mark.parametrize("regions, message", [("missing.pkl", "missing.pkl"), ("other.pkl", "other.pkl: regions['left_ear']"),
-                                                  ("landmarks.npz", "landmarks.npz: regions")])  # fmt: skip
+    @pytest.mark.parametrize(
+        "regions, message",
+        [
+            ("missing.pkl", "missing.pkl"),
+            ("other.pkl", "other.pkl: regions['left_ear']"),
+            ("landmarks.npz", "landmarks.npz: regions"),
+        ],
+    )
     def test_regions_that_are_missing_or_of_another_head_are_named(self, given, tmp_path, capsys, regions, message):
         assert main([*given, "--regions", str(tmp_path / regions)]) == 1
         assert message in capsys.readouterr().err and not (tmp_path / "c.npz").exists()
@@ -168,44 +175,65 @@ class TestCommandOnMeshes:
         assert capsys.readouterr().err.count("expected a name that ends in") == 2 and not (tmp_path / "c.npz").exists()
 
 
-@pytest.fixture(scope="module")
-def real():
-    model = real_head()
+@cache
+def with_our_contour(folder):
+    model = read_head(folder)
     return model, contour_embedding(model)
 
 
-@needs_ringnet_data
-@pytest.mark.parametrize("yaw", [-39, -30, -22, -15, 15, 22, 30, 39])
-def test_on_the_real_surface(real, yaw):
-    model, ours = real
-    far, near = (slice(0, 8), slice(9, 17)) if yaw < 0 else (slice(9, 17), slice(0, 8))
-    points, published = contour_positions(model, ours, yaw), contour_positions(model, model.landmarks, yaw)
+@pytest.fixture
+def published(head_files):
+    return with_our_contour(head_files)
+
+
+def sides(yaw):
+    """Of the 17 points: the far ones, which are on the silhouette, and the near ones, on the jaw line."""
+    return (slice(0, 8), slice(9, 17)) if yaw < 0 else (slice(9, 17), slice(0, 8))
+
+
+YAWS = [-39, -30, -22, -15, 15, 22, 30, 39]
+
+
+@pytest.mark.parametrize("yaw", YAWS)
+def test_the_far_side_is_where_the_surface_ends(published, yaw):
+    model, ours = published
+    far, near = sides(yaw)
+    vertices, points = turn(model.v_template, yaw), contour_positions(model, ours, yaw)
+    distance = distance_to_occluding_contour(vertices, model.faces, turn(points, yaw))
+    assert distance[far].max() < 6
+    # Points of the other side lie on the cheek, so the measure can tell
+    assert distance[near].max() > 15
+
+
+@pytest.mark.parametrize("head_files", ["FLAME"], indirect=True)  # whose landmarks follow the paper's rule
+@pytest.mark.parametrize("yaw", YAWS)
+def test_on_flames_surface(published, yaw):
+    model, ours = published
+    far, near = sides(yaw)
+    points, theirs = (contour_positions(model, embedding, yaw) for embedding in (ours, model.landmarks))
     vertices = turn(model.v_template, yaw)
     assert distance_to_occluding_contour(vertices, model.faces, turn(points[far], yaw)).max() < 2
-    # Points of the other side lie on the cheek, so the measure can tell
-    assert distance_to_occluding_contour(vertices, model.faces, turn(points[near], yaw)).max() > 5
     # The published near side is the jaw line (its points are 20 mm apart, straight lines between them pass under the
     # surface), and both chins are its end
-    assert distance_to_curve(points[near], published).max() < 6
-    assert np.median(distance_to_curve(published[near], points)) < 3
-    assert np.linalg.norm(points[8] - published[8]) < 5e-3
+    assert distance_to_curve(points[near], theirs).max() < 6
+    assert np.median(distance_to_curve(theirs[near], points)) < 3
+    assert np.linalg.norm(points[8] - theirs[8]) < 5e-3
 
 
-@needs_ringnet_data
-def test_published_far_side_is_near_ours(real):
-    model, ours = real
+@pytest.mark.parametrize("head_files, limit", [("built-in", 6), ("FLAME", 3)], indirect=["head_files"])
+def test_published_far_side_is_near_ours(published, limit):
+    model, ours = published
     distances = []
     for yaw in [*range(-39, -14), *range(15, 40)]:
         far = slice(0, 9) if yaw < 0 else slice(8, 17)
-        published = contour_positions(model, model.landmarks, yaw)[far]
-        distances.append(distance_to_curve(published, contour_positions(model, ours, yaw)))
-    assert np.median(distances) < 3
+        theirs = contour_positions(model, model.landmarks, yaw)[far]
+        distances.append(distance_to_curve(theirs, contour_positions(model, ours, yaw)))
+    assert np.median(distances) < limit
 
 
-@needs_ringnet_data
-def test_command(tmp_path, capsys):
+def test_command(head_files, tmp_path, capsys):
     out, picture = tmp_path / "contour.npz", tmp_path / "contour.png"
-    mesh, static = RINGNET_DATA / "FLAME_sample.ply", RINGNET_DATA / "flame_static_embedding.pkl"
+    mesh, static = head_files / MESH, head_files / STATIC
     arguments = [str(mesh), "--landmarks", str(static)]
     assert main([*arguments, "--out", str(out), "--picture", str(picture)]) == 0
     assert LandmarkEmbedding.load(out).contour_faces_idx.shape == (79, 17)

@@ -113,17 +113,23 @@ def original_state(model, n_shape=100, n_exp=50):
     frontal = np.concatenate([embedding.contour_faces_idx[0], embedding.static_faces_idx])
     frontal_bary = np.concatenate([embedding.contour_bary_coords[0], embedding.static_bary_coords])
     return {
-        "eye_pose": torch.zeros(1, 6), "neck_pose": torch.zeros(1, 3), "faces_tensor": torch.tensor(model.faces),
+        "eye_pose": torch.zeros(1, 6),
+        "neck_pose": torch.zeros(1, 3),
+        "faces_tensor": torch.tensor(model.faces),
         "v_template": real(model.v_template),
         "shapedirs": real(np.concatenate([model.shapedirs[..., :n_shape], model.expressiondirs[..., :n_exp]], axis=2)),
-        "posedirs": real(model.posedirs.reshape(-1, 36).T), "J_regressor": real(model.J_regressor),
-        "parents": torch.tensor(model.parents), "lbs_weights": real(model.lbs_weights),
-        "lmk_faces_idx": torch.tensor(embedding.static_faces_idx), "lmk_bary_coords": real(embedding.static_bary_coords),
+        "posedirs": real(model.posedirs.reshape(-1, 36).T),
+        "J_regressor": real(model.J_regressor),
+        "parents": torch.tensor(model.parents),
+        "lbs_weights": real(model.lbs_weights),
+        "lmk_faces_idx": torch.tensor(embedding.static_faces_idx),
+        "lmk_bary_coords": real(embedding.static_bary_coords),
         "dynamic_lmk_faces_idx": torch.tensor(embedding.contour_faces_idx),
         "dynamic_lmk_bary_coords": real(embedding.contour_bary_coords),
-        "full_lmk_faces_idx": torch.tensor(frontal)[None], "full_lmk_bary_coords": real(frontal_bary)[None],
+        "full_lmk_faces_idx": torch.tensor(frontal)[None],
+        "full_lmk_bary_coords": real(frontal_bary)[None],
         "neck_kin_chain": torch.tensor([1, 0]),
-    }  # fmt: skip
+    }
 
 
 def test_state_dicts_are_deca_s(model, config):
@@ -142,7 +148,7 @@ def test_state_dicts_are_deca_s(model, config):
     expected = Layer(other)(shape, expression, pose[:, :3], jaw_pose=pose[:, 3:], eye_pose=eyes)
     assert torch.allclose(outer["flame"](shape, expression, pose, eyes)[0], expected.vertices, atol=1e-6)
     assert torch.equal(layer.state_dict()["v_template"], theirs["v_template"])  # the one that was copied
-    with pytest.raises(RuntimeError, match="size mismatch for decoder.shapedirs"):
+    with pytest.raises(RuntimeError, match=r"size mismatch for decoder.shapedirs"):
         layer.load_state_dict(original_state(model, n_exp=40))
-    with pytest.raises(RuntimeError, match="Unexpected key.*l_eyelid"):
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*l_eyelid"):
         layer.load_state_dict(original_state(model) | {"l_eyelid": torch.zeros(1, 50, 3)})

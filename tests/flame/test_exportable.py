@@ -30,10 +30,16 @@ def many_joints(random_model):
     m = random_model(V=61, K=12, J=7)
     return FLAME(
         FlameModel(
-            m.v_template.numpy(), m.shapedirs[..., :8].numpy(), m.shapedirs[..., 8:].numpy(),
-            m.posedirs.T.reshape(61, 3, -1).numpy(), m.J_regressor.numpy(), m.parents.numpy(), m.lbs_weights.numpy(), m.faces.numpy(),
+            m.v_template.numpy(),
+            m.shapedirs[..., :8].numpy(),
+            m.shapedirs[..., 8:].numpy(),
+            m.posedirs.T.reshape(61, 3, -1).numpy(),
+            m.J_regressor.numpy(),
+            m.parents.numpy(),
+            m.lbs_weights.numpy(),
+            m.faces.numpy(),
         )
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("names", [tuple(WIDTHS), ("expression", "jaw_pose"), ("global_pose",), ()], ids=len)
@@ -75,7 +81,7 @@ def test_eyelids_and_a_static_offset():
     torch.testing.assert_close(layer.exportable()(**given), tuple(layer(**given)), rtol=0, atol=1e-6)
     del given["eyelids"]
     torch.testing.assert_close(layer.exportable()(**given), tuple(layer(**given)), rtol=0, atol=1e-6)
-    with pytest.raises(ValueError, match="^static_offset: expected shape"):
+    with pytest.raises(ValueError, match=r"^static_offset: expected shape"):
         layer.exportable()(static_offset=torch.zeros(3, 5022, 3))
 
 
@@ -85,11 +91,11 @@ def test_errors_name_the_argument(layer, many_joints):
         with pytest.raises(ValueError, match=f"^{name}: expected shape"):
             layer.exportable()(**{**given, name: torch.cat([value, value], dim=1)})
     for wrong in (torch.zeros(2, 12), torch.zeros(2, 4, 3, 3)):
-        with pytest.raises(ValueError, match="^pose: expected shape"):
+        with pytest.raises(ValueError, match=r"^pose: expected shape"):
             layer.exportable()(pose=wrong)
-    with pytest.raises(ValueError, match="^pose: expected either .* or jaw_pose, got both"):
+    with pytest.raises(ValueError, match=r"^pose: expected either .* or jaw_pose, got both"):
         layer.exportable()(pose=torch.zeros(2, 15), jaw_pose=torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="^jaw_pose: .* 7; use pose"):
+    with pytest.raises(ValueError, match=r"^jaw_pose: .* 7; use pose"):
         many_joints.exportable()(jaw_pose=torch.zeros(2, 3))
 
 

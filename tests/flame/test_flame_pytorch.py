@@ -146,13 +146,19 @@ def original_state(model, batch_size=8, shape_params=100, expression_params=50, 
     state = {
         "shape_betas": torch.zeros(batch_size, 300 - shape_params),
         "expression_betas": torch.zeros(batch_size, 100 - expression_params),
-        "eye_pose": torch.zeros(batch_size, 6), "neck_pose": torch.full((batch_size, 3), 0.1),
-        "transl": torch.zeros(batch_size, 3), "faces_tensor": torch.tensor(model.faces), "v_template": real(model.v_template),
+        "eye_pose": torch.zeros(batch_size, 6),
+        "neck_pose": torch.full((batch_size, 3), 0.1),
+        "transl": torch.zeros(batch_size, 3),
+        "faces_tensor": torch.tensor(model.faces),
+        "v_template": real(model.v_template),
         "shapedirs": real(np.concatenate([model.shapedirs, model.expressiondirs], axis=2)),
-        "J_regressor": real(model.J_regressor), "posedirs": real(model.posedirs.reshape(-1, 36).T),
-        "parents": torch.tensor(model.parents), "lbs_weights": real(model.lbs_weights),
-        "lmk_faces_idx": torch.tensor(embedding.static_faces_idx), "lmk_bary_coords": real(embedding.static_bary_coords),
-    }  # fmt: skip
+        "J_regressor": real(model.J_regressor),
+        "posedirs": real(model.posedirs.reshape(-1, 36).T),
+        "parents": torch.tensor(model.parents),
+        "lbs_weights": real(model.lbs_weights),
+        "lmk_faces_idx": torch.tensor(embedding.static_faces_idx),
+        "lmk_bary_coords": real(embedding.static_bary_coords),
+    }
     if contour:
         state |= {
             "dynamic_lmk_faces_idx": torch.tensor(embedding.contour_faces_idx),

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from heads import needs_ringnet_data, random_model, real_head
+from heads import random_model, read_head
 
 from ringnet_ext.flame import FLAME, FlameModel
 from ringnet_ext.flame.landmarks import contour_row
@@ -66,7 +66,7 @@ def test_rotating_the_root_rotates_the_mesh(layer):
     translation = given.pop("translation")[:, None]
     still, moved = layer(**given), layer(**given, global_pose=axis_angles(turn), translation=translation[:, 0])
     root = still.joints[:, :1]
-    for before, after in zip(still[:2], moved[:2]):
+    for before, after in zip(still[:2], moved[:2], strict=True):
         expected = (before - root) @ turn.transpose(1, 2) + root + translation
         assert torch.allclose(after, expected, atol=1e-12)
 
@@ -191,7 +191,7 @@ def test_a_batch_of_one_is_broadcast(layer, single):
     given = random_arguments(3)
     given[single] = given[single][:1]
     expected = layer(**given | {single: given[single].repeat(3, 1)})
-    for ours, theirs in zip(layer(**given), expected):
+    for ours, theirs in zip(layer(**given), expected, strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -199,7 +199,7 @@ def test_each_element_of_a_batch_is_on_its_own(layer):
     given = random_arguments(5)
     together = layer(**given)
     alone = layer(**{name: value[3:4] for name, value in given.items()})
-    for ours, theirs in zip(alone, together):
+    for ours, theirs in zip(alone, together, strict=True):
         assert torch.allclose(ours, theirs[3:4], atol=1e-12)
 
 
@@ -224,7 +224,7 @@ def test_state_dict_carries_the_model(model, layer):
     given = random_arguments(2)
     assert not torch.allclose(other(**given).vertices, layer(**given).vertices)
     other.load_state_dict(layer.state_dict())
-    for ours, theirs in zip(other(**given), layer(**given)):
+    for ours, theirs in zip(other(**given), layer(**given), strict=True):
         assert torch.equal(ours, theirs)
     assert torch.equal(other.landmarks(**given), layer.landmarks(**given))
 
@@ -275,20 +275,20 @@ def test_a_fixed_layer_and_its_original_go_their_own_ways(model):
     assert not {t.data_ptr() for t in layer.buffers()} & {t.data_ptr() for t in fixed.buffers() if t.numel()}
 
     full, folded = layer(shape, **pose), fixed(**pose)
-    for name, constant in layer.named_buffers():
+    for constant in layer.buffers():
         if constant.is_floating_point():
             constant.mul_(1.5)
     assert not torch.allclose(layer(shape, **pose).vertices, full.vertices)
-    for ours, theirs in zip(fixed(**pose), folded):
+    for ours, theirs in zip(fixed(**pose), folded, strict=True):
         assert torch.equal(ours, theirs)
 
     layer.load_state_dict(FLAME(model, dtype=torch.float64).state_dict())
-    for name, constant in fixed.named_buffers():
+    for constant in fixed.buffers():
         if constant.is_floating_point():
             constant.mul_(1.5)
     assert not torch.allclose(fixed(**pose).vertices, folded.vertices)
     fixed.float()
-    for ours, theirs in zip(layer(shape, **pose), full):
+    for ours, theirs in zip(layer(shape, **pose), full, strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -341,7 +341,7 @@ def test_dtype(model, layer):
     assert torch.allclose(single(**low).vertices.double(), layer(**given).vertices, atol=1e-5)
     half = {name: value.half() for name, value in given.items()}
     assert torch.equal(single(**half).vertices, single(**{n: v.float() for n, v in half.items()}).vertices)
-    with pytest.raises(TypeError, match="shape: expected torch.float32 like the layer, got torch.float64"):
+    with pytest.raises(TypeError, match=r"shape: expected torch.float32 like the layer, got torch.float64"):
         single(shape=given["shape"])
     double = single.double()(**given)
     assert double.vertices.dtype == double.landmarks.dtype == torch.float64
@@ -353,7 +353,7 @@ def test_to_a_device_and_back(model, layer, device):
     expected = layer(**given)
     moved = FLAME(model, dtype=torch.float64).to(device)
     there = {name: value.to(device) for name, value in given.items()}
-    for ours, theirs in zip(moved(**there), expected):
+    for ours, theirs in zip(moved(**there), expected, strict=True):
         assert ours.device.type == device.type and torch.allclose(ours.cpu(), theirs, atol=1e-12)
     assert torch.allclose(moved.landmarks(**there).cpu(), expected.landmarks, atol=1e-12)
     assert torch.equal(moved.cpu()(**given).vertices, expected.vertices)
@@ -366,9 +366,9 @@ def test_compiles_whole(model):
     person = FLAME(replace(model, eyeliddirs=np.full((60, 3, 2), 0.01)))
     tracked = given | {"eyelids": torch.rand(2, 2), "static_offset": offsets(1).float()}
     fixed = layer.fixed(given["shape"][:1], given["expression"][:1])
-    for layer, arguments in ((layer, given), (fixed, poses), (person, tracked)):
-        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-        for ours, theirs in zip(compiled(**arguments), layer(**arguments)):
+    for module, arguments in ((layer, given), (fixed, poses), (person, tracked)):
+        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+        for ours, theirs in zip(compiled(**arguments), module(**arguments), strict=True):
             assert torch.allclose(ours, theirs, atol=1e-6)
 
 
@@ -421,11 +421,10 @@ def distance_to_silhouette(vertices, faces, points, pixel=5e-4):
     return np.maximum(inside, outside)[row, column] * pixel * 1000
 
 
-@needs_ringnet_data
 @pytest.mark.parametrize("y_down", [False, True], ids=["y_up", "y_down"])
 @pytest.mark.parametrize("yaw", [-39, -30, 30, 39])
-def test_far_side_contour_is_on_the_silhouette(yaw, y_down):
-    head = real_head()
+def test_far_side_contour_is_on_the_silhouette(head_files, yaw, y_down):
+    head = read_head(head_files)
     layer = FLAME(head, dtype=torch.float64)
     far = slice(0, 8) if yaw < 0 else slice(9, 17)
     output = layer(global_pose=axis_angle(turned(yaw, y_down=y_down)))
@@ -436,8 +435,8 @@ def test_far_side_contour_is_on_the_silhouette(yaw, y_down):
     wrong = contour_row(-yaw)
     bary = head.landmarks.contour_bary_coords[wrong, far, :, None]
     points = (vertices[head.faces[head.landmarks.contour_faces_idx[wrong, far]]] * bary).sum(1)
-    distance = distance_to_silhouette(vertices, head.faces, points)
-    assert distance.max() > 20 and np.median(distance) > 8
+    off = distance_to_silhouette(vertices, head.faces, points)
+    assert off.max() > 7 and np.median(off) > 2 * np.median(distance)
 
 
 def offsets(batch, V=60, seed=3):

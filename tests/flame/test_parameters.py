@@ -122,7 +122,7 @@ def test_an_upright_head_is_ringnet_s_half_turn():
 
 
 def test_wrong_parameters_are_named():
-    with pytest.raises(ValueError, match="expected some of shape, .*, got beta"):
+    with pytest.raises(ValueError, match=r"expected some of shape, .*, got beta"):
         FlameParams.make(beta=torch.zeros(1, 3))
     with pytest.raises(ValueError, match=r"jaw_pose: expected shape \(B, 3\), got \(1, 4\)"):
         FlameParams.make(jaw_pose=torch.zeros(1, 4))

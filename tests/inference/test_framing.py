@@ -16,7 +16,7 @@ from ringnet_ext.data.synthetic import SyntheticFaces
 from ringnet_ext.detection.squares import cut_square, landmark_square
 from ringnet_ext.inference.framing import NotAFaceError, calibrated, find_face, following, limit_of, settled
 
-CHECKPOINT = os.environ.get("RINGNET_CHECKPOINT")  # a run folder of python -m ringnet_ext.train, with its defaults
+CHECKPOINT = os.environ.get("RINGNET_CHECKPOINT")  # a run folder of ringnet train, with its defaults
 FACE = np.random.default_rng(0).uniform(-1, 1, (68, 2))  # the landmarks of our kind of faces: discs of radius 1
 FACE[:4] = [(-1, 0), (1, 0), (0, -1), (0, 1)]
 
@@ -170,7 +170,10 @@ def trained():
     return RingNet.load(CHECKPOINT)
 
 
-@pytest.mark.skipif(not CHECKPOINT, reason="needs RINGNET_CHECKPOINT, a run folder of the default training")
+@pytest.mark.skipif(
+    not CHECKPOINT,
+    reason="needs RINGNET_CHECKPOINT, a run folder: python -m ringnet_ext.train --out FOLDER, some 12 minutes on two cores",
+)
 class TestTrainedNetwork:
     @pytest.mark.parametrize("loose", [False, True])
     def test_at_most_two_of_200_held_out_faces_are_not_found(self, trained, loose):

@@ -91,7 +91,7 @@ def test_pretrained_weights_that_do_not_fit_are_refused(tmp_path):
         with pytest.raises(ValueError, match=message):
             encoder.load_pretrained(tmp_path / "r.pth")
     (tmp_path / "junk.pth").write_bytes(b"junk")
-    with pytest.raises(ValueError, match="junk.pth"):
+    with pytest.raises(ValueError, match=r"junk.pth"):
         encoder.load_pretrained(tmp_path / "junk.pth")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         encoder.load_pretrained(tmp_path / "nowhere.pth")
@@ -109,7 +109,7 @@ def test_pretrained_weights_by_name_are_downloaded_and_checked(tmp_path, monkeyp
     fresh = ResNet50()
     fresh.load_pretrained("right")
     assert all(torch.equal(value, encoder.state_dict()[key]) for key, value in fresh.state_dict().items())
-    with pytest.raises(ValueError, match="wrong: can't get .*hash"):
+    with pytest.raises(ValueError, match=r"wrong: can't get .*hash"):
         fresh.load_pretrained("wrong")
     with pytest.raises(ValueError, match="gone: can't get file:"):
         fresh.load_pretrained("gone")
@@ -206,7 +206,7 @@ class TestCheckpoints:
             assert facts == {"step": 7, "list": [1.5]} and torch.equal(tensors["a"], torch.arange(6.0).view(2, 3))
         for length in random.integers(0, len(good), 30):
             path.write_bytes(good[:length])
-            with pytest.raises(CheckpointError, match="c.safetensors"):
+            with pytest.raises(CheckpointError, match=r"c.safetensors"):
                 read_checkpoint(path)
 
     def test_other_files_are_refused(self, tmp_path, model):
@@ -269,11 +269,11 @@ class TestCheckpoints:
         builtin_head().save(folder / "runs" / "a" / "head.npz")  # another of that name
         assert fingerprint(RingNet.load(folder / "runs" / "a").head) == fingerprint(head)
         (folder / "runs" / "head.npz").unlink()
-        with pytest.raises(CheckpointError, match="another head than .*runs/a/head.npz: on one of fingerprint"):
+        with pytest.raises(CheckpointError, match=r"another head than .*runs/a/head.npz: on one of fingerprint"):
             RingNet.load(folder / "runs" / "a")
         (folder / "runs" / "a" / "head.npz").unlink()
         with pytest.raises(
-            FileNotFoundError, match="its head model, .*project/head.npz, is not there any more.*--head"
+            FileNotFoundError, match=r"its head model, .*project/head.npz, is not there any more.*--head"
         ):
             RingNet.load(folder / "runs" / "a")
         assert fingerprint(RingNet.load(folder / "runs" / "a", folder / "renamed.npz").head) == fingerprint(head)

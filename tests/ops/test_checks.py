@@ -177,5 +177,5 @@ def test_names_and_arguments_of_other_projects(module, random_model):
     )
     index, bary = model.lmk_faces_idx.expand(3, -1), model.lmk_bary_coords.expand(3, -1, -1)
     assert module.vertices2landmarks(vertices, model.faces, index, bary).shape == (3, 10, 3)
-    with pytest.raises(TypeError, match="dtype: expected a torch.dtype"):
+    with pytest.raises(TypeError, match=r"dtype: expected a torch.dtype"):
         module.lbs(betas, pose, *model.constants, dtype="float32")

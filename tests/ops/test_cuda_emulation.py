@@ -103,7 +103,7 @@ def built(tmp_path_factory) -> Emulation:
 
     def compile_source(source: Path) -> Path:
         module = (
-            ['-DRN_VERSION=""', '-DRN_CUDA_ARCHITECTURES=""', "-DRN_WITH_CUDA", "-O0"]
+            ['-DRN_VERSION=""', '-DRN_COMPILER=""', '-DRN_CUDA_ARCHITECTURES=""', "-DRN_WITH_CUDA", "-O0"]
             if source.name == "module.cpp"
             else []
         )

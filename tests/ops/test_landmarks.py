@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from flame_files import deca_content, python2_pickle
-from heads import RINGNET_DATA, needs_ringnet_data, random_embedding, real_embedding
+from heads import DYNAMIC, STATIC, random_embedding, read_embedding
 
 from ringnet_ext.flame import LandmarkEmbedding
 from ringnet_ext.flame.landmarks import contour_first, contour_row, static_first
@@ -57,7 +57,7 @@ def test_ringnet_files(embedding, tmp_path, protocol):
     assert same(LandmarkEmbedding.load(static), embedding, *names)
     assert same(LandmarkEmbedding.load(static, dynamic), embedding)
     assert same(LandmarkEmbedding.load(dynamic, static), embedding)
-    with pytest.raises(ValueError, match="dynamic.npy: no static landmarks"):
+    with pytest.raises(ValueError, match=r"dynamic.npy: no static landmarks"):
         LandmarkEmbedding.load(dynamic)
 
 
@@ -119,13 +119,12 @@ def test_other_files_are_refused(tmp_path, content, message):
         LandmarkEmbedding.load(tmp_path / "file.pkl")
 
 
-@needs_ringnet_data
-def test_real_files_equal_what_pickle_reads():
+def test_published_files_equal_what_pickle_reads(head_files):
     """Those files are trusted here, so Python's own readers may say what is in them."""
-    ours = real_embedding()
-    with open(RINGNET_DATA / "flame_static_embedding.pkl", "rb") as file:
+    ours = read_embedding(head_files)
+    with open(head_files / STATIC, "rb") as file:
         static = pickle.load(file, encoding="latin1")
-    dynamic = np.load(RINGNET_DATA / "flame_dynamic_embedding.npy", allow_pickle=True, encoding="latin1").item()
+    dynamic = np.load(head_files / DYNAMIC, allow_pickle=True, encoding="latin1").item()
     assert np.array_equal(ours.static_faces_idx, static["lmk_face_idx"])
     assert np.array_equal(ours.static_bary_coords, static["lmk_b_coords"])
     assert np.array_equal(ours.contour_faces_idx, dynamic["lmk_face_idx"])

@@ -129,7 +129,7 @@ def test_in_a_capture_a_known_model_is_read_and_stays(random_model, device):
 def test_a_first_call_in_a_capture_says_why_it_cannot_be(random_model, device):
     device.is_captured = True
     for call in calls(random_model()):
-        with pytest.raises(RuntimeError, match="(parents|faces).*before the capture"):
+        with pytest.raises(RuntimeError, match=r"(parents|faces).*before the capture"):
             call()
     assert not any(len(cache) for cache in _prepared.Cache.all)
     ops.batch_rodrigues(torch.zeros(2, 3))  # those without a model can be captured at once

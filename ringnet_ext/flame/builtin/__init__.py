@@ -44,15 +44,16 @@ def builtin_head() -> FlameModel:
         group, _, rest = name.rpartition("/")
         groups[group][rest] = array
     shapes, expressions, correctives = np.split(directions, [_SHAPES, _SHAPES + _EXPRESSIONS], axis=2)
+    landmarks = LandmarkEmbedding(**groups["landmarks"])
     model = FlameModel(
         shapedirs=np.ascontiguousarray(shapes),
         expressiondirs=np.ascontiguousarray(expressions),
         posedirs=np.ascontiguousarray(correctives),
-        landmarks=LandmarkEmbedding(**groups["landmarks"]),
+        landmarks=landmarks,
         regions=groups["regions"],
         **groups[""],
     )
-    for array in (*vars(model).values(), *model.landmarks.arrays().values(), *model.regions.values()):
+    for array in (*vars(model).values(), *landmarks.arrays().values(), *model.regions.values()):
         if isinstance(array, np.ndarray):
             array.flags.writeable = False
     return model
@@ -62,10 +63,11 @@ def stored_arrays(head: FlameModel) -> dict[str, np.ndarray]:
     """What the file holds of a head: directions on the grid, everything else as it is."""
     directions = np.concatenate([head.shapedirs, head.expressiondirs, head.posedirs], axis=2)
     names = ("v_template", "J_regressor", "parents", "lbs_weights", "faces")
+    landmarks = {} if head.landmarks is None else head.landmarks.arrays()
     return (
         {name: getattr(head, name) for name in names}
         | {"directions": _packed(directions)}
-        | {f"landmarks/{name}": array for name, array in head.landmarks.arrays().items()}
+        | {f"landmarks/{name}": array for name, array in landmarks.items()}
         | {f"regions/{name}": ids for name, ids in head.regions.items()}
     )
 

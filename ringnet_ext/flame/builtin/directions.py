@@ -201,7 +201,7 @@ def shape_fields(f: Fields) -> list[np.ndarray]:
     ]
 
 
-def filling_fields(f: Fields, normals: np.ndarray, spacing=11.0):
+def filling_fields(f: Fields, normals: np.ndarray):
     """Bumps all over the head, denser on the face, even and odd ones: what traits leave out."""
     v = f.v[: T.SKIN]
     weight = np.where(v[:, 2] > 10, 1.0, 0.45)

@@ -107,7 +107,7 @@ def landmark_embedding(head: T.Template) -> LandmarkEmbedding:
     """The 68 points of iBUG on the mean head."""
 
     def embed(points):
-        faces, bary = zip(*[locate(*p) for p in points])
+        faces, bary = zip(*[locate(*p) for p in points], strict=True)
         return np.array(faces), np.array(bary)
 
     outline = _outline(head)
@@ -119,8 +119,10 @@ def landmark_embedding(head: T.Template) -> LandmarkEmbedding:
         turned = [(ring, -column) for ring, column in outline[yaw][::-1]]
         rows.append(turned + [_CHIN_POINT] + [tuple(p) for p in outline[0]])
     contour = [embed(row) for row in rows]
+    static_faces, static_bary = embed(_static(head))
     return LandmarkEmbedding(
-        *embed(_static(head)),
+        static_faces,
+        static_bary,
         contour_faces_idx=np.array([faces for faces, _ in contour]),
         contour_bary_coords=np.array([bary for _, bary in contour]),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...geometry.surface import vertex_normals
 from ..model import FlameModel
 from . import directions, embedding, rig, template
 
@@ -14,7 +15,7 @@ def compute() -> FlameModel:
     """The built-in head, to the last bits but one or two: :func:`.builtin_head` has what this gave once."""
     head = template.build()
     weights = rig.skinning_weights(head)
-    normals = vertex_normals(head)
+    normals = vertex_normals(head.vertices, head.faces)
     fields = directions.Fields(head)
     jaw = weights[:, rig.JAW]
     expressions = np.stack(list(directions.expression_fields(fields, jaw).values()), -1)
@@ -31,12 +32,3 @@ def compute() -> FlameModel:
         landmarks=embedding.landmark_embedding(head),
         regions=embedding.regions(head),
     )
-
-
-def vertex_normals(head: template.Template) -> np.ndarray:
-    """Unit normals (V, 3) of the mean head."""
-    a, b, c = (head.vertices[head.faces[:, k]] for k in range(3))
-    normals = np.zeros_like(head.vertices)
-    for k in range(3):
-        np.add.at(normals, head.faces[:, k], np.cross(b - a, c - a))
-    return normals / np.linalg.norm(normals, axis=1, keepdims=True)

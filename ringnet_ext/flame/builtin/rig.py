@@ -8,7 +8,7 @@ from . import template as T
 from .template import smoothstep
 
 PARENTS = np.array([-1, 0, 1, 1, 1])
-NECK, JAW, LEFT_EYE, RIGHT_EYE = 1, 2, 3, 4
+NECK, JAW, LEFT_EYE = 1, 2, 3
 
 # Where the joints are (mm), and the rings whose vertices tell.
 _JOINTS = {0: ((0, -148, -42), range(63, 65)), NECK: ((0, -82, -42), range(57, 61)), JAW: ((0, -8, -8), range(26, 30))}

@@ -23,7 +23,7 @@ EYE = 2 + EYE_RINGS * EYE_COLUMNS
 HAIRLINE, BROW, CREASE, UPPER_LID, LOWER_LID, CHEEK = 5, 11, 14, 16, 21, 24
 NOSE_TIP, NOSE_BASE, UPPER_BORDER, UPPER_LIP, LOWER_LIP, LOWER_BORDER = 28, 33, 36, 39, 44, 47
 SULCUS, CHIN, JAW, THROAT, COLLAR = 50, 54, 57, 60, 64
-INNER_CANTHUS, OUTER_CANTHUS, MOUTH_CORNER, NOSE_WING = 4, 12, 8, 6  # columns
+INNER_CANTHUS, OUTER_CANTHUS, MOUTH_CORNER = 4, 12, 8  # columns
 EAR = (16, 24)  # columns in front of and behind the ear
 
 EYE_CENTER = np.array([31.0, 20.0, 25.5])  # the left one
@@ -170,7 +170,7 @@ def _feature_levels(x):
         level[row[ring]] = curve(at) * (1 - leave) + level[row[ring]] * leave
 
     for ring, above in ((BROW - 1, 4.5), (BROW, 0.0), (BROW + 1, -3.8)):
-        along(ring, lambda x: brow_line(x) + above, 46, 24)
+        along(ring, lambda x, above=above: brow_line(x) + above, 46, 24)
     nose_side = lambda x: 2.2 * smoothstep(1 - x / CANTHI[0, 0])
     upper_lid = lambda x: _lid_line(x) + 0.9 + nose_side(x) + 5.4 * _lid_shape(x, 0.44)
     lower_lid = lambda x: _lid_line(x) - 0.9 - nose_side(x) - 4.2 * _lid_shape(x, 0.56)
@@ -252,7 +252,7 @@ _NOSE = np.array([
 
 def _features(p):
     """Height (...) over skull points p (..., 3) of the subject's left, along z."""
-    x, y, z = np.moveaxis(p, -1, 0)
+    x, y = np.moveaxis(p, -1, 0)[:2]
     height, width = np.moveaxis(spline(_NOSE[:, 0], _NOSE[:, 1:], np.clip(y, -46, 52)), -1, 0)
     h = height * np.exp(-((x / width) ** 2))
     h += 4.8 * _bump(x, y, 0, -17.6, 8.0, 7.2)  # tip

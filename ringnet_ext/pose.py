@@ -1,0 +1,8 @@
+"""``python -m ringnet_ext.pose``: see :mod:`ringnet_ext.commands.pose`."""
+
+import sys
+
+from .commands.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(["pose", *sys.argv[1:]]))
