@@ -1,4 +1,4 @@
-"""``python -m ringnet_ext.export``: a trained network as a program for ONNX Runtime and others, or for torch.export."""
+"""``ringnet export``: a trained network as a program for ONNX Runtime and others, or for torch.export."""
 
 from __future__ import annotations
 
@@ -7,30 +7,29 @@ import warnings
 
 from ..inference.reconstruction import RingNet
 from ..network.exportable import exported, write_onnx, write_program
-from .options import OptionError, Parser, command, output_file, path
+from .options import OptionError, Parser, add_head, add_out, called, command, output_file, path
 
 ONNX, PROGRAM = ".onnx", ".pt2"
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
     parser = Parser(
-        prog="python -m ringnet_ext.export",
-        description="Write a trained network, encoder and decoder, as one program. It takes images (B, 3, 224, 224), RGB "
-        "from -1 to 1, any B, squares as training cuts them, and returns parameters (B, 159) as RingNet has them, vertices "
-        "(B, V, 3) of the posed heads in metres, y up, and landmarks (B, 68, 2) in pixels of the images. FILE.onnx is for "
-        "ONNX Runtime and others, and needs the packages onnx and onnxscript to be written; FILE.pt2 is for "
+        prog=called("export"),
+        description="Write a trained network, encoder and decoder, as one program. It takes images (B, 3, 224, 224), "
+        "RGB from -1 to 1, of any B: squares as training cuts them. It returns parameters (B, 159) as RingNet has them, "
+        "vertices (B, V, 3) of the posed heads in metres, y up, and landmarks (B, 68, 2) in pixels of the images. "
+        "FILE.onnx is for ONNX Runtime and others; writing it needs the packages onnx and onnxscript. FILE.pt2 is for "
         "torch.export.load.",
     )
     parser.add_argument("checkpoint", type=path, metavar="RUN", help="run folder of training, or a checkpoint file")
-    parser.add_argument("--out", type=path, required=True, metavar="FILE", help="file to write, *.onnx or *.pt2")
-    parser.add_argument("--head", type=path, metavar="FILE",
-                        help="head model file, if it has moved since training [the one trained on]")  # fmt: skip
+    add_out(parser, "file to write, *.onnx or *.pt2", "FILE", required=True)
+    add_head(parser, "head model file, if it has moved since training [the one trained on]")
     return parser
 
 
 @command
 def main(arguments: list[str]) -> int:
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     output_file(options.out, (ONNX, PROGRAM))
     onnx = options.out.suffix.lower() == ONNX
     if onnx:

@@ -18,6 +18,7 @@ from ..files.images import image_bytes, png_bytes, read_png
 from ..files.meshes import Mesh, glb_bytes, obj_bytes, ply_bytes
 from ..files.whole import written_whole
 from ..flame.formats import ringnet_parameters
+from ..geometry.camera import project_to_pixels
 from ..geometry.surface import vertex_normals
 from ..render.maps import SurfaceMap
 from ..render.sheets import sheet
@@ -57,9 +58,8 @@ class _Face:
         """depth (S, S), normals and coordinates (S, S, 3) float32 over the square that the network saw; NaN where the
         head isn't."""
         face, size = self.face, len(self.face.image)
-        camera = face.params.camera[0].numpy()
-        pixels = (camera[0] * (face.image_vertices[:, :2] + camera[1:]) + 1) * (size / 2)
-        surface = SurfaceMap(np.column_stack([pixels, face.image_vertices[:, 2]]), face.faces, size, size)
+        points = project_to_pixels(face.image_vertices, face.params.camera[0].numpy(), size)
+        surface = SurfaceMap(points, face.faces, size, size)
         z = self.posed.vertices[:, 2]
         normals = self.posed.normals
         assert normals is not None
