@@ -219,7 +219,7 @@ def _row(face: Face, name: str, files: Sequence[str]) -> dict[str, Any]:
     made, square = face.reconstruction, face.reconstruction.square
     left, top = square.to_original(_ORIGIN)
     trust = made.trust
-    parameters = [round(float(value), 9) for value in made.params.to_vector()[0]]
+    parameters = made.params.to_vector()[0].double().numpy().round(9).tolist()
     return row | {
         "score": _rounded(trust.score), "agreement": _rounded(trust.agreement), "inside": _rounded(trust.inside),
         "certainty": _rounded(trust.certainty), "left": round(float(left), 1), "top": round(float(top), 1),
