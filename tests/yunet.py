@@ -1,4 +1,4 @@
-"""An ONNX file with the inputs and outputs of YuNet, OpenCV's face detector, that finds faces where bright cells are."""
+"""An ONNX file with the inputs and outputs of YuNet, OpenCV's face detector; it finds faces where white cells are."""
 
 import numpy as np
 import onnx
@@ -37,9 +37,12 @@ def marker_model(path):
         outputs.append((node("Add", [zero, points], f"kps_{stride}"), 10))
     names = sorted(outputs, key=lambda output: "cls obj bbox kps".split().index(output[0].split("_")[0]))
     graph = helper.make_graph(
-        nodes, "markers", [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, "height", "width"])],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, None, width]) for name, width in names], constants,
-    )  # fmt: skip
+        nodes,
+        "markers",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, "height", "width"])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, None, width]) for name, width in names],
+        constants,
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 12)], ir_version=8)
     onnx.checker.check_model(model)
     onnx.save(model, path)

@@ -318,7 +318,7 @@ def _fit_video(options, flame: FLAME, head: FlameModel) -> int:
     video = Video(options.images[0])
     output_folder(options.out)
     points, confidence = _video_landmarks(options, video)
-    known = (confidence > 0).any(1)
+    known = np.asarray((confidence > 0).any(1))
     half = max(video.size) / 2
     began = time.perf_counter()
     bar = progress(total=1, desc="fitting", unit="video")

@@ -69,53 +69,105 @@ def make_parser() -> Parser:
     parser = Parser(
         prog=called("infer"),
         description="Reconstruct heads from photographs. The network wants the square that training cuts: the 68 "
-        "landmarks' box in its middle, filling 80 % of it. --landmarks, --detector or --boxes say where the faces are. "
-        "Without them the network looks for one face, from the whole picture and parts of it, and what is not a face as it "
-        "knows them counts as failed. For every image NAME the output folder gets the files of --write; several faces of "
-        "an image are called NAME_face1, NAME_face2 and so on from left to right. results.csv has a line for each face: "
-        "which input, what became of it, how far to trust it, which square was cut, its files and parameters. An image "
-        "that fails is reported, the others are still done, and the exit code is 1. A run that was killed goes on where "
-        "it was when the same command is given again; torchrun's processes share the images. A video gets params.npz, with "
-        "a row a frame, and overlay.mp4 instead: with --landmarks or MediaPipe's detector one head is fitted to all frames, "
-        "smooth over time; without, the network follows the face. Frames without a face are bridged, and marked.",
+        "landmarks' box in its middle, filling 80 % of it. --landmarks, --detector or --boxes say where the "
+        "faces are. Without them the network looks for one face, from the whole picture and parts of it, and "
+        "what is not a face as it knows them counts as failed. For every image NAME the output folder gets "
+        "the files of --write; several faces of an image are called NAME_face1, NAME_face2 and so on from "
+        "left to right. results.csv has a line for each face: which input, what became of it, how far to "
+        "trust it, which square was cut, its files and parameters. An image that fails is reported, the "
+        "others are still done, and the exit code is 1. A run that was killed goes on where it was when the "
+        "same command is given again; torchrun's processes share the images. A video gets params.npz, with a "
+        "row a frame, and overlay.mp4 instead: with --landmarks or MediaPipe's detector one head is fitted to"
+        " all frames, smooth over time; without, the network follows the face. Frames without a face are "
+        "bridged, and marked.",
     )
-    parser.add_argument("images", nargs="*", type=path, metavar="IMAGE", help="image files, folders of them, and patterns such as "
-                        "'photos/*.jpg': " + ", ".join(SUFFIXES) + "; or one video: " + ", ".join(VIDEO_SUFFIXES))  # fmt: skip
-    parser.add_argument("--checkpoint", type=path, metavar="RUN",
-                        help="run folder of training, or a checkpoint file")  # fmt: skip
+    parser.add_argument(
+        "images",
+        nargs="*",
+        type=path,
+        metavar="IMAGE",
+        help="image files, folders of them, and patterns such as "
+        "'photos/*.jpg': " + ", ".join(SUFFIXES) + "; or one video: " + ", ".join(VIDEO_SUFFIXES),
+    )
+    parser.add_argument("--checkpoint", type=path, metavar="RUN", help="run folder of training, or a checkpoint file")
     add_out(parser, "folder to write to; made if missing")
-    parser.add_argument("--camera", type=whole_number(0), metavar="N", help="record this camera to camera.mp4 and take that for "
-                        "the video, until Ctrl-C or for --frames")  # fmt: skip
+    parser.add_argument(
+        "--camera",
+        type=whole_number(0),
+        metavar="N",
+        help="record this camera to camera.mp4 and take that for the video, until Ctrl-C or for --frames",
+    )
     parser.add_argument("--frames", type=whole_number(1), metavar="N", help="how many the camera records")
     parser.add_argument("--recursive", action="store_true", help="the folders' folders too")
     where = parser.add_argument_group("where the faces are (one of these)").add_mutually_exclusive_group()
-    where.add_argument("--landmarks", type=path, metavar="DIR", help="folder with a file of 68 landmarks for each image: NAME and "
-                       f"one of {', '.join(LANDMARK_SUFFIXES)}, as for prepare; for a video a .npy or .npz file, (frames, 68, 2) pixels, or with a third "
-                       "column of confidences; NaN where there is no face")  # fmt: skip
-    where.add_argument("--detector", type=path, metavar="FILE", help="OpenCV's face detector: a file of YuNet, .onnx, in whose "
-                       "boxes the network looks; or MediaPipe's face_landmarker.task; needs the package mediapipe")  # fmt: skip
-    where.add_argument("--boxes", type=path, metavar="FILE", help="lines IMAGE,left,top,right,bottom: about where a face is, "
-                       "pixels; IMAGE as it is given here, or its name. The network looks from there")  # fmt: skip
-    where.add_argument("--cropped", action="store_true", help="the images are such squares already: they are taken whole, "
-                       "and whether they are faces is not asked")  # fmt: skip
-    parser.add_argument("--write", type=_kinds, metavar="KIND,KIND", help="what is written of a face, one file each: "
-                        + "; ".join(f"{name} ({kind.folder}/NAME{kind.suffix}: {kind.what})" for name, kind in KINDS.items())
-                        + f" [{','.join(DEFAULT)}]")  # fmt: skip
-    parser.add_argument("--frame", choices=list(FRAMES), help="of posed meshes and their landmarks: "
-                        + "; ".join(f"{name}: {axes}" for name, axes in FRAMES.items()) + " [flame]")  # fmt: skip
-    parser.add_argument("--table", choices=list(TABLES), default="csv", help="the table of results: results.csv or results.parquet "
-                        "(needs the package pyarrow) [csv]")  # fmt: skip
-    parser.add_argument("--score", action=argparse.BooleanOptionalAction, default=True, help="ask the network about a second crop of "
-                        "each face, for its score [yes]")  # fmt: skip
-    parser.add_argument("--batch", type=whole_number(1, 4096), metavar="N", help="faces that the network sees at a time [8 on a CPU, "
-                        "64 elsewhere]")  # fmt: skip
+    where.add_argument(
+        "--landmarks",
+        type=path,
+        metavar="DIR",
+        help=f"folder with a file of 68 landmarks for each image: NAME and one of {', '.join(LANDMARK_SUFFIXES)}, as "
+        "for prepare; for a video a .npy or .npz file, (frames, 68, 2) pixels, or with a third column of confidences; "
+        "NaN where there is no face",
+    )
+    where.add_argument(
+        "--detector",
+        type=path,
+        metavar="FILE",
+        help="OpenCV's face detector: a file of YuNet, .onnx, in whose "
+        "boxes the network looks; or MediaPipe's face_landmarker.task; needs the package mediapipe",
+    )
+    where.add_argument(
+        "--boxes",
+        type=path,
+        metavar="FILE",
+        help="lines IMAGE,left,top,right,bottom: about where a face is, "
+        "pixels; IMAGE as it is given here, or its name. The network looks from there",
+    )
+    where.add_argument(
+        "--cropped",
+        action="store_true",
+        help="the images are such squares already: they are taken whole, and whether they are faces is not asked",
+    )
+    parser.add_argument(
+        "--write",
+        type=_kinds,
+        metavar="KIND,KIND",
+        help="what is written of a face, one file each: "
+        + "; ".join(f"{name} ({kind.folder}/NAME{kind.suffix}: {kind.what})" for name, kind in KINDS.items())
+        + f" [{','.join(DEFAULT)}]",
+    )
+    parser.add_argument(
+        "--frame",
+        choices=list(FRAMES),
+        help="of posed meshes and their landmarks: "
+        + "; ".join(f"{name}: {axes}" for name, axes in FRAMES.items())
+        + " [flame]",
+    )
+    parser.add_argument(
+        "--table",
+        choices=list(TABLES),
+        default="csv",
+        help="the table of results: results.csv or results.parquet (needs the package pyarrow) [csv]",
+    )
+    parser.add_argument(
+        "--score",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="ask the network about a second crop of each face, for its score [yes]",
+    )
+    parser.add_argument(
+        "--batch",
+        type=whole_number(1, 4096),
+        metavar="N",
+        help="faces that the network sees at a time [8 on a CPU, 64 elsewhere]",
+    )
     add_head(parser, "head model file, if it has moved since training [the one trained on]")
     add_device(parser)
     add_threads(parser)
     theirs = parser.add_argument_group(
         "flags of RingNet's demo",
-        "With any of these the outputs are the demo's: images/NAME.png and what the flags ask for, in RingNet's frame, and "
-        "no table. As there, images are taken whole, unless it is said where the faces are, and --out is RingNet_output.",
+        "With any of these the outputs are the demo's: images/NAME.png and what the flags ask for, in RingNet's frame, "
+        "and no table. As there, images are taken whole, unless it is said where the faces are, and --out is "
+        "RingNet_output.",
     )
     theirs.add_argument("--img_path", type=path, metavar="IMAGE", help="an image")
     for flag, kind in _DEMO.items():
@@ -164,8 +216,15 @@ def _options(arguments: list[str]):
             options.cropped = True
     if options.frames is not None and options.camera is None:
         parser.error("--frames: expected --camera with it")
-    missing = [name for name, value in (("IMAGE", options.images or options.camera is not None), ("--checkpoint", options.checkpoint),
-                                        ("--out", options.out)) if not value]  # fmt: skip
+    missing = [
+        name
+        for name, value in (
+            ("IMAGE", options.images or options.camera is not None),
+            ("--checkpoint", options.checkpoint),
+            ("--out", options.out),
+        )
+        if not value
+    ]
     if missing:
         parser.error(f"the following arguments are required: {', '.join(missing)}")
     options.write = options.write or DEFAULT
@@ -258,8 +317,8 @@ def _infer_images(options, model: RingNet, processes: Processes) -> int:
     outcomes.close()
     if not_found:
         print(
-            f"in {not_found} images no face was found: --landmarks, --detector or --boxes say where it is, --cropped takes "
-            "images as they are"
+            f"in {not_found} images no face was found: --landmarks, --detector or --boxes say where it is, --cropped "
+            "takes images as they are"
         )
     share = f" (process {processes.rank} of {processes.count})" if processes.count > 1 else ""
     print(f"{done} of {len(own)} images reconstructed in {options.out}{share}")
@@ -371,8 +430,8 @@ def _infer_video(options, model: RingNet, processes: Processes) -> int:
     write_video(options.out / "overlay.mp4", progress(drawn, total=len(seen), desc="drawing", unit="frame"), video.fps)
     drawing = time.perf_counter() - began
     print(
-        f"{len(seen)} frames reconstructed in {seconds:.2f} s, {len(seen) / seconds:.1f} a second, and drawn in {drawing:.2f} s, "
-        f"{len(seen) / drawing:.1f} a second; {int((~seen).sum())} without a face, bridged"
+        f"{len(seen)} frames reconstructed in {seconds:.2f} s, {len(seen) / seconds:.1f} a second, and drawn in "
+        f"{drawing:.2f} s, {len(seen) / drawing:.1f} a second; {int((~seen).sum())} without a face, bridged"
     )
     print(f"{options.out}: params.npz, overlay.mp4")
     lost = video.count - len(seen)
@@ -405,7 +464,7 @@ def _fitted_video(options, model: RingNet, video: Video) -> tuple[HeadParams, di
         "shape_std": found.shape_std[0].cpu().numpy(),
         "score": np.full(len(landmarks[0]), certainties(found, model.flame)[0]),
     }
-    return found.params, arrays, (landmarks[1] > 0).any(1)
+    return found.params, arrays, np.asarray((landmarks[1] > 0).any(1))
 
 
 # Where the faces are.

@@ -107,7 +107,7 @@ class Detectors:
         if wrong and not faces:
             raise wrong
         middles = [points[known > 0].mean(0)[0] for points, known in faces]
-        return [faces[i] for i in left_to_right(middles)]
+        return [faces[i] for i in left_to_right(np.array(middles))]
 
 
 def _checked(found) -> tuple[np.ndarray, np.ndarray]:

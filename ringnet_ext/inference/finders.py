@@ -63,7 +63,7 @@ def by_face_boxes(model: RingNet, detector: FaceBoxes) -> Finder:
         found = detector(image)
         if not len(found):
             raise NoFaceError("the detector found no face")
-        return [tuple(map(float, box[:4])) for box in found]
+        return [(float(left), float(top), float(right), float(bottom)) for left, top, right, bottom, _ in found]
 
     return by_boxes(model, boxes)
 

@@ -85,7 +85,7 @@ def settled(
         active = np.flatnonzero(inside & (moved >= _SETTLED / 4))
         if not len(active):
             break
-        squares = [_cut(model, images[i], middles[i], sides[i]) for i in active]
+        squares = [_cut(model, images[int(i)], middles[i], sides[i]) for i in active]
         points = landmarks_of(model, squares)
         found = np.stack([square.to_original(each) for square, each in zip(squares, points, strict=True)])
         middle, side = landmark_square(found)
@@ -169,12 +169,12 @@ def find_face(model: RingNet, image: np.ndarray, box: tuple[float, float, float,
         least = min([least, *values])
         if least <= limit:
             best = int(values.argmin())
-            return cut_square(image, middles[best] / scale, sides[best] / scale)
+            return cut_square(image, middles[best] / scale, float(sides[best] / scale))
     if least == math.inf:
         raise NotAFaceError("not a face as the network knows them: wherever it looks, its own landmarks lie elsewhere")
     raise NotAFaceError(
-        f"not a face as the network knows them: when the crop is moved, the landmarks follow it by {least:.0%}, and by at "
-        f"most {limit:.0%} on faces"
+        f"not a face as the network knows them: when the crop is moved, the landmarks follow it by {least:.0%}, and by "
+        f"at most {limit:.0%} on faces"
     )
 
 

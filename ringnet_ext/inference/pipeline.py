@@ -1,17 +1,17 @@
 """From pictures to faces, each stage beside the others: reading, detecting and cropping in threads, the network and the
 decoder in batches, and what is done with the faces (rendering, writing) in threads again.
 
-Between the stages there are never more than some batches of pictures, however many there are in all. The network always
-sees batches of one size, the last filled up: so a face's numbers don't depend on which other faces it is computed with.
-They don't to the last bit where the library of matrix products takes all rows of a batch alike (MKL, with batches of 8),
-and within 1e-6 of the largest with other libraries and sizes.
+Between the stages there are never more than some batches of pictures, however many there are in all. The network
+always sees batches of one size, the last filled up: so a face's numbers don't depend on which other faces it is
+computed with. They don't to the last bit where the library of matrix products takes all rows of a batch alike (MKL,
+with batches of 8), and within 1e-6 of the largest with other libraries and sizes.
 """
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
@@ -31,7 +31,8 @@ from .trust import Trust, agreements, inside, second_crops
 if TYPE_CHECKING:
     from ..network.ringnet import RingNet
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 #: Squares that the network sees at a time, on a CPU and elsewhere.
 BATCH, BATCH_ELSEWHERE = 8, 64
@@ -59,7 +60,8 @@ class Outcome:
 
     @property
     def errors(self) -> list[Exception]:
-        return [each.error for each in (self, *self.faces) if each.error is not None]
+        own = [] if self.error is None else [self.error]
+        return own + [face.error for face in self.faces if face.error is not None]
 
 
 class _Read(NamedTuple):
@@ -83,7 +85,7 @@ def reconstruct_all(
     batch: int | None = None,
     trust: bool = True,
     threads: int = THREADS,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome]:
     """Reconstruct the faces of pictures, and finish each picture (writing its files, say), in their order.
 
     Args:

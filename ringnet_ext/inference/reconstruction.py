@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import PIL.Image
@@ -239,8 +239,9 @@ class RingNet(network.RingNet):
             images: a picture of one face: a file; an array (H, W), (H, W, 3) or (H, W, 4), or a tensor (C, H, W), of
                 uint8, uint16 or floating point from 0 to 1; a Pillow image. The face is found in it as
                 :func:`ringnet_ext.inference.framing.find_face` does. Or a square cut from one, see
-                :mod:`ringnet_ext.detection.squares`: the network sees it as it is, and whether it is a face isn't asked.
-                Or many of these (an array (N, H, W, 3), a tensor (N, C, H, W)), for a list of results in their order.
+                :mod:`ringnet_ext.detection.squares`: the network sees it as it is, and whether it is a face isn't
+                asked. Or many of these (an array (N, H, W, 3), a tensor (N, C, H, W)), for a list of results in their
+                order.
             landmarks: (68, 2) pixels of the image, NaN where one isn't known; of many images one each. The square is
                 cut around them, and what the network says is refined until its landmarks are these, see
                 :func:`ringnet_ext.fit`.
@@ -259,7 +260,7 @@ class RingNet(network.RingNet):
         from . import pipeline
 
         many = not _is_one(images)
-        pictures = pipeline.pictures_from(images if many else [images])
+        pictures = pipeline.pictures_from(cast("Iterable[Image]", images if many else [images]))
         if sum(value is not None for value in (landmarks, boxes, detector)) > 1:
             raise ValueError("landmarks, boxes, detector: expected one of them at most")
         if same_person and landmarks is None:
@@ -277,7 +278,7 @@ class RingNet(network.RingNet):
             find = by_landmarks(lambda picture, image: detector.faces(image))
         else:
             find = by_network(self)
-        own = lambda picture, image: (whole if isinstance(picture.image, Square) else find)(picture, image)  # noqa: E731
+        own = lambda picture, image: (whole if isinstance(picture.image, Square) else find)(picture, image)
 
         training = self.training
         batch = min(len(pictures), pipeline.BATCH) if self.flame.v_template.device.type == "cpu" else None
@@ -287,7 +288,7 @@ class RingNet(network.RingNet):
                 for error in outcome.errors:
                     raise _named(error, outcome.picture.label) if many else error
                 source = int(outcome.picture.name)
-                faces += [replace(face.reconstruction, source=source) for face in outcome.faces]
+                faces += [replace(made, source=source) for face in outcome.faces if (made := face.reconstruction)]
         finally:
             self.train(training)
         if points is not None and faces:

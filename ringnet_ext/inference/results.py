@@ -37,9 +37,20 @@ except ImportError:  # Windows
 
 #: The table's columns before the parameters.
 COLUMNS = (
-    "image", "face", "name", "error", "score", "agreement", "inside", "certainty", "left", "top", "side", "landmark_error",
+    "image",
+    "face",
+    "name",
+    "error",
+    "score",
+    "agreement",
+    "inside",
+    "certainty",
+    "left",
+    "top",
+    "side",
+    "landmark_error",
     "files",
-)  # fmt: skip
+)
 _TEXTS = "image", "name", "error", "files"
 _OUTER_EYE_CORNERS = 36, 45
 _PARQUET_ROWS = 4096  # that are held at a time
@@ -221,11 +232,16 @@ def _row(face: Face, name: str, files: Sequence[str]) -> dict[str, Any]:
     trust = made.trust
     parameters = made.params.to_vector()[0].double().numpy().round(9).tolist()
     return row | {
-        "score": _rounded(trust.score), "agreement": _rounded(trust.agreement), "inside": _rounded(trust.inside),
-        "certainty": _rounded(trust.certainty), "left": round(float(left), 1), "top": round(float(top), 1),
-        "side": round(len(square.image) / square.scale, 1), "landmark_error": _rounded(_landmark_error(face)),
+        "score": _rounded(trust.score),
+        "agreement": _rounded(trust.agreement),
+        "inside": _rounded(trust.inside),
+        "certainty": _rounded(trust.certainty),
+        "left": round(float(left), 1),
+        "top": round(float(top), 1),
+        "side": round(len(square.image) / square.scale, 1),
+        "landmark_error": _rounded(_landmark_error(face)),
         "parameters": parameters,
-    }  # fmt: skip
+    }
 
 
 _ORIGIN = np.zeros(2)

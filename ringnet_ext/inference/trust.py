@@ -91,7 +91,6 @@ def described(model: RingNet) -> str:
     if model.trained_on == "photographs":
         return "note: the network was trained on photographs"
     return (
-        f"note: the network was trained on {model.trained_on}, not on photographs: expect coarse proportions, no likeness. "
-        "For a likeness fit heads to landmarks (python -m ringnet_ext.fit), or train on photographs "
-        "(python -m ringnet_ext.prepare)"
+        f"note: the network was trained on {model.trained_on}, not on photographs: expect coarse proportions, no "
+        "likeness. For a likeness fit heads to landmarks (ringnet fit), or train on photographs (ringnet prepare)"
     )

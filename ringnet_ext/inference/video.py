@@ -79,8 +79,8 @@ Landmarks = tuple[np.ndarray, np.ndarray]
 
 
 def read_video_landmarks(file: Path, video: Video) -> Landmarks:
-    """Landmarks of every frame, from an .npy or .npz file of (T, 68, 2 or 3): x, y and perhaps confidence, NaN where there
-    is no face.
+    """Landmarks of every frame, from an .npy or .npz file of (T, 68, 2 or 3): x, y and perhaps confidence, NaN where
+    there is no face.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -103,7 +103,7 @@ def read_video_landmarks(file: Path, video: Video) -> Landmarks:
         raise ValueError(f"{file}: landmarks of {len(values)} frames, and {video.path} has {count}")
     points = values[..., :2].astype(np.float32)
     confidence = values[..., 2].astype(np.float32) if values.shape[2] == 3 else np.ones(values.shape[:2], np.float32)
-    there = np.isfinite(values).all(-1)
+    there = np.asarray(np.isfinite(values).all(-1))
     return np.where(there[..., None], points, 0), np.where(there, confidence, 0)
 
 
@@ -219,7 +219,7 @@ def _again(model: RingNet, frame: np.ndarray, last: Square):
 def at_landmarks(model: RingNet, video: Video, landmarks: Landmarks) -> HeadParams:
     """What the network says of a video's frames in the squares around known landmarks, bridged where there are none."""
     points, confidence = landmarks
-    known = (confidence > 0).any(1)
+    known = np.asarray((confidence > 0).any(1))
     if not known.any():
         raise ValueError(f"{video.path}: no face in any of its {len(points)} frames")
     rows: list[HeadParams | None] = []

@@ -145,9 +145,10 @@ class TestWhereTheFaceIs:
 
     def test_missing_files_and_two_ways_at_once_are_refused_before_the_work(self, checkpoint, photos, tmp_path, capsys):
         for arguments, code in (
-            (["--landmarks", tmp_path / "nowhere"], 2), (["--boxes", tmp_path / "nowhere"], 1),
+            (["--landmarks", tmp_path / "nowhere"], 2),
+            (["--boxes", tmp_path / "nowhere"], 1),
             (["--detector", tmp_path / "nowhere"], 1),
-        ):  # fmt: skip
+        ):
             assert run(checkpoint, tmp_path / "out", photos, *arguments) == code
             assert "nowhere" in capsys.readouterr().err and not (tmp_path / "out").exists()
         with pytest.raises(SystemExit) as stop:
@@ -241,8 +242,11 @@ class TestLandmarks:
         arrays = np.load(out / "params" / f"{name}.npz")
         mesh = trimesh.load(out / "mesh" / f"{name}.obj", process=False, maintain_order=True)
         layer = FLAME()
-        points = layer.landmarks(*(torch.from_numpy(arrays[key])[None] for key in ("shape", "expression")),
-                                 torch.from_numpy(arrays["pose"][None, :3]), jaw_pose=torch.from_numpy(arrays["pose"][None, 3:]))  # fmt: skip
+        points = layer.landmarks(
+            *(torch.from_numpy(arrays[key])[None] for key in ("shape", "expression")),
+            torch.from_numpy(arrays["pose"][None, :3]),
+            jaw_pose=torch.from_numpy(arrays["pose"][None, 3:]),
+        )
         # Of the mesh, by the triangles that the landmarks lie on: the contour's row follows from the pose.
         head = builtin_head()
         row = contour_row(np.degrees(float(yaw_of(torch.from_numpy(arrays["pose"][None, :3]))[0])))
@@ -394,8 +398,19 @@ class TestShares:
     def test_torchrun_and_a_kill(self, checkpoint, many, tmp_path):
         arguments = [str(many), "--cropped", "--checkpoint", str(checkpoint), "--device", "cpu"]
         assert infer.main([*arguments, "--out", str(tmp_path / "one")]) == 0
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
-                   "ringnet_ext.infer", *arguments, "--out", str(tmp_path / "two")]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            "-m",
+            "ringnet_ext.infer",
+            *arguments,
+            "--out",
+            str(tmp_path / "two"),
+        ]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         launched = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while launched.poll() is None and not list((tmp_path / "two").glob("mesh/*.obj")):
@@ -430,12 +445,14 @@ class TestRingNetsFlags:
             ("", {"images/0.png"}),
             ("--save_obj_file=True", {"images/0.png", "mesh/0.obj"}),
             ("--save_obj_file=True --save_flame_parameters=True", {"images/0.png", "mesh/0.obj", "params/0.npy"}),
-            ("--save_obj_file=True --save_flame_parameters=True --neutralize_expression=True --save_texture=True",
-             {"images/0.png", "mesh/0.obj", "params/0.npy", "neutral_mesh/0.obj"}),
+            (
+                "--save_obj_file=True --save_flame_parameters=True --neutralize_expression=True --save_texture=True",
+                {"images/0.png", "mesh/0.obj", "params/0.npy", "neutral_mesh/0.obj"},
+            ),
             ("--save_obj_file --nosave_flame_parameters --neutralize_expression=False", {"images/0.png", "mesh/0.obj"}),
             ("--save_obj_file=False", {"images/0.png"}),
         ],
-    )  # fmt: skip
+    )
     def test_the_demo_s_commands_write_its_files(self, checkpoint, photos, tmp_path, capsys, flags, files):
         out = tmp_path / "RingNet_output"
         arguments = ["--img_path", str(photos / "0.png"), "--out_folder", str(out), "--load_path", str(checkpoint)]
@@ -448,8 +465,11 @@ class TestRingNetsFlags:
         if "params/0.npy" in files:
             saved = np.load(out / "params" / "0.npy", allow_pickle=True)[()]
             assert {key: value.shape for key, value in saved.items()} == {
-                "cam": (3,), "pose": (6,), "shape": (100,), "expression": (50,)
-            }  # fmt: skip
+                "cam": (3,),
+                "pose": (6,),
+                "shape": (100,),
+                "expression": (50,),
+            }
             # As in the demo: the mesh is in the network's own frame, so that its camera sees it as it is.
             vertices = trimesh.load(out / "mesh" / "0.obj", process=False, maintain_order=True).vertices
             pose = torch.from_numpy(saved["pose"])[None]

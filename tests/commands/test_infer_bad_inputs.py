@@ -106,9 +106,22 @@ FILES = {
     "missing": (lambda folder: folder / "gone.png", "no such image"),
     "empty": (content("empty.jpg", b""), "the file is empty"),
     **{
-        f"truncated {suffix}{part}": (content(f"cut{suffix}", lambda suffix=suffix, part=part: encoded(suffix, part)), "not an image, or a damaged one")
-        for suffix, part in ((".jpg", 0.5), (".jpg", 0.98), (".png", 0.5), (".png", 0.98), (".webp", 0.5), (".tif", 0.5), (".gif", 0.5),
-                             (".bmp", 0.5), (".avif", 0.5), (".heic", 0.5))
+        f"truncated {suffix}{part}": (
+            content(f"cut{suffix}", lambda suffix=suffix, part=part: encoded(suffix, part)),
+            "not an image, or a damaged one",
+        )
+        for suffix, part in (
+            (".jpg", 0.5),
+            (".jpg", 0.98),
+            (".png", 0.5),
+            (".png", 0.98),
+            (".webp", 0.5),
+            (".tif", 0.5),
+            (".gif", 0.5),
+            (".bmp", 0.5),
+            (".avif", 0.5),
+            (".heic", 0.5),
+        )
     },
     "text": (content("text.jpg", b"this is no image"), "not an image"),
     "noise": (content("noise.png", np.random.default_rng(1).bytes(3000)), "not an image"),
@@ -130,7 +143,7 @@ FILES = {
     "spaces and a new line": (content("a b\nc .png", b"text"), "not an image"),
     "a name that is no text": (content(b"\xff\xfe.png", b"text"), "not an image"),
     "a path through a file": (lambda folder: content("file", b"x")(folder) / "a.png", "no such image"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", FILES)
@@ -200,13 +213,22 @@ def test_a_bad_place_among_good_ones(checkpoint, tmp_path, capsys, monkeypatch, 
 @pytest.mark.parametrize(
     "bad, message",
     [
-        (np.full((96, 96, 3), np.nan), "from 0 to 1, got nan"), (PHOTO.astype(np.float32), "from 0 to 1, got"),
-        (PHOTO.astype(np.int64), "got int64"), (PHOTO.astype(object), "got object"), (PHOTO.astype(complex), "got complex128"),
-        (PHOTO.astype("U3"), "got <U3"), (PHOTO > 100, "got bool"), (PHOTO[:0], r"got \(0, 96, 3\)"), (PHOTO[0], "3 x 96 pixels"),
-        (np.zeros((96, 96, 2), np.uint8), r"got \(96, 96, 2\)"), (torch.zeros(2, 96, 96), r"got \(2, 96, 96\)"),
-        (torch.full((3, 96, 96), torch.nan), "got nan"), (None, "got NoneType"), (object(), "got object"),
+        (np.full((96, 96, 3), np.nan), "from 0 to 1, got nan"),
+        (PHOTO.astype(np.float32), "from 0 to 1, got"),
+        (PHOTO.astype(np.int64), "got int64"),
+        (PHOTO.astype(object), "got object"),
+        (PHOTO.astype(complex), "got complex128"),
+        (PHOTO.astype("U3"), "got <U3"),
+        (PHOTO > 100, "got bool"),
+        (PHOTO[:0], r"got \(0, 96, 3\)"),
+        (PHOTO[0], "3 x 96 pixels"),
+        (np.zeros((96, 96, 2), np.uint8), r"got \(96, 96, 2\)"),
+        (torch.zeros(2, 96, 96), r"got \(2, 96, 96\)"),
+        (torch.full((3, 96, 96), torch.nan), "got nan"),
+        (None, "got NoneType"),
+        (object(), "got object"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_array_among_good_ones(monkeypatch, bad, message):
     monkeypatch.setattr(finders, "find_face", lambda model, image, box=None: fit_square(image))
     with pytest.raises(ValueError) as error:

@@ -29,18 +29,31 @@ class TestPixels:
         cv2.imwrite(str(tmp_path / "a.png"), photo[..., ::-1])
         alpha = np.full((40, 60, 1), 255, np.uint8)
         for form in (
-            photo, photo.astype(np.uint16) * 257, photo.astype(np.float32) / 255, photo / 255.0, np.concatenate([photo, alpha], 2),
-            photo[:, ::-1][:, ::-1], torch.from_numpy(photo).permute(2, 0, 1), torch.from_numpy(photo).permute(2, 0, 1) / 255,
-            Image.fromarray(photo), Image.fromarray(photo).convert("RGBA"), tmp_path / "a.png", str(tmp_path / "a.png"),
-        ):  # fmt: skip
+            photo,
+            photo.astype(np.uint16) * 257,
+            photo.astype(np.float32) / 255,
+            photo / 255.0,
+            np.concatenate([photo, alpha], 2),
+            photo[:, ::-1][:, ::-1],
+            torch.from_numpy(photo).permute(2, 0, 1),
+            torch.from_numpy(photo).permute(2, 0, 1) / 255,
+            Image.fromarray(photo),
+            Image.fromarray(photo).convert("RGBA"),
+            tmp_path / "a.png",
+            str(tmp_path / "a.png"),
+        ):
             assert np.array_equal(pixels_of(form), photo)
 
     def test_grey(self, photo):
         grey = photo[..., 0]
         for form in (
-            grey, grey[..., None], torch.from_numpy(grey)[None], Image.fromarray(grey), grey.astype(np.uint16) * 257,
+            grey,
+            grey[..., None],
+            torch.from_numpy(grey)[None],
+            Image.fromarray(grey),
+            grey.astype(np.uint16) * 257,
             Image.fromarray(grey.astype(np.uint16) * 257),
-        ):  # fmt: skip
+        ):
             assert np.array_equal(pixels_of(form), np.repeat(grey[..., None], 3, 2))
 
     def test_what_is_transparent_lies_over_white(self, photo):
@@ -51,16 +64,24 @@ class TestPixels:
         "image, message",
         [
             (np.zeros((40, 60, 2), np.uint8), r"expected shape .*got \(40, 60, 2\)"),
-            (np.zeros((3, 40, 60), np.uint8), r"got \(3, 40, 60\)"), (np.zeros((0, 60, 3), np.uint8), r"got \(0, 60, 3\)"),
-            (np.zeros(60, np.uint8), r"got \(60,\)"), (np.full((40, 60, 3), np.nan), "from 0 to 1, got nan to nan"),
-            (np.full((40, 60), np.inf), "from 0 to 1, got inf"), (np.full((40, 60, 3), 200.0), "from 0 to 1, got 200 to 200"),
-            (np.full((40, 60, 3), -0.1), "from 0 to 1, got -0.1"), (np.zeros((40, 60, 3), np.int64), "got int64"),
-            (np.zeros((40, 60, 3), bool), "got bool"), (np.zeros((40, 60, 3), complex), "got complex128"),
-            (np.full((40, 60, 3), None), "got object"), (torch.zeros(40, 60, 3), r"expected a tensor of shape .*got \(40, 60, 3\)"),
-            (np.zeros((15, 99, 3), np.uint8), "99 x 15 pixels, expected at least 16 x 16"), (None, "got NoneType"), (7, "got int"),
+            (np.zeros((3, 40, 60), np.uint8), r"got \(3, 40, 60\)"),
+            (np.zeros((0, 60, 3), np.uint8), r"got \(0, 60, 3\)"),
+            (np.zeros(60, np.uint8), r"got \(60,\)"),
+            (np.full((40, 60, 3), np.nan), "from 0 to 1, got nan to nan"),
+            (np.full((40, 60), np.inf), "from 0 to 1, got inf"),
+            (np.full((40, 60, 3), 200.0), "from 0 to 1, got 200 to 200"),
+            (np.full((40, 60, 3), -0.1), "from 0 to 1, got -0.1"),
+            (np.zeros((40, 60, 3), np.int64), "got int64"),
+            (np.zeros((40, 60, 3), bool), "got bool"),
+            (np.zeros((40, 60, 3), complex), "got complex128"),
+            (np.full((40, 60, 3), None), "got object"),
+            (torch.zeros(40, 60, 3), r"expected a tensor of shape .*got \(40, 60, 3\)"),
+            (np.zeros((15, 99, 3), np.uint8), "99 x 15 pixels, expected at least 16 x 16"),
+            (None, "got NoneType"),
+            (7, "got int"),
             (Image.fromarray(np.zeros((40, 60), np.float32)), "mode F"),
         ],
-    )  # fmt: skip
+    )
     def test_what_is_no_picture(self, image, message):
         with pytest.raises(ValueError, match=message):
             pixels_of(image)
@@ -147,8 +168,9 @@ def test_names_are_one_s_own_and_no_face_of_another_s(tmp_path):
 def test_boxes_of_an_image_from_left_to_right(tmp_path):
     (tmp_path / "b.csv").write_text("a.png,50,0,60,9\na.png,1,2,3,4\nb.png,1,2,3,4\na.png,20,0,99,9\n")
     assert read_boxes(tmp_path / "b.csv") == {
-        "a.png": [(1, 2, 3, 4), (50, 0, 60, 9), (20, 0, 99, 9)], "b.png": [(1, 2, 3, 4)]
-    }  # fmt: skip
+        "a.png": [(1, 2, 3, 4), (50, 0, 60, 9), (20, 0, 99, 9)],
+        "b.png": [(1, 2, 3, 4)],
+    }
 
 
 def test_landmarks_lie_like_the_images_or_flat(tmp_path):

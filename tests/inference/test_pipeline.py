@@ -44,11 +44,13 @@ def images(count, seed=0):
 
 
 def vectors(model, pictures, batch):
-    return np.concatenate([
-        face.reconstruction.params.to_vector().numpy()
-        for outcome in reconstruct_all(model, pictures_from(pictures), whole, batch=batch, trust=False)
-        for face in outcome.faces
-    ])  # fmt: skip
+    return np.concatenate(
+        [
+            face.reconstruction.params.to_vector().numpy()
+            for outcome in reconstruct_all(model, pictures_from(pictures), whole, batch=batch, trust=False)
+            for face in outcome.faces
+        ]
+    )
 
 
 class TestPipeline:
@@ -186,8 +188,17 @@ class TestReconstruct:
             write_image(tmp_path / f"{i}.png", image)
         single = compact.reconstruct(some[0])
         tensors = torch.from_numpy(np.stack(some)).permute(0, 3, 1, 2)
-        for many in (some, tuple(some), np.stack(some), tensors, list(tensors), [Image.fromarray(image) for image in some],
-                     (image for image in some), [tmp_path / f"{i}.png" for i in range(3)], [fit_square(image) for image in some]):  # fmt: skip
+        for many in (
+            some,
+            tuple(some),
+            np.stack(some),
+            tensors,
+            list(tensors),
+            [Image.fromarray(image) for image in some],
+            (image for image in some),
+            [tmp_path / f"{i}.png" for i in range(3)],
+            [fit_square(image) for image in some],
+        ):
             faces = compact.reconstruct(many)
             assert len(faces) == 3 and [face.source for face in faces] == [0, 1, 2]
             assert np.abs(faces[0].vertices - single.vertices).max() < 1e-6

@@ -56,9 +56,11 @@ def test_rows_come_in_the_order_of_the_pictures(tmp_path, pictures, face):
     assert results.finish(out / "t.csv", pictures, PARAMETERS)
     rows = table(out / "t.csv")
     assert [(row["image"], row["face"], row["error"]) for row in rows] == [
-        (pictures[0].label, "1", ""), (pictures[0].label, "2", "no face there"), (pictures[1].label, "", "what is this"),
+        (pictures[0].label, "1", ""),
+        (pictures[0].label, "2", "no face there"),
+        (pictures[1].label, "", "what is this"),
         (pictures[2].label, "1", ""),
-    ]  # fmt: skip
+    ]
     assert rows[0]["files"] == "a0.obj" and list(rows[0]) == [*COLUMNS, *PARAMETERS]
     vector = face.reconstruction.params.to_vector()[0].numpy()
     assert np.abs(np.array([float(rows[0][name]) for name in PARAMETERS]) - vector).max() < 1e-6

@@ -56,7 +56,7 @@ def test_more_landmarks_make_a_fit_more_certain():
 
 
 @pytest.mark.parametrize(
-    "trained_on, said", [("synthetic faces", "ringnet_ext.fit"), ("photographs", "photographs"), (None, "doesn't say")]
+    "trained_on, said", [("synthetic faces", "ringnet fit"), ("photographs", "photographs"), (None, "doesn't say")]
 )
 def test_what_the_network_was_trained_on(trained_on, said):
     model = RingNet()
