@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# The operators' tests on a core built with AddressSanitizer and UndefinedBehaviorSanitizer, at every instruction set that
-# this processor has, and on the CUDA kernels as tests/cuda_emulation runs them. Fails on any finding. Needs gcc, its sanitizer libraries, and an environment that has the test packages
-# (README's test command). PYTHON=... chooses the interpreter.
+# The operators on a core built with AddressSanitizer and UndefinedBehaviorSanitizer, at every instruction set that this processor
+# has, and on the CUDA kernels as tests/cuda_emulation runs them. Fails on any finding. Needs gcc, its sanitizer libraries, and an
+# environment that has the test packages (README's test command). PYTHON=... chooses the interpreter.
+#
+# At every level: tests/core, and the tests of whatever the kernels of a level read and write. At the highest one also the tests of
+# what lies between Python and the kernels, which is the same at all levels. As many at a time as there are cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+trap 'kill $(jobs -rp) 2>/dev/null || true; rm -rf "$work"' EXIT
 
 export CXX=${CXX:-g++}
 flags="-fsanitize=address,undefined -fno-sanitize-recover=all"
@@ -19,7 +22,10 @@ fi
 began=$SECONDS
 CXXFLAGS="$flags -fno-omit-frame-pointer -g1" LDFLAGS="$flags" "$python" -m pip install --quiet --no-deps \
     --target "$work/site" --config-settings=build-dir="$work/build" --config-settings=cmake.build-type=None \
-    --config-settings=cmake.define.RINGNET_CUDA=OFF .
+    --config-settings=cmake.define.RINGNET_CUDA=OFF --config-settings=cmake.define.RINGNET_OPTIMIZATION=-O1 .
+link() { "$CXX" -std=c++17 -O1 -g1 $flags -Icsrc tests/core/operators.cpp "$@" "$work/build/libringnet_core.a"; }
+link -fopenmp -o "$work/operators"
+link csrc/cpu/threads.cpp -o "$work/operators_without_openmp"
 echo "sanitizers: built in $((SECONDS - began)) s"
 
 # Only the core from there: the package is the checkout's. Python itself leaks by design. libstdc++ is named because
@@ -44,28 +50,60 @@ core.rodrigues_forward_f32(is_cuda=False, rot_vecs=rot_vecs, matrices=torch.empt
 notices "heap-buffer-overflow" 101 0
 notices "misaligned address" 1 1
 
-for level in baseline avx2 avx512; do
-    if ! RINGNET_SIMD=$level run "$python" -c 'import _ringnet_core; _ringnet_core.simd_level()' 2>/dev/null; then
-        echo "sanitizers: this processor has no $level"
-        continue
-    fi
-    began=$SECONDS
-    # A finding ends the process, hence -s. Left out: the compiler's tests, which call the same code at no new size, other
-    # levels' subprocesses, and the comparison of rounding errors.
-    if ! RINGNET_SIMD=$level run "$python" -m pytest -q -x -s -rfE -p no:cacheprovider \
-        tests/ops/*.py tests/flame/test_layer.py \
-        -k "not compile and not opcheck and not every_simd_level and not as_close_as"; then
-        echo "sanitizers: FAILED at $level" >&2
-        exit 1
-    fi
-    echo "sanitizers: $level clean, $((SECONDS - began)) s"
-done
+# start NAME COMMAND...: in the background, as soon as a core is free for it. What it prints is shown if it fails.
+started=0
+start() {
+    local name=$1
+    shift
+    while [ "$(jobs -rp | wc -l)" -ge "$(nproc)" ]; do wait -n || true; done
+    [ ! -e "$work/failed" ] || exit 1
+    started=$((started + 1))
+    (
+        began=$SECONDS
+        if "$@" >"$work/$name.log" 2>&1; then
+            echo "sanitizers: $name clean, $((SECONDS - began)) s: $(tail -n 1 "$work/$name.log")" | tee -a "$work/clean"
+        else
+            touch "$work/failed"
+            cat "$work/$name.log"
+            echo "sanitizers: FAILED in $name" >&2
+        fi
+    ) &
+}
+# A finding ends the process, hence -s. Left out: the compiler's tests, which call the same code at no new size, other levels'
+# subprocesses, and comparisons of rounding errors and of times.
+tests() {
+    run "$python" -m pytest -q -x -s -rfE -p no:cacheprovider \
+        -k "not compile and not opcheck and not every_simd_level and not as_close_as and not a_thread_that_is_late" "$@"
+}
+operators() {
+    "$work/operators" 100
+    tests "$@"
+}
+of_a_level() {
+    printf 'tests/ops/test_%s.py ' lbs landmarks jacobian memory threads subnormals smplx_models fuzz
+}
+between() {
+    ls tests/ops/test_*.py tests/flame/test_layer.py |
+        grep -v -e architectures -e cuda_emulation $(printf -- ' -e %s' $(of_a_level))
+}
 
 # The CUDA kernels on the host: every address that they use. A fiber's switch costs much here, so a few sizes only: of each tiling one.
-began=$SECONDS
-if ! CXXFLAGS="$flags -fno-omit-frame-pointer -g1" run "$python" -m pytest -q -x -s -rfE -p no:cacheprovider \
-    tests/ops/test_cuda_emulation.py -k "every_operator and dtype0 and (B3- or B12- or B20- or B33-)"; then
-    echo "sanitizers: FAILED in the emulation of CUDA" >&2
-    exit 1
-fi
-echo "sanitizers: the CUDA kernels on the host clean, $((SECONDS - began)) s"
+emulated() {
+    CXXFLAGS="$flags -fno-omit-frame-pointer -g1 -O1" run "$python" -m pytest -q -x -s -rfE -p no:cacheprovider \
+        tests/ops/test_cuda_emulation.py -k "every_operator and dtype0 and (B3- or B12- or B20- or B33-)"
+}
+start "the CUDA kernels on the host" emulated
+start "without OpenMP" "$work/operators_without_openmp" 20
+
+highest=
+for level in baseline avx2 avx512; do
+    if RINGNET_SIMD=$level run "$python" -c 'import _ringnet_core; _ringnet_core.simd_level()' 2>/dev/null; then
+        highest=$level
+        RINGNET_SIMD=$level start "$level" operators $(of_a_level)
+    else
+        echo "sanitizers: this processor has no $level"
+    fi
+done
+RINGNET_SIMD=$highest start "what lies between Python and the kernels" tests $(between)
+wait
+[ "$(wc -l <"$work/clean")" = "$started" ] || exit 1

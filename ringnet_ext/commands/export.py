@@ -15,9 +15,9 @@ ONNX, PROGRAM = ".onnx", ".pt2"
 def make_parser() -> Parser:
     parser = Parser(
         prog=called("export"),
-        description="Write a trained network, encoder and decoder, as one program. It takes images (B, 3, 224, 224), "
-        "RGB from -1 to 1, of any B: squares as training cuts them. It returns parameters (B, 159) as RingNet has them, "
-        "vertices (B, V, 3) of the posed heads in metres, y up, and landmarks (B, 68, 2) in pixels of the images. "
+        description="Write a trained network, encoder and decoder, as one program. It takes images (B, 3, 224, 224) "
+        "in RGB from -1 to 1, any B: squares as training cuts them. It returns parameters (B, 159) as RingNet has, "
+        "vertices (B, V, 3) of the posed heads in metres, y up, and landmarks (B, 68, 2) in pixels of these images. "
         "FILE.onnx is for ONNX Runtime and others; writing it needs the packages onnx and onnxscript. FILE.pt2 is for "
         "torch.export.load.",
     )
