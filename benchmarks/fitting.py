@@ -180,10 +180,10 @@ def scipy(flame, target, start, goal, seconds):
             seen = project(exact(torch.cat([params.shape, params.expression], dim=1), pose), params.camera)
             return torch.cat([((seen - goal_landmarks) / SIGMA).flatten(), params.shape[0], params.expression[0] / 0.5])
 
-        derivatives = torch.func.jacfwd(residuals)
+        of_numpy = lambda function: lambda x: function(torch.from_numpy(x)).numpy()
         found = least_squares(
-            lambda x: residuals(torch.from_numpy(x)).numpy(), first.numpy(), jac=lambda x: derivatives(torch.from_numpy(x)).numpy(),
-            x_scale="jac", ftol=1e-5, max_nfev=50,
+            of_numpy(residuals), first.numpy(), jac=of_numpy(torch.func.jacfwd(residuals)), x_scale="jac", ftol=1e-5,
+            max_nfev=50,
         )  # fmt: skip
         total, calls = total + found.cost, calls + found.nfev
         shapes.append(torch.from_numpy(found.x[9:109]).float())
@@ -207,7 +207,7 @@ def main() -> None:
         best = fit(people.flame, target, start=start, sigma=SIGMA, priors=PRIORS, tolerance=1e-9, iterations=60)
         goal = CLOSE * float(best.objective.sum())
 
-        def ours(tolerance=1e-4):
+        def ours(tolerance=1e-4, target=target, start=start):
             return fit(people.flame, target, start=start, sigma=SIGMA, priors=PRIORS, tolerance=tolerance)
 
         ours()
@@ -242,10 +242,17 @@ def main() -> None:
                     "face_error": error,
                 }
             )
-            rows.append([
-                f"{who}", str(B), f"{seconds / B * 1e3:.3g}", f"{seconds / first:.3g}x" + ("" if reached else " and not there"),
-                f"{value / B:.2f}", f"{steps:.3g}", f"{error:.3f}",
-            ])  # fmt: skip
+            rows.append(
+                [
+                    f"{who}",
+                    str(B),
+                    f"{seconds / B * 1e3:.3g}",
+                    f"{seconds / first:.3g}x" + ("" if reached else " and not there"),
+                    f"{value / B:.2f}",
+                    f"{steps:.3g}",
+                    f"{error:.3f}",
+                ]
+            )
             print(" ".join(rows[-1]), flush=True)
     print(markdown(["", "people", "ms a person", "time", "objective", "steps", "face error / mean head's"], rows))
     if options.json:

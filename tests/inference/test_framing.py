@@ -172,7 +172,7 @@ def trained():
 
 @pytest.mark.skipif(
     not CHECKPOINT,
-    reason="needs RINGNET_CHECKPOINT, a run folder: python -m ringnet_ext.train --out FOLDER, some 12 minutes on two cores",
+    reason="needs RINGNET_CHECKPOINT, a run folder: ringnet train --out FOLDER, a few minutes on two cores",
 )
 class TestTrainedNetwork:
     @pytest.mark.parametrize("loose", [False, True])
