@@ -7,11 +7,12 @@ from torch import Tensor
 from ..flame import FLAME
 from ..flame.parameters import HeadParams
 from .fit import fit
+from .result import Fit
 
 
 def refine(
     flame: FLAME, answer: HeadParams, landmarks: Tensor, *, same_person: bool = False, sigma: float | None = None
-) -> HeadParams:
+) -> Fit:
     """The most probable heads given landmarks, found from what a network says of them.
 
     Args:
@@ -27,4 +28,4 @@ def refine(
     found = fit(flame, landmarks, person=person, start=answer, sigma=sigma)
     if found.failed:
         raise ValueError(f"landmarks: {next(iter(found.failed.values()))}")
-    return found.params
+    return found
