@@ -39,7 +39,7 @@ def random_model(V: int, K: int, J: int, dtype: torch.dtype, device: str, seed: 
     """Arguments of flame_lbs but betas and pose; two joints per vertex, as a region of neighbouring vertices has
     them."""
     g = torch.Generator().manual_seed(seed)
-    normal = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
+    normal = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)
     weights = torch.zeros(V, J, dtype=torch.float64)
     main = torch.arange(V) * J // V
     weights[torch.arange(V), main] += 0.7

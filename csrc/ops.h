@@ -284,6 +284,10 @@ template <class T> void rodrigues_backward(const Rodrigues<T>&, int threads);
 template <class T> void vertices2landmarks_forward(const VerticesToLandmarks<T>&, int threads);
 template <class T> void vertices2landmarks_backward(const VerticesToLandmarks<T>&, int threads);
 
+constexpr index_t digest_piece = 4096;  // bytes
+// One of every piece of so much memory, of the last one's rest too: equal where the values are.
+void digests(const void* memory, index_t bytes, std::uint64_t* digest, int threads);
+
 const char* simd_level();  // "avx512", "avx2" or "baseline": what the machine has, or what RINGNET_SIMD asked for
 
 }  // namespace cpu

@@ -13,6 +13,7 @@ root_doc = "docs/index"
 include_patterns = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "docs/*.rst", "benchmarks/**.md"]
 exclude_patterns = [".*", "_*", "build", "dist", "runs"]
 
+default_role = "code"  # `name`, as the docstrings have it
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
 myst_heading_anchors = 4
 autodoc_member_order = "bysource"
@@ -26,3 +27,12 @@ html_theme = "furo"
 html_title = f"ringnet_ext {release}"
 html_copy_source = False
 html_show_sourcelink = False
+
+
+def _no_fields_of_tuples(app, what, name, value, skip, options):
+    """What a NamedTuple's fields are, its own docstring says; theirs are "Alias for field number 0"."""
+    return True if type(value).__name__ == "_tuplegetter" else None
+
+
+def setup(app):
+    app.connect("autodoc-skip-member", _no_fields_of_tuples)

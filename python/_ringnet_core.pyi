@@ -1,13 +1,16 @@
 """The compute core of ringnet_ext. Trusts the tensors it is given: use :mod:`ringnet_ext.ops`, which checks them.
 
-Calls run where their tensors live: on the CPU with PyTorch's number of threads, on a CUDA device on PyTorch's current stream. Shapes
-and meanings are those of the structures in csrc/ops.h; rows may have any distance from each other, gradients any strides.
+Calls run where their tensors live: on the CPU with PyTorch's number of threads, on a CUDA device on PyTorch's current
+stream. Shapes and meanings are those of the structures in csrc/ops.h; rows may have any distance from each other,
+gradients any strides.
 """
 
 from collections.abc import Callable
-from typing import Self
+from typing import Self, TypeVar
 
 from torch import Tensor
+
+Entry = TypeVar("Entry")
 
 __version__: str
 compiler: str
@@ -16,28 +19,35 @@ openmp: bool
 
 def simd_level() -> str: ...
 def discard(address: int, bytes: int, /) -> None:
-    """Lets the system have these pages, if it runs short of them before they are written again. Their values are lost."""
+    """Lets the system have these pages, if it runs short of them before they are written again. Their values are
+    lost."""
+
+class Tag:
+    """Lies in the ``__dict__`` of a tensor of which there are marks, and dies with the tensor."""
 
 class Marks:
-    """What tensors (or None) were when something was made of them: which, where, how often written to, and what they held.
-
-    Holds them weakly."""
+    """What tensors (or None) were when something was made of them: which, where, how often written to, and what they held."""
 
     constant: bool
     """Whether they are all of PyTorch's own types."""
 
-    def __init__(self, tensors: tuple[Tensor | None, ...], on_death: Callable[[object], object], /) -> None: ...
-    def unchanged(self, tensors: tuple[Tensor | None, ...], again: bool = True) -> bool:
-        """Whether these are the same tensors, and nothing is seen to have happened to them. When they are looked for again for the
-        first time, they aren't: their values are noted only then. ``again`` is false for the use that the marks were made for."""
-    def usable(self, tensors: tuple[Tensor | None, ...], /) -> bool:
-        """Whether they are unchanged, and autograd follows none."""
+    def __init__(self, tensors: tuple[Tensor | None, ...], on_death: Callable[[object], object]) -> None: ...
+
+def key(tensors: tuple[Tensor | None, ...], settings: tuple, /) -> tuple:
+    """What tensors and settings are known by: a tensor by its identity, few integers in host memory by their values."""
+
+def find(entries: dict[tuple, Entry], tensors: tuple[Tensor | None, ...], settings: tuple, again: bool) -> Entry | None:
+    """The entry of these tensors and settings, where its ``marks`` see no change; otherwise None.
+
+    When tensors are looked for again for the first time, nothing is found: their values are noted only then. Nothing is found
+    again where autograd follows a tensor. ``again`` is false for the use that the marks were made for."""
 
 def seen_again(tensor: Tensor, /) -> bool:
     """Whether a tensor of which there are marks was looked for again."""
 
 def batch_size(tensors: tuple[Tensor | None, ...], widths: tuple[int, ...], like: Tensor, /) -> int:
-    """B where a kernel can take the tensors that are there, (B, width) each, and of the type and device of ``like``; otherwise -1."""
+    """B where a kernel can take the tensors that are there, (B, width) each, and of the type and device of ``like``;
+    otherwise -1."""
 
 def shaped_like(
     tensors: tuple[Tensor | None, ...],
@@ -49,7 +59,8 @@ def shaped_like(
     """Whether a kernel can take the tensors that are there, of these shapes, and of the type and device of ``like``."""
 
 def use_exchange(wanted: bool, /) -> None:
-    """Whether tensors are read through DLPack's C exchange interface, where PyTorch has it, or through their attributes."""
+    """Whether tensors are read through DLPack's C exchange interface, where PyTorch has it, or through their
+    attributes."""
 
 class DirectionsF32:
     """Those of shapedirs (V, 3, K) or posedirs (9 (J - 1), 3 V), packed or as they lie. Only for the CPU."""

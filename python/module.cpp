@@ -8,6 +8,7 @@
 
 #include "arrays.h"
 #include "buffers.h"
+#include "marks.h"
 #include "ops.h"
 #include "place.h"
 #include "tensors.h"
@@ -378,12 +379,7 @@ PYBIND11_MODULE(_ringnet_core, m) {
 #endif
     m.def("simd_level", &cpu::simd_level);
     m.def("discard", &discard);
-    py::class_<Marks>(m, "Marks")
-        .def(py::init<const py::tuple&, const py::object&>())
-        .def("unchanged", &Marks::unchanged, py::arg("tensors"), py::arg("again") = true)
-        .def("usable", &Marks::usable)
-        .def_property_readonly("constant", &Marks::constant);
-    m.def("seen_again", &Mark::seen_again);
+    bind_marks(m);
     m.def("batch_size", &batch_size);
     m.def("shaped_like", &shaped_like, py::arg(), py::arg(), py::arg(), py::arg("contiguous") = false);
     m.def("use_exchange", [](bool wanted) { Torch::get().use_exchange(wanted); });

@@ -15,8 +15,8 @@ def check_core() -> None:
     except ImportError as error:
         if re.match(r"lib(gomp|i?omp)", str(error)):
             raise ImportError(
-                f"ringnet_ext needs an OpenMP library, and neither PyTorch nor this system has it ({error}). Install it "
-                "(Debian: libgomp1; Fedora: libgomp; conda: _openmp_mutex), or build the core for one thread: "
+                f"ringnet_ext needs an OpenMP library, and neither PyTorch nor this system has it ({error}). Install "
+                "it (Debian: libgomp1; Fedora: libgomp; conda: _openmp_mutex), or build the core for one thread: "
                 "`pip install . -C cmake.define.RINGNET_OPENMP=OFF` in the source tree."
             ) from error
         raise ImportError(

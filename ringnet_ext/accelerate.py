@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .ops._prepared import Cache, constant
+from .ops._cache import Cache, constant
 
 _joined = Cache(lambda *tensors: torch.cat(tensors, dim=-1))
 
 
 def _cat(tensors, dim=0, **options) -> Tensor:
-    """torch.cat, but directions (V, 3, n) are joined once. They are joined anew when they change, and when autograd
-    follows them."""
+    """torch.cat that joins directions (V, 3, n) once. It joins them anew when they change, and when autograd follows
+    them."""
     if dim != -1 or options or tensors[0].ndim != 3 or torch.compiler.is_compiling() or not all(map(constant, tensors)):
         return torch.cat(tensors, dim=dim, **options)
     return _joined(tuple(tensors))
@@ -39,8 +39,7 @@ def _base(module: nn.Module) -> type | None:
 
 @functools.cache
 def _accelerated(cls: type, base: type) -> type[nn.Module]:
-    """A subclass of cls in which base's forward finds our functions, and ours to join directions, under the names that
-    it looks up."""
+    """A subclass of cls in which base's forward finds this package's functions under the names that it looks up."""
     forward = base.__dict__["forward"]
     own_torch = types.ModuleType("torch")
     vars(own_torch).update(vars(torch), cat=_cat)
@@ -60,13 +59,13 @@ def _accelerated(cls: type, base: type) -> type[nn.Module]:
     }
     if base is cls:
         return type(cls)(cls.__name__, (cls,), {**described, "forward": ours, "_slow_class": cls})
-    # Between cls and base, for cls calls base's forward as super's.
+    # A class between cls and base: cls calls base's forward by super().
     between = type(base)(base.__name__, (base,), {"__module__": base.__module__, "forward": ours})
     return type(cls)(cls.__name__, (cls, between), {**described, "_slow_class": cls})
 
 
 def _new(cls: type) -> nn.Module:
-    """An instance without values, accelerated: how copies and pickles of accelerated modules begin."""
+    """An accelerated instance without values. Copies and pickles of accelerated modules begin with one."""
     base = next(c for c in cls.__mro__ if _forward_by_name(c))
     made = _accelerated(cls, base)
     return made.__new__(made)
@@ -101,13 +100,13 @@ class Acceleration:
 
 
 def accelerate(module: nn.Module) -> Acceleration:
-    """Lets smplx's body models compute with this package's operators, in place: results to rounding, gradients, names
-    and files as before.
+    """Lets smplx's body models compute with this package's operators, in place. Results are the same to rounding;
+    gradients, names and files are as before.
 
-    For smplx's SMPL, SMPLH, SMPLX, MANO and FLAME, their layers, and classes derived from them; for every one of them
-    that the module is or has. Changed buffers are noticed as the operators notice them (:mod:`ringnet_ext.ops`). Copies
-    and pickles of an accelerated module are accelerated, too. smplx itself, and other modules of its classes, stay as
-    they are.
+    Accelerates smplx's SMPL, SMPLH, SMPLX, MANO and FLAME, their layers, and classes derived from them: the module
+    itself and those inside it. Changed buffers are noticed as the operators notice them (:mod:`ringnet_ext.ops`).
+    Copies and pickles of an accelerated module are accelerated too. smplx itself, and other modules of its classes,
+    stay as they are.
 
     Args:
         module: a body model, or a module with body models in it.

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from heads import NO_REAL, REAL, write_head
 
 REQUIRE_CUDA = os.environ.get("RINGNET_REQUIRE_CUDA") == "1"
 
@@ -37,6 +36,8 @@ def device(request) -> torch.device:
 @pytest.fixture(scope="session", params=["built-in", "FLAME"])
 def head_files(request, tmp_path_factory) -> Path:
     """A folder with a head and its embeddings as RingNet publishes FLAME's: the built-in head's, and FLAME's own."""
+    from heads import NO_REAL, REAL, write_head  # here: other scripts import this file before the package
+
     if request.param == "FLAME":
         if not REAL:
             pytest.skip(NO_REAL)

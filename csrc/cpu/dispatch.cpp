@@ -74,6 +74,10 @@ void get_pages([[maybe_unused]] T* p, [[maybe_unused]] index_t n, [[maybe_unused
 const char* simd_level() { return kernels().name; }
 bool separate_directions() { return true; }
 
+void digests(const void* memory, index_t bytes, std::uint64_t* digest, int threads) {
+    kernels().digests(static_cast<const unsigned char*>(memory), bytes, digest, threads);
+}
+
 template <class T> index_t directions_packed_size(index_t V, index_t count) { return of<T>().directions_packed_size(V, count); }
 template <class T> index_t directions_index_size(index_t V, index_t count) { return of<T>().directions_index_size(V, count); }
 template <class T> index_t lbs_packed_size(index_t V, index_t, index_t J) { return of<T>().weights_packed_size(V, J); }

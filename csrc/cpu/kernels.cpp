@@ -2,6 +2,7 @@
 // two of these translation units share would run with the instructions of whichever the linker keeps.
 #include "kernels.h"
 
+#include "digest.h"
 #include "landmarks.h"
 #include "landmarks_jacobian.h"
 #include "lbs_backward.h"
@@ -40,6 +41,6 @@ constexpr KernelsOf<T> table() {
 
 }  // namespace
 
-extern const Kernels RN_CONCAT(kernels_, RN_LEVEL) = {RN_STRING(RN_LEVEL), table<float>(), table<double>()};
+extern const Kernels RN_CONCAT(kernels_, RN_LEVEL) = {RN_STRING(RN_LEVEL), table<float>(), table<double>(), digests};
 
 }  // namespace ringnet

@@ -30,6 +30,7 @@ struct Kernels {
     const char* name;
     KernelsOf<float> f32;
     KernelsOf<double> f64;
+    void (*digests)(const unsigned char* memory, index_t bytes, std::uint64_t* digest, int threads);
 };
 
 extern const Kernels kernels_baseline;

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 #: Packages that bring the same under other names.
 _OTHER_NAMES = {"opencv-python-headless": ("opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")}
 #: Extras for those who work on the package.
-_OF_DEVELOPERS = {"test", "bench", "docs", "dev"}
+_OF_DEVELOPERS = {"test", "bench", "docs", "lint"}
 _PREFIXES = ("RINGNET_", "OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "CUDA_VISIBLE_DEVICES", "PYTORCH_", "TORCH")
 #: Metres. How far the operators may be from float64; in float32 they are within a millionth.
 _TOLERANCE = 1e-5

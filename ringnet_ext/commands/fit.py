@@ -4,37 +4,44 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 
 from ..detection.detectors import Detectors, FaceLandmarker
 from ..detection.landmark_files import SUFFIXES as LANDMARK_SUFFIXES
-from ..detection.landmark_files import NoFaceError
-from ..detection.squares import Square, around_landmarks, fit_square
-from ..files.arrays import read_file
+from ..detection.squares import Square, around_landmarks
 from ..files.errors import explained
 from ..files.images import read_image, write_image
 from ..files.videos import SUFFIXES as VIDEO_SUFFIXES
 from ..files.videos import Video, write_video
 from ..files.whole import output_folder, written_whole
-from ..fitting import Fit, Walk, fit
+from ..fitting import Fit, fit
 from ..fitting.pictures import uncertainty
 from ..flame import FLAME, FlameModel, builtin_head
 from ..flame.parameters import HeadParams
 from ..flame.sources import require_landmarks
 from ..inference.inputs import image_files, landmarks_of, named
-from ..inference.outputs import KINDS, write_reconstruction
+from ..inference.outputs import folders, write
+from ..inference.pipeline import THREADS
 from ..inference.reconstruction import RingNet, reconstruction
+from ..inference.trust import Trust, certainties, inside
+from ..inference.video import (
+    Landmarks,
+    detected_landmarks,
+    fit_landmarks,
+    overlays,
+    pixels,
+    read_video_landmarks,
+    whole_frame,
+)
 from ..progress import progress
-from ..render.pictures import mark_points, overlay
 from .options import (
     FAILED,
     OptionError,
@@ -52,7 +59,7 @@ from .options import (
 )
 
 _OUTER_EYE_CORNERS = 36, 45
-_MOST_OVERLAY = 720  # pixels along the longer side of an overlay video
+_WRITTEN = ("panel", "mesh", "neutral", "parameters")
 
 
 def make_parser() -> Parser:
@@ -141,7 +148,7 @@ def _fit_images(options, flame: FLAME, head: FlameModel, network: RingNet | None
     files, failures, _ = image_files(options.images)
     for failure in failures:
         report(failure)
-    output_folder(options.out, (*KINDS, "uncertainty"))
+    output_folder(options.out, (*folders(_WRITTEN), "uncertainty"))
     (options.out / "uncertainty").mkdir(exist_ok=True)
     seen: list[_Seen] = []
     answers = []
@@ -167,6 +174,7 @@ def _fit_images(options, flame: FLAME, head: FlameModel, network: RingNet | None
           f"sigma {found.sigma:.4f}")  # fmt: skip
     spread = found.vertex_std().cpu().numpy() * 1000
     limit = float(np.quantile(spread, 0.99))
+    certain = certainties(found, flame)
     shapes, done, rows = found.shape, 0, []
     for i, each in enumerate(progress(seen, desc="writing", unit="image")):
         person = int(found.person[i])
@@ -178,7 +186,7 @@ def _fit_images(options, flame: FLAME, head: FlameModel, network: RingNet | None
             square = around_landmarks(read_image(each.file), each.points, each.confidence)
             face = reconstruction(
                 flame,
-                head.faces,
+                head,
                 square,
                 _in_square(found, i, each, square, flame),
                 found.neck_pose[i : i + 1],
@@ -192,12 +200,15 @@ def _fit_images(options, flame: FLAME, head: FlameModel, network: RingNet | None
                     "focal": found.focal[i].item() * max(each.size) / 2,
                 }
             )
-            write_reconstruction(options.out, each.name, face, shape_std=found.shape_std[person].cpu().numpy(), **more)
+            trust = Trust(inside=inside(face.landmarks, each.size), certainty=certain[person])
+            face = replace(face, original=each.file, trust=trust)
+            more["shape_std"] = found.shape_std[person].cpu().numpy()
+            write(options.out, each.name, face, _WRITTEN, more=more)
             picture = uncertainty(
                 flame(shapes[person : person + 1]).vertices[0].cpu().numpy(), head.faces, spread[person], limit
             )
             write_image(options.out / "uncertainty" / f"{each.name}.png", picture)
-            rows.append((i, each, found.residuals[i].cpu().numpy() * _unit(found, each)))
+            rows.append((i, each, found.residuals[i].cpu().numpy() * _unit(found, each), trust))
             done += 1
         except (OSError, ValueError) as error:
             failures.append(_named_failure(each.file, error))
@@ -221,14 +232,9 @@ def _landmark_source(options) -> Callable[[Path, np.ndarray], tuple[np.ndarray, 
     return lambda file, image: landmarks_of(file, options.landmarks)
 
 
-def _whole_image(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Pixels -> coordinates around the image's middle, in halves of its longer side."""
-    return (points - np.array(size) / 2) / (max(size) / 2)
-
-
 def _fitted(options, flame: FLAME, seen: list[_Seen], answers: list[HeadParams]) -> tuple[Fit, float]:
     perspective = options.camera == "perspective"
-    normalised = [_whole_image(each.points, each.size) if perspective else _normalised(each) for each in seen]
+    normalised = [whole_frame(each.points, each.size) if perspective else _normalised(each) for each in seen]
     like = flame.v_template
     landmarks = torch.from_numpy(np.stack(normalised)).to(like)
     confidence = torch.from_numpy(np.stack([each.confidence for each in seen])).to(like)
@@ -272,14 +278,15 @@ def _in_square(found: Fit, i: int, each: _Seen, square: Square, flame: FLAME) ->
     return params._replace(camera=torch.cat([scale, params.camera[:, 1:] + params.camera.new_tensor(b) / scale], dim=1))
 
 
-def _write_reports(folder: Path, found: Fit, rows: list[tuple[int, _Seen, np.ndarray]]) -> None:
+def _write_reports(folder: Path, found: Fit, rows: list[tuple[int, _Seen, np.ndarray, Trust]]) -> None:
     people, summary = {}, io.StringIO()
     writer = csv.writer(summary, lineterminator="\n")
-    writer.writerow(["image", "name", "person", "landmark_error", "pixels", "objective", "iterations", "stopped"])
+    writer.writerow(["image", "name", "person", "landmark_error", "pixels", "objective", "iterations", "stopped", "score", "inside",
+                     "certainty"])  # fmt: skip
     each_landmark = io.StringIO()
     details = csv.writer(each_landmark, lineterminator="\n")
     details.writerow(["name", *range(68)])
-    for i, each, distance in rows:
+    for i, each, distance, trust in rows:
         known = each.confidence > 0
         person = int(found.person[i])
         eyes = np.linalg.norm(np.subtract(*each.points[list(_OUTER_EYE_CORNERS)]))
@@ -287,7 +294,8 @@ def _write_reports(folder: Path, found: Fit, rows: list[tuple[int, _Seen, np.nda
         pixels = float(distance[known].mean())
         error = f"{pixels / max(eyes, 1e-9):.4f}" if both else ""
         writer.writerow([each.file, each.name, person, error, f"{pixels:.3f}", f"{float(found.objective[person]):.4f}",
-                         int(found.iterations[person]), found.stopped[person]])  # fmt: skip
+                         int(found.iterations[person]), found.stopped[person], f"{trust.score:.4f}", f"{trust.inside:.4f}",
+                         f"{trust.certainty:.4f}"])  # fmt: skip
         details.writerow(
             [each.name, *(f"{value:.3f}" if there else "" for value, there in zip(distance, known, strict=True))]
         )
@@ -310,25 +318,20 @@ def _fit_video(options, flame: FLAME, head: FlameModel) -> int:
     video = Video(options.images[0])
     output_folder(options.out)
     points, confidence = _video_landmarks(options, video)
-    known = (confidence > 0).any(1)
-    if not known.any():
-        raise ValueError(f"{video.path}: no face in any of its {len(points)} frames")
+    known = np.asarray((confidence > 0).any(1))
     half = max(video.size) / 2
-    like = flame.v_template
-    landmarks = torch.from_numpy(_whole_image(points, video.size)).to(like)
-    smooth = options.smoothness > 0
     began = time.perf_counter()
     bar = progress(total=1, desc="fitting", unit="video")
-    found = fit(
-        flame, landmarks, person=[0] * len(points), confidence=torch.from_numpy(confidence).to(like), sigma=options.sigma, camera=options.camera,
-        focal=None if options.focal is None else options.focal / half, robust=options.robust, video=smooth,
-        walk=Walk().times(1 / options.smoothness) if smooth else Walk(),
-    )  # fmt: skip
+    try:
+        found = fit_landmarks(
+            flame, (points, confidence), video.size, smoothness=options.smoothness, sigma=options.sigma, camera=options.camera,
+            focal=None if options.focal is None else options.focal / half, robust=options.robust,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ValueError(f"{video.path}: {error}") from None
     bar.update(1)
     bar.close()
     seconds = time.perf_counter() - began
-    if found.failed:
-        raise ValueError(f"{video.path}: {found.failed[0]}")
     print(f"{len(points)} frames fitted in {seconds:.2f} s, {len(points) / seconds:.0f} a second; {int((~known).sum())} without a face; "
           f"sigma {found.sigma:.4f}")  # fmt: skip
     p = found.params
@@ -339,7 +342,7 @@ def _fit_video(options, flame: FLAME, head: FlameModel) -> int:
     if found.focal is not None:
         arrays |= {"translation": found.translation, "focal": found.focal * half}
     arrays = {name: value.cpu().numpy() for name, value in arrays.items()}
-    arrays["landmarks"] = found.landmarks.cpu().numpy() * half + np.array(video.size, np.float32) / 2
+    arrays["landmarks"] = pixels(found.landmarks.cpu().numpy(), video.size)
     arrays |= {
         "seen": known,
         "residuals": found.residuals.cpu().numpy() * half,
@@ -361,68 +364,18 @@ def _fit_video(options, flame: FLAME, head: FlameModel) -> int:
     }  # fmt: skip
     with written_whole(options.out / "report.json") as file:
         file.write((json.dumps(facts, indent=1) + "\n").encode())
-    frames = progress(_overlays(video, flame, head, found, known), total=len(points), desc="drawing", unit="frame")
+    drawn = overlays(video, flame, head, found.params, known)
+    frames = progress(drawn, total=len(points), desc="drawing", unit="frame")
     write_video(options.out / "overlay.mp4", frames, video.fps)
     print(f"{options.out}: params.npz, overlay.mp4, uncertainty.png, report.json")
     return 0
 
 
-def _video_landmarks(options, video: Video) -> tuple[np.ndarray, np.ndarray]:
-    """(frames, 68, 2) pixels and (frames, 68) confidences, 0 where there is no face."""
+def _video_landmarks(options, video: Video) -> Landmarks:
     if options.detector is not None:
-        detectors = Detectors(lambda: FaceLandmarker(options.detector), 1)
-        rows = []
-        for frame in progress(video, total=video.count or None, desc="finding landmarks", unit="frame"):
-            try:
-                rows.append(detectors(frame))
-            except NoFaceError:
-                rows.append((np.zeros((68, 2), np.float32), np.zeros(68, np.float32)))
-        if not rows:
-            raise ValueError(f"{video.path}: no frame of it can be read")
-        return np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows])
-    file = options.landmarks
-    if file.is_dir():
-        raise OptionError(f"--landmarks: {file}: expected a .npy or .npz file for a video, and this is a folder")
-    values = read_file(file)
-    if isinstance(values, dict):
-        values = values.get("landmarks", next(iter(values.values()), None))
-    if (
-        not isinstance(values, np.ndarray)
-        or values.dtype.kind != "f"
-        or values.ndim != 3
-        or values.shape[1] != 68
-        or values.shape[2] not in (2, 3)
-    ):
-        got = values.shape if isinstance(values, np.ndarray) else type(values).__name__
-        raise ValueError(f"{file}: expected numbers of shape (frames, 68, 2 or 3), got {got}")
-    count = sum(1 for _ in video)
-    if len(values) != count:
-        raise ValueError(f"{file}: landmarks of {len(values)} frames, and {video.path} has {count}")
-    points = values[..., :2].astype(np.float32)
-    confidence = values[..., 2].astype(np.float32) if values.shape[2] == 3 else np.ones(values.shape[:2], np.float32)
-    there = np.isfinite(values).all(-1)
-    return np.where(there[..., None], points, 0), np.where(there, confidence, 0)
-
-
-def _overlays(video: Video, flame: FLAME, head: FlameModel, found: Fit, known: np.ndarray) -> Iterator[np.ndarray]:
-    for i, frame in enumerate(itertools.islice(video, len(known))):
-        square = fit_square(frame, _MOST_OVERLAY)
-        face = reconstruction(flame, head.faces, square, HeadParams(*(value[i : i + 1] for value in found.params)))
-        drawn = overlay(
-            square.image,
-            face.image_vertices,
-            head.faces,
-            face.params.camera[0].numpy(),
-            opacity=0.85 if known[i] else 0.4,
+        return detected_landmarks(Detectors(lambda: FaceLandmarker(options.detector), THREADS), video)
+    if options.landmarks.is_dir():
+        raise OptionError(
+            f"--landmarks: {options.landmarks}: expected a .npy or .npz file for a video, and this is a folder"
         )
-        mark_points(drawn, face.square_landmarks)
-        (left, top), (right, bottom) = (
-            (np.array(point) * square.scale + square.offset).round().astype(int)
-            for point in ((0, 0), frame.shape[1::-1])
-        )
-        picture = drawn[top:bottom, left:right]
-        if not known[i]:
-            cv2.putText(
-                picture, "no face seen: bridged", (8, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (220, 30, 40), 1, cv2.LINE_AA
-            )
-        yield np.ascontiguousarray(picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2])
+    return read_video_landmarks(options.landmarks, video)

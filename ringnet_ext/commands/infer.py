@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
-import csv
+import argparse
 import errno
-import io
-from collections.abc import Callable
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
+import cv2
 import numpy as np
+import torch
 
+from .._version import __version__
+from ..detection.boxes import FaceBoxes
 from ..detection.detectors import Detectors, FaceLandmarker
 from ..detection.landmark_files import SUFFIXES as LANDMARK_SUFFIXES
-from ..detection.squares import Square, around_landmarks, fit_square
 from ..files.errors import explained
-from ..files.images import MIN_IMAGE, SUFFIXES, ImageError, read_image
+from ..files.images import SUFFIXES
+from ..files.videos import SUFFIXES as VIDEO_SUFFIXES
+from ..files.videos import Video, record, write_video
 from ..files.whole import output_folder, written_whole
-from ..inference.framing import NotAFaceError, find_face
-from ..inference.inputs import image_files, landmarks_of, named, read_boxes
-from ..inference.outputs import KINDS, write_reconstruction
-from ..inference.reconstruction import Reconstruction, RingNet
+from ..flame.parameters import HeadParams
+from ..inference.finders import Finder, by_boxes, by_face_boxes, by_landmarks, by_network, whole
+from ..inference.framing import NotAFaceError
+from ..inference.inputs import Box, Picture, face_name, image_files, landmarks_of, pictures_of, read_boxes
+from ..inference.outputs import DEFAULT, KINDS, folders, write
+from ..inference.pipeline import OF_ONE_PICTURE, THREADS, Outcome, reconstruct_all
+from ..inference.reconstruction import FRAMES, RingNet
+from ..inference.results import Results, parameter_columns
+from ..inference.trust import certainties, described
+from ..inference.video import (
+    at_landmarks,
+    detected_landmarks,
+    fit_landmarks,
+    follow,
+    overlays,
+    pixels,
+    read_video_landmarks,
+)
 from ..progress import progress
+from ..training.processes import Processes, joined_processes
 from .options import (
     FAILED,
     OptionError,
@@ -31,165 +52,452 @@ from .options import (
     add_out,
     add_threads,
     called,
-    chosen_device,
     command,
     path,
     report,
+    use_threads,
 )
+from .options import whole as whole_number
 
-INDEX = "index.csv"
-_OUTER_EYE_CORNERS = 36, 45
+CAMERA = "camera.mp4"
+TABLES = {"csv": "results.csv", "parquet": "results.parquet"}
 _NOWHERE_TO_WRITE = errno.ENOSPC, errno.EDQUOT, errno.EROFS  # every image after it would fail the same way
+_MOST_FACES = 20  # of an image, that MediaPipe looks for
 
 
 def make_parser() -> Parser:
     parser = Parser(
         prog=called("infer"),
-        description="Reconstruct heads from photographs, one face each. The network wants the square that training cuts: "
-        "the 68 landmarks' box in its middle, filling 80 % of it. --landmarks, --detector or --boxes say where the face "
-        "is. Without them the network looks for it, from the whole picture and parts of it, and what is not a face as it "
-        "knows them counts as failed. For every image NAME the output folder gets images/NAME.png (input, overlay, mesh, "
-        "mesh turned, neutral), mesh/NAME.obj (posed), neutral_mesh/NAME.obj, both in metres, y up, in FLAME's frame, and "
-        "params/NAME.npz (cam, pose, shape, expression in RingNet's conventions; landmarks in pixels of the image). "
-        f"{INDEX} says which input each NAME is of, what became of it, and which square was cut. An image that fails is "
-        "reported, the others are still done, and the exit code is 1.",
+        description="Reconstruct heads from photographs. The network wants the square that training cuts: the 68 "
+        "landmarks' box in its middle, filling 80 % of it. --landmarks, --detector or --boxes say where the "
+        "faces are. Without them the network looks for one face, from the whole picture and parts of it, and "
+        "what is not a face as it knows them counts as failed. For every image NAME the output folder gets "
+        "the files of --write; several faces of an image are called NAME_face1, NAME_face2 and so on from "
+        "left to right. results.csv has a line for each face: which input, what became of it, how far to "
+        "trust it, which square was cut, its files and parameters. An image that fails is reported, the "
+        "others are still done, and the exit code is 1. A run that was killed goes on where it was when the "
+        "same command is given again; torchrun's processes share the images. A video gets params.npz, with a "
+        "row a frame, and overlay.mp4 instead: with --landmarks or MediaPipe's detector one head is fitted to"
+        " all frames, smooth over time; without, the network follows the face. Frames without a face are "
+        "bridged, and marked.",
     )
-    parser.add_argument("images", nargs="+", type=path, metavar="IMAGE", help="image files, or folders of them: "
-                        + ", ".join(SUFFIXES))  # fmt: skip
-    parser.add_argument("--checkpoint", type=path, required=True, metavar="RUN",
-                        help="run folder of training, or a checkpoint file")  # fmt: skip
-    add_out(parser, "folder to write to; made if missing", required=True)
-    where = parser.add_argument_group("where the face is (one of these)").add_mutually_exclusive_group()
-    where.add_argument("--landmarks", type=path, metavar="DIR", help="folder with a file of 68 landmarks for each image: NAME and "
-                       f"one of {', '.join(LANDMARK_SUFFIXES)}, as for prepare")  # fmt: skip
-    where.add_argument("--detector", type=path, metavar="FILE", help="MediaPipe's face_landmarker.task; needs the package "
-                       "mediapipe")  # fmt: skip
-    where.add_argument("--boxes", type=path, metavar="FILE", help="lines IMAGE,left,top,right,bottom: about where the face is, "
-                       "pixels; IMAGE as it is given here, or its name. The network looks from there")  # fmt: skip
-    where.add_argument("--cropped", action="store_true", help="the images are such squares already: they are taken whole, "
-                       "and whether they are faces is not asked")  # fmt: skip
+    parser.add_argument(
+        "images",
+        nargs="*",
+        type=path,
+        metavar="IMAGE",
+        help="image files, folders of them, and patterns such as "
+        "'photos/*.jpg': " + ", ".join(SUFFIXES) + "; or one video: " + ", ".join(VIDEO_SUFFIXES),
+    )
+    parser.add_argument("--checkpoint", type=path, metavar="RUN", help="run folder of training, or a checkpoint file")
+    add_out(parser, "folder to write to; made if missing")
+    parser.add_argument(
+        "--camera",
+        type=whole_number(0),
+        metavar="N",
+        help="record this camera to camera.mp4 and take that for the video, until Ctrl-C or for --frames",
+    )
+    parser.add_argument("--frames", type=whole_number(1), metavar="N", help="how many the camera records")
+    parser.add_argument("--recursive", action="store_true", help="the folders' folders too")
+    where = parser.add_argument_group("where the faces are (one of these)").add_mutually_exclusive_group()
+    where.add_argument(
+        "--landmarks",
+        type=path,
+        metavar="DIR",
+        help=f"folder with a file of 68 landmarks for each image: NAME and one of {', '.join(LANDMARK_SUFFIXES)}, as "
+        "for prepare; for a video a .npy or .npz file, (frames, 68, 2) pixels, or with a third column of confidences; "
+        "NaN where there is no face",
+    )
+    where.add_argument(
+        "--detector",
+        type=path,
+        metavar="FILE",
+        help="OpenCV's face detector: a file of YuNet, .onnx, in whose "
+        "boxes the network looks; or MediaPipe's face_landmarker.task; needs the package mediapipe",
+    )
+    where.add_argument(
+        "--boxes",
+        type=path,
+        metavar="FILE",
+        help="lines IMAGE,left,top,right,bottom: about where a face is, "
+        "pixels; IMAGE as it is given here, or its name. The network looks from there",
+    )
+    where.add_argument(
+        "--cropped",
+        action="store_true",
+        help="the images are such squares already: they are taken whole, and whether they are faces is not asked",
+    )
+    parser.add_argument(
+        "--write",
+        type=_kinds,
+        metavar="KIND,KIND",
+        help="what is written of a face, one file each: "
+        + "; ".join(f"{name} ({kind.folder}/NAME{kind.suffix}: {kind.what})" for name, kind in KINDS.items())
+        + f" [{','.join(DEFAULT)}]",
+    )
+    parser.add_argument(
+        "--frame",
+        choices=list(FRAMES),
+        help="of posed meshes and their landmarks: "
+        + "; ".join(f"{name}: {axes}" for name, axes in FRAMES.items())
+        + " [flame]",
+    )
+    parser.add_argument(
+        "--table",
+        choices=list(TABLES),
+        default="csv",
+        help="the table of results: results.csv or results.parquet (needs the package pyarrow) [csv]",
+    )
+    parser.add_argument(
+        "--score",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="ask the network about a second crop of each face, for its score [yes]",
+    )
+    parser.add_argument(
+        "--batch",
+        type=whole_number(1, 4096),
+        metavar="N",
+        help="faces that the network sees at a time [8 on a CPU, 64 elsewhere]",
+    )
     add_head(parser, "head model file, if it has moved since training [the one trained on]")
     add_device(parser)
     add_threads(parser)
+    theirs = parser.add_argument_group(
+        "flags of RingNet's demo",
+        "With any of these the outputs are the demo's: images/NAME.png and what the flags ask for, in RingNet's frame, "
+        "and no table. As there, images are taken whole, unless it is said where the faces are, and --out is "
+        "RingNet_output.",
+    )
+    theirs.add_argument("--img_path", type=path, metavar="IMAGE", help="an image")
+    for flag, kind in _DEMO.items():
+        what = f"{KINDS[kind].folder}/NAME{KINDS[kind].suffix}" if kind else "is not written yet"
+        theirs.add_argument(f"--{flag}", type=_boolean, nargs="?", const=True, metavar="True|False", help=what)
+        theirs.add_argument(f"--no{flag}", dest=flag, action="store_const", const=False, help=argparse.SUPPRESS)
+    for flag, ours in (("--out_folder", "out"), ("--load_path", "checkpoint"), ("--flame_model_path", "head")):
+        theirs.add_argument(flag, dest=ours, type=path, default=argparse.SUPPRESS, metavar="PATH", help=f"as --{ours}")
+    theirs.add_argument("--flame_texture_data_path", type=path, help=argparse.SUPPRESS)
     return parser
+
+
+#: Flags of RingNet's demo, and the kind of file that each asks for.
+_DEMO = {
+    "save_obj_file": "mesh",
+    "save_flame_parameters": "ringnet",
+    "neutralize_expression": "neutral",
+    "save_texture": None,
+}
+
+
+def _boolean(text: str) -> bool:
+    """As absl reads it, which RingNet's demo uses; Python's bool("False") is True."""
+    values = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
+    return values[text.lower()]
+
+
+def _options(arguments: list[str]):
+    """The options, complete: those of RingNet's demo as what they mean here."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    as_demo = options.img_path is not None or any(getattr(options, flag) is not None for flag in _DEMO)
+    if options.img_path is not None:
+        options.images.insert(0, options.img_path)
+    if as_demo:
+        options.out = options.out or Path("RingNet_output")
+        options.frame = options.frame or "ringnet"
+        asked = [kind for flag, kind in _DEMO.items() if kind and getattr(options, flag)]
+        options.write = tuple(dict.fromkeys(["panel", *asked, *(options.write or ())]))
+        options.table = None
+        if options.save_texture:
+            report("--save_texture: textures are not written yet; all else is", kind="note")
+        if not (options.landmarks or options.detector or options.boxes):
+            options.cropped = True
+    if options.frames is not None and options.camera is None:
+        parser.error("--frames: expected --camera with it")
+    missing = [
+        name
+        for name, value in (
+            ("IMAGE", options.images or options.camera is not None),
+            ("--checkpoint", options.checkpoint),
+            ("--out", options.out),
+        )
+        if not value
+    ]
+    if missing:
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
+    options.write = options.write or DEFAULT
+    options.frame = options.frame or "flame"
+    return options
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    wrong = [name for name in names if name not in KINDS]
+    if wrong:
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(KINDS)}, got {wrong[0]!r}")
+    return names
 
 
 @command
 def main(arguments: list[str]) -> int:
-    options = make_parser().parse_args(arguments)
-    device = chosen_device(options)
-    model = RingNet.load(options.checkpoint, head=options.head).to(device)
-    cut = _cutter(model, options)
-    files, failures, others = image_files(options.images)
-    for failure in failures:
-        report(failure)
-    output_folder(options.out, KINDS)
-    if others:
-        print("left out of the folders: " + ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items())))
-    print(_trained_on(model))
-    rows, not_found = [], 0
-    try:
-        for name, file in progress(named(files), desc="reconstructing", unit="image"):
-            try:
-                image = read_image(file)
-                if min(image.shape[:2]) < MIN_IMAGE:
-                    size = f"{image.shape[1]} x {image.shape[0]}"
-                    raise ImageError(f"{size} pixels, expected at least {MIN_IMAGE} x {MIN_IMAGE}")
-                found = cut(file, image)
-                face = model.reconstruct(found.square)
-                write_reconstruction(options.out, name, face)
-                rows.append([file, name, "reconstructed", *_place(found.square), _error(face, found)])
-            except (OSError, ValueError, MemoryError) as error:
-                not_found += isinstance(error, NotAFaceError)
-                text = explained(error)
-                failures.append(text if text.startswith(str(file)) else f"{file}: {text}")
-                report(failures[-1])
-                rows.append([file, "", text.removeprefix(f"{file}: "), "", "", "", ""])
-                if isinstance(error, OSError) and error.errno in _NOWHERE_TO_WRITE:
-                    break
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"interrupted after {len(rows)} of {len(files)} images; {options.out / INDEX} names them"
-        ) from None
-    finally:
+    options = _options(arguments)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what it has to say of broken files we say
+    _require_table(options.table)
+    use_threads(options)
+    with joined_processes(options.device) as processes:
+        model = RingNet.load(options.checkpoint, head=options.head).to(processes.device)
+        if options.camera is not None or any(file.suffix.lower() in VIDEO_SUFFIXES for file in options.images):
+            return _infer_video(options, model, processes)
+        return _infer_images(options, model, processes)
+
+
+def _require_table(kind: str) -> None:
+    if kind == "parquet":
         try:
-            _write_index(options.out / INDEX, rows)
-        except OSError as error:
-            report(error)
-    done = sum(bool(row[1]) for row in rows)
+            import pyarrow.parquet  # noqa: F401
+        except ImportError:
+            raise OptionError("--table: parquet needs the package pyarrow: pip install pyarrow") from None
+
+
+# Photographs.
+
+
+def _infer_images(options, model: RingNet, processes: Processes) -> int:
+    find = _finder(model, options)
+    files, failures, others = image_files(options.images, options.recursive)
+    first = processes.rank == 0
+    if first:
+        for failure in failures:
+            report(failure)
+    output_folder(options.out, folders(options.write))
+    if others and first:
+        print("left out of the folders: " + ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items())))
+    if first:
+        print(described(model))
+    pictures = pictures_of(files)
+    results = Results(options.out, _settings(options), processes.rank, processes.count)
+    processes.meet()
+    own = pictures[processes.rank :: processes.count]
+    left = [picture for picture in own if not results.has(picture)]
+    done = len(own) - len(left)
+    if done:
+        print(f"going on with a run that was interrupted: {done} of {len(own)} images are there")
+    columns = parameter_columns(model.flame.shape_params, model.flame.expression_params)
+    table = options.out / TABLES[options.table] if options.table else None
+    failed = bool(failures) and first
+    faces, tried, not_found = 0, 0, 0
+    outcomes = reconstruct_all(
+        model,
+        left,
+        find,
+        _writer(options.out, results, options.write, options.frame),
+        batch=options.batch,
+        trust=options.score,
+    )
+    try:
+        for outcome in progress(outcomes, total=len(own), initial=done, desc="reconstructing", unit="image"):
+            tried += 1
+            done += not outcome.errors
+            faces += sum(face.error is None for face in outcome.faces)
+            for line in _complaints(outcome):
+                report(line)
+            failed = failed or bool(outcome.errors)
+            not_found += any(isinstance(error, NotAFaceError) for error in outcome.errors)
+            if any(isinstance(error, OSError) and error.errno in _NOWHERE_TO_WRITE for error in outcome.errors):
+                break
+    except KeyboardInterrupt:
+        outcomes.close()
+        _write_so_far(results, table, pictures, columns)
+        raise KeyboardInterrupt(
+            f"interrupted after {done} of {len(own)} images; {'' if table is None else f'{table} names them, and '}"
+            "the same command goes on from there"
+        ) from None
+    outcomes.close()
     if not_found:
         print(
-            f"in {not_found} images no face was found: --landmarks, --detector or --boxes say where it is, --cropped takes "
-            "images as they are"
+            f"in {not_found} images no face was found: --landmarks, --detector or --boxes say where it is, --cropped "
+            "takes images as they are"
         )
-    print(f"{done} of {len(files)} images reconstructed in {options.out}")
-    return FAILED if failures else 0
+    share = f" (process {processes.rank} of {processes.count})" if processes.count > 1 else ""
+    print(f"{done} of {len(own)} images reconstructed in {options.out}{share}")
+    try:
+        if tried == len(left):
+            results.finish(table, pictures, columns)
+        else:
+            _write_so_far(results, table, pictures, columns)
+    except OSError as error:
+        report(error)
+        failed = True
+    return FAILED if failed else 0
 
 
-# Where the face is.
+def _write_so_far(results: Results, table: Path | None, pictures: list[Picture], columns: list[str]) -> None:
+    results.close()
+    if table is None:
+        return
+    try:
+        results.write(table, pictures, columns)
+    except OSError as error:
+        report(error)
 
 
-class _Found(NamedTuple):
-    square: Square
-    points: np.ndarray | None = None  # (68, 2) pixels of the image, where they are known
-    confidence: np.ndarray | None = None
+def _complaints(outcome: Outcome) -> list[str]:
+    label = outcome.picture.label
+    if outcome.error is not None:
+        return [_of(label, outcome.error)]
+    several = len(outcome.faces) > 1
+    return [
+        _of(f"{label}: face {face.number}" if several else label, face.error)
+        for face in outcome.faces
+        if face.error is not None
+    ]
 
 
-def _cutter(model: RingNet, options) -> Callable[[Path, np.ndarray], _Found]:
-    """Cuts the square around the face of an image, as the options say."""
+def _of(label: str, error: Exception) -> str:
+    text = explained(error)
+    return text if text.startswith(label) else f"{label}: {text}"
+
+
+def _settings(options) -> dict:
+    """What the files depend on beside the images."""
+    file = options.checkpoint / "best.safetensors" if options.checkpoint.is_dir() else options.checkpoint
+    named = {
+        name: str(value)
+        for name, value in vars(options).items()
+        if name not in ("images", "out", "device", "recursive")
+    }
+    return named | {"network": hashlib.sha256(file.read_bytes()).hexdigest(), "version": __version__}
+
+
+def _writer(folder: Path, results: Results, kinds: Sequence[str], frame: str) -> Callable[[Outcome], Outcome]:
+    """Writes the files of a picture's faces, all or none, and its line of results."""
+
+    def write_all(outcome: Outcome) -> Outcome:
+        count = len(outcome.faces)
+        names = [face_name(outcome.picture.name, face.number, count) for face in outcome.faces]
+        files: list[list[Path]] = [[] for _ in names]
+        try:
+            for face, name, written in zip(outcome.faces, names, files, strict=True):
+                if face.reconstruction is not None:
+                    written += write(folder, name, face.reconstruction, kinds, frame=frame)
+            results.add(outcome, names, [[file.relative_to(folder).as_posix() for file in each] for each in files])
+            return outcome
+        except OF_ONE_PICTURE as error:
+            for file in (file for each in files for file in each):
+                file.unlink(missing_ok=True)
+            outcome = replace(outcome, faces=(), error=error)
+            if not (isinstance(error, OSError) and error.errno in _NOWHERE_TO_WRITE):
+                results.add(outcome, [], [])
+            return outcome
+
+    return write_all
+
+
+# A video.
+
+
+def _infer_video(options, model: RingNet, processes: Processes) -> int:
+    if processes.count > 1:
+        raise OptionError("IMAGE: a video is one process's work, and torchrun started more")
+    if len(options.images) + (options.camera is not None) > 1:
+        raise OptionError("IMAGE: expected one video alone, or --camera")
+    find = None if options.landmarks is not None or _finds_landmarks(options) else _finder(model, options)
+    video = Video(options.images[0]) if options.camera is None else None
+    output_folder(options.out)
+    print(described(model))
+    if video is None:
+        print(f"recording camera {options.camera}" + ("; Ctrl-C ends it" if options.frames is None else ""), flush=True)
+        record(options.out / CAMERA, options.camera, options.frames)
+        video = Video(options.out / CAMERA)
+    began = time.perf_counter()
+    if find is None:
+        params, arrays, seen = _fitted_video(options, model, video)
+    else:
+        heads = follow(model, video, find, every=find is whole)
+        params, seen = heads.params, heads.seen
+        arrays = {"landmarks": heads.landmarks, "score": heads.score}
+    seconds = time.perf_counter() - began
+    pose = torch.cat([params.global_pose, params.jaw_pose], dim=1)
+    values = {"cam": params.camera, "pose": pose, "shape": params.shape[0], "expression": params.expression}
+    arrays = {name: value.cpu().numpy() for name, value in values.items()} | arrays
+    arrays |= {"seen": seen, "fps": video.fps, "size": np.array(video.size), "pixel_centres": 0.5}
+    with written_whole(options.out / "params.npz") as file:
+        np.savez(file, **arrays)
+    drawn = overlays(video, model.flame, model.head, params, seen)
+    began = time.perf_counter()
+    write_video(options.out / "overlay.mp4", progress(drawn, total=len(seen), desc="drawing", unit="frame"), video.fps)
+    drawing = time.perf_counter() - began
+    print(
+        f"{len(seen)} frames reconstructed in {seconds:.2f} s, {len(seen) / seconds:.1f} a second, and drawn in "
+        f"{drawing:.2f} s, {len(seen) / drawing:.1f} a second; {int((~seen).sum())} without a face, bridged"
+    )
+    print(f"{options.out}: params.npz, overlay.mp4")
+    lost = video.count - len(seen)
+    if lost > max(2, video.count // 50):
+        report(f"{video.path}: damaged: it says that it has {video.count} frames, and ends after {len(seen)}")
+        return FAILED
+    return 0
+
+
+def _fitted_video(options, model: RingNet, video: Video) -> tuple[HeadParams, dict, np.ndarray]:
+    if options.landmarks is None:
+        landmarks = detected_landmarks(_landmark_detectors(options), video)
+    elif options.landmarks.is_dir():
+        raise OptionError(
+            f"--landmarks: {options.landmarks}: expected a .npy or .npz file for a video, and this is a folder"
+        )
+    else:
+        landmarks = read_video_landmarks(options.landmarks, video)
+    start = at_landmarks(model, video, landmarks)
+    like = model.flame.v_template
+    try:
+        found = fit_landmarks(
+            model.flame, landmarks, video.size, start=HeadParams(*(value.to(like) for value in start)), sigma=None
+        )
+    except ValueError as error:
+        raise ValueError(f"{video.path}: {error}") from None
+    arrays = {
+        "landmarks": pixels(found.landmarks.cpu().numpy(), video.size),
+        "residuals": found.residuals.cpu().numpy() * (max(video.size) / 2),
+        "shape_std": found.shape_std[0].cpu().numpy(),
+        "score": np.full(len(landmarks[0]), certainties(found, model.flame)[0]),
+    }
+    return found.params, arrays, np.asarray((landmarks[1] > 0).any(1))
+
+
+# Where the faces are.
+
+
+def _finder(model: RingNet, options) -> Finder:
     if options.landmarks is not None:
         if not options.landmarks.is_dir():
             raise OptionError(f"--landmarks: {options.landmarks}: no such folder")
-        return lambda file, image: _by_landmarks(image, *landmarks_of(file, options.landmarks))
+        return by_landmarks(lambda picture, image: [landmarks_of(Path(picture.label), options.landmarks)])
+    if options.cropped:
+        return whole
+    if _finds_landmarks(options):
+        detectors = _landmark_detectors(options)
+        return by_landmarks(lambda picture, image: detectors.faces(image))
     if options.detector is not None:
-        detectors = Detectors(lambda: FaceLandmarker(options.detector), 1)
-        return lambda file, image: _by_landmarks(image, *detectors(image))
+        return by_face_boxes(model, FaceBoxes(options.detector))
     if options.boxes is not None:
         boxes = read_boxes(options.boxes)
-        return lambda file, image: _Found(find_face(model, image, _box_of(file, boxes, options.boxes)))
-    if options.cropped:
-        return lambda file, image: _Found(fit_square(image))
-    return lambda file, image: _Found(find_face(model, image))
+        return by_boxes(model, lambda picture, image: _boxes_of(picture, boxes, options.boxes))
+    return by_network(model)
 
 
-def _by_landmarks(image: np.ndarray, points: np.ndarray, confidence: np.ndarray) -> _Found:
-    return _Found(around_landmarks(image, points, confidence), points, confidence)
+def _finds_landmarks(options) -> bool:
+    return options.detector is not None and options.detector.suffix.lower() != ".onnx"
 
 
-def _box_of(file: Path, boxes: dict, source: Path) -> tuple[float, float, float, float]:
-    box = boxes.get(str(file), boxes.get(file.name))
-    if box is None:
-        raise ValueError(f"no box: {source} has no line of {file} or {file.name}")
-    return box
+def _landmark_detectors(options) -> Detectors:
+    return Detectors(lambda: FaceLandmarker(options.detector, _MOST_FACES), THREADS)
 
 
-def _place(square: Square) -> list[str]:
-    """Left, top and side of the square, pixels of the image."""
-    left, top = square.to_original(np.zeros(2))
-    return [f"{value:.1f}" for value in (left, top, len(square.image) / square.scale)]
-
-
-def _error(face: Reconstruction, found: _Found) -> str:
-    """Mean distance of the landmarks from those given, in distances of the given outer eye corners; '' if not known."""
-    if found.points is None or not (found.confidence[list(_OUTER_EYE_CORNERS)] > 0).all():
-        return ""
-    known = found.confidence > 0
-    eyes = np.linalg.norm(np.subtract(*found.points[list(_OUTER_EYE_CORNERS)]))
-    return f"{np.linalg.norm(face.landmarks - found.points, axis=1)[known].mean() / max(eyes, 1e-9):.4f}"
-
-
-def _write_index(file: Path, rows: list[list]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "name", "result", "left", "top", "side", "landmark_error"])
-    writer.writerows(rows)
-    with written_whole(file) as target:
-        target.write(text.getvalue().encode("utf-8", "surrogateescape"))
-
-
-def _trained_on(model: RingNet) -> str:
-    if model.trained_on is None:
-        return "note: the checkpoint doesn't say what its network was trained on"
-    if model.trained_on == "photographs":
-        return "note: the network was trained on photographs"
-    return f"note: the network was trained on {model.trained_on}, not on photographs: expect coarse proportions, no likeness"
+def _boxes_of(picture: Picture, boxes: dict[str, list[Box]], source: Path) -> list[Box]:
+    found = boxes.get(picture.label, boxes.get(Path(picture.label).name))
+    if found is None:
+        raise ValueError(f"no box: {source} has no line of {picture.label} or {Path(picture.label).name}")
+    return found

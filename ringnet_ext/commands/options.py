@@ -90,9 +90,10 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
-def report(error: BaseException | str) -> None:
-    """One line on the standard error stream."""
-    print(f"error: {explained(error)}", file=sys.stderr)
+def report(error: BaseException | str, kind: str = "error") -> None:
+    """One line on the standard error stream. File names may be any bytes, and are not always text."""
+    text = explained(error).encode("utf-8", "backslashreplace").decode()
+    print(f"{kind}: {text}", file=sys.stderr)
 
 
 # Options that mean the same in every command that has them. A group is a parser, or a group of its arguments.

@@ -12,7 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
-from .landmark_files import POINTS, NoFaceError, checked_landmarks
+from .boxes import left_to_right
+from .landmark_files import POINTS, LandmarkError, NoFaceError, checked_landmarks
 
 #: Vertices of MediaPipe's face mesh that are the 68 iBUG points: those of the mesh's own outlines (oval, brows, eyes,
 #: lips, line of the nose) that lie nearest to the points of a mean face laid over the canonical mesh, and of rendered
@@ -37,6 +38,8 @@ class Detector(Protocol):
     """Finds the 68 iBUG landmarks of the largest face of an image. One thread calls it at a time.
 
     version: stored with what it found; landmarks of another version are found again.
+
+    One that can find several faces has a method ``faces(image)`` too, which gives a list of what a call gives of one.
     """
 
     version: str
@@ -77,13 +80,44 @@ class Detectors:
             self._idle.put(detector)
         if found is None:
             raise NoFaceError("it found none")
-        points, confidence = (np.asarray(array, np.float64) for array in found)
-        if points.shape != (POINTS, 2) or confidence.shape != (POINTS,):
-            raise TypeError(
-                f"detector: expected points ({POINTS}, 2) and confidences ({POINTS},), "
-                f"got {points.shape} and {confidence.shape}"
-            )
-        return checked_landmarks(np.column_stack([points, confidence]))
+        return _checked(found)
+
+    def faces(self, image: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """All faces whose landmarks can be used, from left to right, each as of a call; of a detector that finds the
+        largest alone, that one.
+
+        Raises:
+            NoFaceError: there is none.
+            LandmarkError, TypeError: as of a call, of the only face that there is.
+        """
+        detector = self._idle.get()
+        try:
+            several = getattr(detector, "faces", None)
+            found = several(image) if several else [one for one in (detector(image),) if one is not None]
+        finally:
+            self._idle.put(detector)
+        if not found:
+            raise NoFaceError("the detector found no face")
+        faces, wrong = [], None
+        for one in found:
+            try:
+                faces.append(_checked(one))
+            except LandmarkError as error:
+                wrong = error
+        if wrong and not faces:
+            raise wrong
+        middles = [points[known > 0].mean(0)[0] for points, known in faces]
+        return [faces[i] for i in left_to_right(np.array(middles))]
+
+
+def _checked(found) -> tuple[np.ndarray, np.ndarray]:
+    points, confidence = (np.asarray(array, np.float64) for array in found)
+    if points.shape != (POINTS, 2) or confidence.shape != (POINTS,):
+        raise TypeError(
+            f"detector: expected points ({POINTS}, 2) and confidences ({POINTS},), "
+            f"got {points.shape} and {confidence.shape}"
+        )
+    return checked_landmarks(np.column_stack([points, confidence]))
 
 
 class FaceLandmarker:
@@ -91,6 +125,7 @@ class FaceLandmarker:
 
     Args:
         model: its model bundle, ``face_landmarker.task``, which MediaPipe's documentation offers for download.
+        most: how many faces of an image are looked at.
 
     Raises:
         ImportError: the package ``mediapipe`` is not installed.
@@ -98,7 +133,7 @@ class FaceLandmarker:
         ValueError: MediaPipe cannot load it.
     """
 
-    def __init__(self, model: str | os.PathLike):
+    def __init__(self, model: str | os.PathLike, most: int = _FACES):
         model = Path(model)
         if not model.is_file():
             raise FileNotFoundError(
@@ -116,7 +151,7 @@ class FaceLandmarker:
                 "landmark files"
             ) from None
         content = model.read_bytes()
-        options = FaceLandmarkerOptions(base_options=BaseOptions(model_asset_buffer=content), num_faces=_FACES)
+        options = FaceLandmarkerOptions(base_options=BaseOptions(model_asset_buffer=content), num_faces=most)
         try:
             self._landmarker = Landmarker.create_from_options(options)
         except (OSError, RuntimeError, ValueError) as error:
@@ -127,11 +162,18 @@ class FaceLandmarker:
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """See :class:`Detector`."""
+        meshes = self._meshes(image)
+        return of_mesh(max(meshes, key=lambda mesh: np.ptp(mesh[:, :2], axis=0).max())) if meshes else None
+
+    def faces(self, image: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """See :class:`Detector`."""
+        return [of_mesh(mesh) for mesh in self._meshes(image)]
+
+    def _meshes(self, image: np.ndarray) -> list[np.ndarray]:
         height, width = image.shape[:2]
         picture = self._mediapipe.Image(image_format=self._mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(image))
         found = self._landmarker.detect(picture).face_landmarks
-        meshes = [np.array([(p.x * width, p.y * height, p.z * width) for p in face]) for face in found]
-        return of_mesh(max(meshes, key=lambda mesh: np.ptp(mesh[:, :2], axis=0).max())) if meshes else None
+        return [np.array([(p.x * width, p.y * height, p.z * width) for p in face]) for face in found]
 
 
 def of_mesh(mesh: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

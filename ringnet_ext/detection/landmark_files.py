@@ -7,7 +7,8 @@ confidences (68,) in [0, 1]. A point of confidence 0 is unknown, and its coordin
 .json   OpenPose: ``face_keypoints_2d`` of each person, 70 times x, y, confidence; the 68 points come first, 0-based
 .pts    iBUG: ``version``, ``n_points: 68``, the points in braces; 1-based
 .npy    (68, 2) or (68, 3) x, y[, confidence]; 0-based. Or 70 rows: the last two, OpenPose's pupils, are left out
-.npz    the same as ``landmarks`` (or as the only array), and the confidences as ``confidence`` if they are separate
+.npz    the same as ``landmarks`` (or as the only array), and the confidences as ``confidence`` if they are separate;
+        a number ``pixel_centres`` says where the first pixel's centre is: 0 without it, 0.5 in what ``infer`` writes
 .csv    the same, a point a line; a line of column names, if there is one, says which are x, y, confidence and index
 ======  ==============================================================================================================
 
@@ -230,6 +231,12 @@ def _npz(data: bytes) -> np.ndarray:
         if "landmarks" not in names and len(names) != 1:
             raise LandmarkError(f"expected an array called landmarks, got {', '.join(names) or 'none'}")
         rows = _zero_based(arrays["landmarks" if "landmarks" in names else names[0]])
+        if "pixel_centres" in names:
+            centre = arrays["pixel_centres"]
+            if centre.shape != () or centre.dtype.kind not in "iuf" or not np.isfinite(centre):
+                raise LandmarkError(f"pixel_centres: expected a number, got {centre.dtype} of shape {centre.shape}")
+            if rows.ndim == 2:
+                rows[:, :2] -= float(centre)
         if "confidence" in names:
             rows = np.column_stack([rows[:, :2], arrays["confidence"]])
     return rows

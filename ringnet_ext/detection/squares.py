@@ -123,6 +123,8 @@ def _size(image: np.ndarray) -> tuple[int, int]:
 def fit_square(image: np.ndarray, size: int = INPUT_SIZE) -> Square:
     """The image as it is, its shorter side continued to a square."""
     height, width = _size(image)
+    if height == width == size:  # it would come out the same
+        return Square(np.ascontiguousarray(image), 1.0, (0.0, 0.0))
     return cut_square(image, np.array([width, height]) / 2, max(height, width), size)
 
 

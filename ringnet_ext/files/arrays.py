@@ -1,9 +1,10 @@
-"""Files of arrays: pickles, .npy, .npz, .safetensors and those of torch.save, read as untrusted input and told apart by
-their content."""
+"""Files of arrays: pickles, .npy, .npz, .safetensors, .json and those of torch.save, read as untrusted input and told
+apart by their content."""
 
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
 import re
@@ -21,8 +22,8 @@ _MAX_BYTES = 2**32  # unpacked; the largest model of the family, SMPL-X with 400
 
 
 def read_file(path: str | os.PathLike):
-    """The value in a file: for .npz and .safetensors a dict of arrays, for pickles, .npy and torch.save's whatever they
-    hold.
+    """The value in a file: for .npz, .safetensors and .json a dict of arrays, for pickles, .npy and torch.save's
+    whatever they hold.
 
     Nothing in the file is executed, and no more memory is taken than the file's own data needs.
     Raises ValueError, naming the file, for what cannot be read.
@@ -42,8 +43,10 @@ def _read(data):
         return _read_archive(data)
     if data.startswith(b"\x93NUMPY"):
         return _read_npy(data)
-    if data[8:9] == b"{":
+    if data[8:9] == b"{" and b"\0" in data[:8]:  # the length of what follows
         return _read_safetensors(data)
+    if data.lstrip()[:1] == b"{":  # a pickle of text begins with ( or another letter
+        return _read_json(data)
     return read_pickle(data)
 
 
@@ -85,6 +88,14 @@ def _read_archive(data):
                 raise ValueError(f"{member.filename!r:.80} is no array")
             arrays[member.filename.removesuffix(".npy")] = _read_npy(content)
     return arrays
+
+
+def _read_json(data):
+    """A dictionary of numbers, which become arrays, and of anything else."""
+    content = json.loads(data)
+    return {
+        name: np.array(value) if isinstance(value, (list, int, float)) else value for name, value in content.items()
+    }
 
 
 def _read_safetensors(data):

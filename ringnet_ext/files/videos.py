@@ -49,6 +49,38 @@ class Video:
             capture.release()
 
 
+def record(path: str | os.PathLike, camera: int, count: int | None = None) -> int:
+    """Record a camera as MP4, for so many frames, or until the keyboard's interrupt. Returns how many there were.
+
+    Raises:
+        VideoError: there is no such camera, or it gives no picture.
+        OSError: the file cannot be written.
+    """
+    capture = cv2.VideoCapture(camera)
+    try:
+        if not capture.isOpened():
+            raise VideoError(f"camera {camera}: there is none that OpenCV can open")
+        fps = capture.get(cv2.CAP_PROP_FPS)
+        recorded = write_video(path, _seen_by(capture, count), fps if 1 <= fps <= 1000 else 25.0)
+    finally:
+        capture.release()
+    if not recorded:
+        raise VideoError(f"camera {camera}: it gives no picture")
+    return recorded
+
+
+def _seen_by(capture: cv2.VideoCapture, count: int | None) -> Iterator[np.ndarray]:
+    try:
+        while count is None or count > 0:
+            there, frame = capture.read()
+            if not there:
+                return
+            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+            count = None if count is None else count - 1
+    except KeyboardInterrupt:  # that is how it is stopped
+        return
+
+
 def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float) -> int:
     """Write frames (H, W, 3) uint8 RGB as MP4, whole or not at all. Returns how many there were.
 

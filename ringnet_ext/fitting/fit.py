@@ -44,13 +44,13 @@ def fit(
     video: bool = False,
     walk: Walk = Walk(),
     iterations: int = 30,
-    tolerance: float = 1e-6,
+    tolerance: float | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Fit:
     """The most probable heads given landmarks: maximum a posteriori, by Levenberg-Marquardt with exact derivatives.
 
-    Minimises, for every person, half the sum of ``|landmark residual / sigma|^2`` and of the priors' squares. Images of one
-    person are fitted together, with one shape::
+    Minimises, for every person, half the sum of ``|landmark residual / sigma|^2`` and of the priors' squares. Images
+    of one person are fitted together, with one shape::
 
         fit(flame, landmarks)                             # (N, 68, 2): N people, an image each
         fit(flame, landmarks, person=[0, 0, 0, 1, 1])     # three images of one person, two of another
@@ -78,7 +78,8 @@ def fit(
         robust: ``huber`` or ``geman-mcclure``: landmarks far off count less, beyond about 1.5 or 3 sigma.
         video: whether a person's images are the frames of a video, in order; ``walk`` then ties neighbours. A frame
             without landmarks is bridged.
-        iterations: at most. tolerance: relative decrease at which to stop.
+        iterations: at most. tolerance: relative decrease at which to stop; None for 1e-6, and 1e-5 for a video, in
+            which some frames' contours always go on jumping between rows of their table.
         progress: called with the number of people done since the last call.
 
     Raises:
@@ -100,26 +101,9 @@ def fit(
         torch.where(usable[:, None], weight[order], 0), values[order], parameters.mean[order], parameters.root,
         walk if video and len(order) > 1 else None, start is None,
     )  # fmt: skip
+    tolerance = (1e-5 if video else 1e-6) if tolerance is None else tolerance
     found, sigma = task.solved(sigma, iterations=iterations, tolerance=tolerance, progress=progress)
-    solution, reasons = found.solution, [REASONS[reason] for reason in found.solution.stopped.tolist()]
-    nothing = ~task.somewhere_usable()
-    for g in nothing.nonzero()[:, 0].tolist():
-        reasons[g] = f"no image with at least {_FEWEST} known landmarks"
-    invalid = solution.stopped == REASONS.index(INVALID)
-    failed = {g: reasons[g] for g in (nothing | invalid).nonzero()[:, 0].tolist()}
-
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order), device=order.device)
-    seen, distance = found.residuals.seen(found.values)
-    row, C = found.values[back], parameters.columns
-    weak, translation, focal_length = lens.weak(C.take(row, lens.names))
-    return Fit(
-        params=HeadParams(weak, *(row[:, C[name]] for name in ("global_pose", "jaw_pose", "shape", "expression"))),
-        person=person, neck_pose=row[:, C["neck_pose"]], eye_pose=row[:, C["eye_pose"]], translation=translation, focal=focal_length,
-        landmarks=seen[back].reshape(len(back), *per_image), residuals=distance[back].reshape(len(back), *per_image[:-1]), sigma=sigma,
-        objective=solution.objective.to(row), iterations=solution.iterations, stopped=reasons, failed=failed,
-        _posterior=functools.cache(lambda: posterior(flame, C, solution, back)),
-    )  # fmt: skip
+    return _result(task, found, sigma, order, person, per_image)
 
 
 _ROBUST = {None: 0.0, "huber": 1.5, "geman-mcclure": 3.0}
@@ -243,7 +227,8 @@ class _Task:
     def _fitted(self, sigma: float, *, iterations: int, tolerance: float, progress) -> _Found:
         columns, of = self.columns, self.of
         residuals = LandmarkResiduals(
-            self.flame, self.lens, columns, self.values, self.target, self.weight.sqrt() / sigma, self.robust, self.points
+            self.flame, self.lens, columns, self.values, self.target, self.weight.sqrt() / sigma, self.robust,
+            self.points,
         )  # fmt: skip
         local = columns.take(self.values, columns.local)
         shared = columns.take(self.values[first_images(of, self.people)], columns.shared)
@@ -267,6 +252,30 @@ class _Task:
                 solution.shared[:, -common:] = solution.shared[valid][0, -common:]
         values = residuals.row(solution.local, solution.shared[of], torch.arange(len(of), device=of.device))
         return _Found(residuals, solution, values)
+
+
+def _result(task: _Task, found: _Found, sigma: float, order: Tensor, person: Tensor, per_image: tuple[int, ...]) -> Fit:
+    """What a task has found, in the order in which the images came: the task's are those of ``order``."""
+    solution, reasons = found.solution, [REASONS[reason] for reason in found.solution.stopped.tolist()]
+    nothing = ~task.somewhere_usable()
+    for g in nothing.nonzero()[:, 0].tolist():
+        reasons[g] = f"no image with at least {_FEWEST} known landmarks"
+    invalid = solution.stopped == REASONS.index(INVALID)
+    failed = {g: reasons[g] for g in (nothing | invalid).nonzero()[:, 0].tolist()}
+
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=order.device)
+    seen, distance = found.residuals.seen(found.values)
+    row, C = found.values[back], task.columns
+    weak, translation, focal_length = task.lens.weak(C.take(row, task.lens.names))
+    return Fit(
+        params=HeadParams(weak, *(row[:, C[name]] for name in ("global_pose", "jaw_pose", "shape", "expression"))),
+        person=person, neck_pose=row[:, C["neck_pose"]], eye_pose=row[:, C["eye_pose"]],
+        translation=translation, focal=focal_length, landmarks=seen[back].reshape(len(back), *per_image),
+        residuals=distance[back].reshape(len(back), *per_image[:-1]), sigma=sigma,
+        objective=solution.objective.to(row), iterations=solution.iterations, stopped=reasons, failed=failed,
+        _posterior=functools.cache(lambda: posterior(task.flame, C, solution, back)),
+    )  # fmt: skip
 
 
 def _people(person: Sequence | Tensor | None, count: int, device: torch.device) -> tuple[Tensor, Tensor]:

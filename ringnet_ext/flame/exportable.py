@@ -41,7 +41,8 @@ class ExportableFLAME(HeadBuffers):
         """vertices (B, V, 3), joints (B, J, 3) and, for a model that has them, landmarks (B, C + L, 3); metres.
 
         Args:
-            shape: (B, <=shape_params), expression: (B, <=expression_params), coefficients.
+            shape: (B, <=shape_params) coefficients.
+            expression: (B, <=expression_params) coefficients.
             global_pose, neck_pose, jaw_pose: (B, 3) axis-angle, radians.
             eye_pose: (B, 6) axis-angle, left eye then right.
             translation: (B, 3) metres, added last.

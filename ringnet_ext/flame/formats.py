@@ -162,6 +162,12 @@ def deca(landmarks) -> bytes:
     })  # fmt: skip
 
 
+def ringnet_parameters(params: dict[str, np.ndarray]) -> bytes:
+    """RingNet's parameters of a face as its demo's params/NAME.npy, a dictionary of cam, pose, shape and expression;
+    for its NumPy and today's, which ask for ``allow_pickle=True`` to read it."""
+    return _npy(params)
+
+
 def _contour(landmarks):
     if landmarks.contour_faces_idx is None:
         raise ValueError("the landmarks have no contour")

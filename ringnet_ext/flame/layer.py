@@ -156,7 +156,8 @@ class FLAME(HeadBuffers):
         """The posed mesh, its joints and its landmarks.
 
         Args:
-            shape: (B, <=shape_params), expression: (B, <=expression_params), coefficients.
+            shape: (B, <=shape_params) coefficients.
+            expression: (B, <=expression_params) coefficients.
             global_pose, neck_pose, jaw_pose: (B, 3) axis-angle, radians.
             eye_pose: (B, 6) axis-angle, left eye then right.
             translation: (B, 3) metres, added last.
@@ -218,8 +219,9 @@ class FLAME(HeadBuffers):
         constant, so that no gradient flows to ``shape``, ``expression`` and ``static_offset``.
 
         Args:
-            shape: (1, <=shape_params), expression: (1, <=expression_params), static_offset: (1, V, 3), as for
-                :meth:`forward`.
+            shape: (1, <=shape_params), as for :meth:`forward`.
+            expression: (1, <=expression_params).
+            static_offset: (1, V, 3).
         """
         if shape is None and expression is None and static_offset is None:
             raise ValueError("shape, expression, static_offset: expected at least one of them, got none")

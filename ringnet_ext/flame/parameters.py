@@ -84,7 +84,9 @@ _LEFT_OUT = frozenset(
     "tex texcode tex_params tex_extra light lights lightcode light_params lit sh albedo albedos detail detailcode "
     "image images mask masks name timestep_id n_processed_frames frame_id global_step "
     # of the posed head, which follows from the rest
-    "verts trans_verts landmarks landmarks2d landmarks3d kpt7 kpt68".split()
+    "verts trans_verts landmarks landmarks2d landmarks3d kpt7 kpt68 "
+    # ours
+    "about landmarks_3d neutral_landmarks pixel_centres projection square shape_std fps residuals score seen size".split()
 )
 
 
@@ -217,6 +219,27 @@ class FlameParams(NamedTuple):
         )
         return upright, _turned_over(params.camera, root)
 
+    def to_vhap(self, vertices: int) -> dict[str, np.ndarray]:
+        """The arrays of VHAP's and GaussianAvatars' ``flame_param.npz``, float32, of a batch of one: 300 shape and 100
+        expression coefficients, and a static offset of that many vertices.
+
+        Raises ValueError where eyelids are not zero: VHAP has none.
+        """
+        self._require_zero("VHAP", "eyelids")
+        sized = self.resized(300, 100, vertices)
+        offset = sized.static_offset if sized.static_offset.shape[1] else torch.zeros(1, vertices, 3)
+        arrays = {
+            "shape": sized.shape[0],
+            "expr": sized.expression,
+            "rotation": sized.global_pose,
+            "neck_pose": sized.neck_pose,
+            "jaw_pose": sized.jaw_pose,
+            "eyes_pose": sized.eye_pose,
+            "translation": sized.translation,
+            "static_offset": offset,
+        }
+        return {name: value.detach().cpu().float().numpy() for name, value in arrays.items()}
+
     def save(self, path: str | os.PathLike) -> None:
         """Writes the fields as `.npz` or `.safetensors`."""
         write_arrays(path, {name: value.detach().cpu().numpy() for name, value in self._asdict().items()})
@@ -232,7 +255,7 @@ def read_parameters(path: str | os.PathLike, dtype: torch.dtype = torch.float32)
     names.
 
     ====================  ========================================================================================
-    RingNet               ``.npy`` or ``.npz`` with pose, shape, expression; its 159 numbers
+    RingNet               ``.npy``, ``.npz`` or ``.json`` with pose, shape, expression; its 159 numbers
     DECA, EMOCA, SMIRK    shape, exp, pose, or shape_params, expression_params, pose_params, jaw_params, eyelid_params,
                           or shapecode, expcode, posecode: ``.npz``, ``.npy``, ``.mat``, a folder of ``.npy``. The
                           ``.mat`` of DECA's demo has vertices and no parameters

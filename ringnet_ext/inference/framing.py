@@ -10,6 +10,7 @@ far they do on faces is measured on held-out ones (:func:`calibrated`), and the 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,7 @@ _DETAIL = 10  # squares of the network's input size that fit along the image in 
 _LOOSER = 1.25  # times as large as the square of training: the other half of the squares that are calibrated on
 _SAME = 0.05  # of the side, by which squares differ at least
 _BATCH = 64
+_measuring = threading.Lock()
 
 
 class NotAFaceError(ValueError):
@@ -83,7 +85,7 @@ def settled(
         active = np.flatnonzero(inside & (moved >= _SETTLED / 4))
         if not len(active):
             break
-        squares = [_cut(model, images[i], middles[i], sides[i]) for i in active]
+        squares = [_cut(model, images[int(i)], middles[i], sides[i]) for i in active]
         points = landmarks_of(model, squares)
         found = np.stack([square.to_original(each) for square, each in zip(squares, points, strict=True)])
         middle, side = landmark_square(found)
@@ -167,12 +169,12 @@ def find_face(model: RingNet, image: np.ndarray, box: tuple[float, float, float,
         least = min([least, *values])
         if least <= limit:
             best = int(values.argmin())
-            return cut_square(image, middles[best] / scale, sides[best] / scale)
+            return cut_square(image, middles[best] / scale, float(sides[best] / scale))
     if least == math.inf:
         raise NotAFaceError("not a face as the network knows them: wherever it looks, its own landmarks lie elsewhere")
     raise NotAFaceError(
-        f"not a face as the network knows them: when the crop is moved, the landmarks follow it by {least:.0%}, and by at "
-        f"most {limit:.0%} on faces"
+        f"not a face as the network knows them: when the crop is moved, the landmarks follow it by {least:.0%}, and by "
+        f"at most {limit:.0%} on faces"
     )
 
 
@@ -208,12 +210,13 @@ def _loose(faces: FaceSet, index: int) -> np.ndarray:
 
 def limit_of(model: RingNet) -> float:
     """The network's limit. That of a network without one is measured on rendered faces of its head, once."""
-    if model.limit is None:
-        from ..data.synthetic import SyntheticFaces
+    with _measuring:
+        if model.limit is None:
+            from ..data.synthetic import SyntheticFaces
 
-        faces = SyntheticFaces(split="validation", identities=64, images_per_identity=6)
-        model.limit = calibrated(model, faces.load(model.head))
-    return model.limit
+            faces = SyntheticFaces(split="validation", identities=64, images_per_identity=6)
+            model.limit = calibrated(model, faces.load(model.head))
+        return model.limit
 
 
 def _distinct(middles: np.ndarray, sides: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,44 +1,162 @@
-"""Which images are reconstructed, what their outputs are called, and where the faces are known to be."""
+"""Which pictures are reconstructed, what their outputs are called, and where the faces are known to be."""
 
 from __future__ import annotations
 
 import csv
+import glob
+import os
+import re
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
+import torch
 
 from ..detection.landmark_files import SUFFIXES as LANDMARK_SUFFIXES
 from ..detection.landmark_files import LandmarkError, landmark_file, read_landmarks
+from ..detection.squares import Square
 from ..files.errors import explained
-from ..files.images import SUFFIXES
+from ..files.images import MIN_IMAGE, SUFFIXES, ImageError, read_image, upright_rgb
 
-# Which images, and what their outputs are called.
+#: What stands for one picture in Python: a file; an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), a tensor (C, H, W)
+#: with as many channels, both uint8, uint16 or floating point from 0 to 1; a Pillow image; a square cut from a picture.
+Image = str | os.PathLike | np.ndarray | torch.Tensor | PIL.Image.Image | Square
+
+# Pixels.
 
 
-def image_files(paths: list[Path]) -> tuple[list[Path], list[str], Counter[str]]:
-    """The image files that the paths stand for, a complaint for each folder without one, and what else the folders
-    hold."""
-    files, complaints, others = [], [], Counter()
+def pixels_of(image: Image) -> np.ndarray:
+    """A picture as (H, W, 3) uint8 RGB, upright. What is transparent lies over white.
+
+    Raises:
+        FileNotFoundError, OSError, ImageError: naming the file.
+        ValueError: it is no such picture, or smaller than 16 x 16 pixels.
+    """
+    if isinstance(image, Square):
+        return image.image
+    if isinstance(image, PIL.Image.Image):
+        pixels = upright_rgb(image)
+    elif isinstance(image, torch.Tensor):
+        pixels = _of_array(_channels_last(image))
+    elif isinstance(image, np.ndarray):
+        pixels = _of_array(image)
+    elif isinstance(image, (str, os.PathLike)):
+        pixels = read_image(image)
+    else:
+        raise ValueError(f"image: expected a path, an array, a tensor or a Pillow image, got {type(image).__name__}")
+    if min(pixels.shape[:2]) < MIN_IMAGE:
+        name = f"{os.fspath(image)}: " if isinstance(image, (str, os.PathLike)) else ""
+        raise ImageError(
+            f"{name}{pixels.shape[1]} x {pixels.shape[0]} pixels, expected at least {MIN_IMAGE} x {MIN_IMAGE}"
+        )
+    return pixels
+
+
+_CHANNELS = 1, 3, 4
+
+
+def _channels_last(tensor: torch.Tensor) -> np.ndarray:
+    if tensor.dim() != 3 or tensor.shape[0] not in _CHANNELS:
+        raise ValueError(f"image: expected a tensor of shape (1, 3 or 4, H, W), got {tuple(tensor.shape)}")
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.float()
+    return tensor.detach().cpu().permute(1, 2, 0).numpy()
+
+
+def _of_array(array: np.ndarray) -> np.ndarray:
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in _CHANNELS or 0 in array.shape:
+        raise ValueError(f"image: expected shape (H, W), or (H, W, 1, 3 or 4), got {array.shape}")
+    if array.dtype == np.uint16:
+        array = (array >> 8).astype(np.uint8)
+    elif array.dtype.kind == "f":
+        low, high = float(array.min()), float(array.max())
+        if not (low >= 0 and high <= 1):  # of NaN neither holds
+            raise ValueError(f"image: expected floating point values from 0 to 1, got {low:.4g} to {high:.4g}")
+        array = (array * 255 + 0.5).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise ValueError(f"image: expected uint8, uint16 or floating point, got {array.dtype}")
+    if array.shape[2] == 4:
+        return upright_rgb(PIL.Image.fromarray(np.ascontiguousarray(array)))
+    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
+
+
+# Which pictures, and what their outputs are called.
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture that is asked about. label: what messages and tables call it. name: of its outputs."""
+
+    label: str
+    name: str
+    image: Image
+
+
+def pictures_of(files: Sequence[Path]) -> list[Picture]:
+    return [Picture(str(file), name, file) for name, file in named(list(files))]
+
+
+def image_files(paths: Sequence[Path], recursive: bool = False) -> tuple[list[Path], list[str], Counter[str]]:
+    """The image files that paths stand for: files, folders, and patterns such as ``photos/*.jpg``.
+
+    Args:
+        recursive: the folders' folders too. Files and folders whose names begin with a dot are left out of folders.
+
+    Returns:
+        The files, those of a folder by name; a complaint for each folder or pattern without one; and how many other
+        files the folders hold, by suffix.
+    """
+    files: list[Path] = []
+    complaints: list[str] = []
+    others: Counter[str] = Counter()
     for each in paths:
         if not each.is_dir():
-            files.append(each)
+            found = [Path(name) for name in sorted(glob.glob(str(each), recursive=True))]
+            if each.exists() or not glob.has_magic(str(each)):
+                files.append(each)
+            elif not found:
+                complaints.append(f"{each}: no file's name is like this")
+            else:
+                files += [file for file in found if file.is_file()]
             continue
         try:
-            content = sorted(entry for entry in each.iterdir() if entry.is_file() and not entry.name.startswith("."))
+            content = _content(each, recursive)
         except OSError as error:
             complaints.append(explained(error))
             continue
-        found = [file for file in content if file.suffix.lower() in SUFFIXES]
-        others.update(file.suffix.lower() or "without a suffix" for file in content if file not in set(found))
-        if not found:
+        images = [file for file in content if file.suffix.lower() in SUFFIXES]
+        others.update(
+            file.suffix.lower() or "without a suffix" for file in content if file.suffix.lower() not in SUFFIXES
+        )
+        if not images:
             complaints.append(f"{each}: no images in this folder, which are files in {', '.join(SUFFIXES)}")
-        files += found
+        files += images
     return files, complaints, others
 
 
+def _content(folder: Path, recursive: bool) -> list[Path]:
+    """The files in a folder, by name, without hidden ones."""
+    if not recursive:
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_file())
+    found: list[Path] = []
+
+    def fail(error: OSError):
+        raise error
+
+    for where, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(where, name) for name in names if not name.startswith(".")]
+    return sorted(file for file in found if file.is_file())
+
+
 def named(files: list[Path]) -> list[tuple[str, Path]]:
-    """A name of its own for the outputs of every file: its stem, with a number where that is another's too.
+    """A name of its own for the outputs of every file: its stem, with a number where that is another's too, or one of
+    another's faces.
 
     Names differ by more than upper and lower case, which some file systems don't tell apart.
     """
@@ -47,6 +165,9 @@ def named(files: list[Path]) -> list[tuple[str, Path]]:
     result = []
     for file in files:
         name, number = file.stem, 1
+        face = re.fullmatch(r"(.+)_face\d+", name.casefold())
+        if face and face[1] in stems:
+            number, name = 2, f"{file.stem}-2"
         while name.casefold() in used or (number > 1 and name.casefold() in stems):
             number += 1
             name = f"{file.stem}-{number}"
@@ -55,8 +176,21 @@ def named(files: list[Path]) -> list[tuple[str, Path]]:
     return result
 
 
+def face_name(name: str, number: int, count: int) -> str:
+    """What the outputs of a picture's face are called: as the picture's, or where it has several, ``NAME_face1`` and
+    so on from left to right."""
+    return name if count == 1 else f"{name}_face{number}"
+
+
+# Where the faces are.
+
+
 def landmarks_of(file: Path, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    found = landmark_file(folder, file.name)
+    """The landmarks of an image in a folder of landmark files, laid out like the image's own or flat: of a/b/c.jpg the
+    file c.npy (say) in a/b, else in b, else in the folder itself."""
+    parts = [part for part in file.parts if part != file.anchor]
+    places = (landmark_file(folder, os.path.join(*parts[i:])) for i in range(len(parts)))
+    found = next((place for place in places if place is not None), None)
     if found is None:
         raise LandmarkError(f"no landmarks: no file {folder / file.stem} ending in {', '.join(LANDMARK_SUFFIXES)}")
     try:
@@ -65,14 +199,18 @@ def landmarks_of(file: Path, folder: Path) -> tuple[np.ndarray, np.ndarray]:
         raise LandmarkError(f"{found}: {error}") from None
 
 
-def read_boxes(file: Path) -> dict[str, tuple[float, float, float, float]]:
-    """Boxes by image, from lines ``image,left,top,right,bottom``; the first line may name the columns.
+Box = tuple[float, float, float, float]
+
+
+def read_boxes(file: Path) -> dict[str, list[Box]]:
+    """Boxes by image, from left to right, from lines ``image,left,top,right,bottom``; the first line may name the
+    columns.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: naming the line that cannot be used.
     """
-    boxes: dict[str, tuple[float, float, float, float]] = {}
+    boxes: dict[str, list[Box]] = {}
     with open(file, newline="", encoding="utf-8-sig") as lines:
         for number, row in enumerate(csv.reader(lines), start=1):
             if not row or (
@@ -87,9 +225,8 @@ def read_boxes(file: Path) -> dict[str, tuple[float, float, float, float]]:
                 ) from None
             if not (np.isfinite([left, top, right, bottom]).all() and left < right and top < bottom):
                 raise ValueError(f"{file}, line {number}: expected left < right and top < bottom, got {','.join(row)}")
-            if image in boxes:
-                raise ValueError(
-                    f"{file}, line {number}: a second box of {image}, and one face an image is reconstructed"
-                )
-            boxes[image] = left, top, right, bottom
-    return boxes
+            box = left, top, right, bottom
+            if box in boxes.setdefault(image, []):
+                raise ValueError(f"{file}, line {number}: the same box of {image} again")
+            boxes[image].append(box)
+    return {image: sorted(each, key=lambda box: box[0] + box[2]) for image, each in boxes.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..detection.squares import INPUT_SIZE
-from ..render.pictures import head_picture, mark_points, overlay
+from ..render.pictures import head_picture, mark_points, overlay, write_text
 from ..render.sheets import sheet
 from .reconstruction import Reconstruction
 
@@ -18,6 +18,8 @@ def panel(face: Reconstruction) -> list[np.ndarray]:
     camera = face.params.camera[0].numpy()
     over = overlay(face.image, face.image_vertices, face.faces, camera)
     mark_points(over, face.square_landmarks)
+    if face.trust.score is not None:
+        write_text(over, f"score {face.trust.score:.2f}")
     # The view from the side is turned against the pose, so that it shows what the photograph doesn't.
     turn = -_TURNED if face.yaw > 0 else _TURNED
     return [

@@ -44,7 +44,7 @@ class IterativeRegressor(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, features) -> (B, P)."""
         seen = self.from_features(features)
-        estimate = features.new_zeros(len(features), len(self.mean))
+        estimate = features.new_zeros(features.shape[0], len(self.mean))
         for _ in range(self.iterations):
             estimate = estimate + self.layers(seen + self.from_estimate(estimate))
         return self.mean + self.scale * estimate

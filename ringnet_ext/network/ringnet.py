@@ -16,6 +16,7 @@ from ..flame.parameters import HeadParams
 from ..flame.sources import require_landmarks
 from ..geometry.camera import FILL, UPRIGHT, project
 from .encoder import ENCODERS, CompactEncoder, to_input
+from .exportable import ExportableRingNet
 from .regressor import IterativeRegressor
 
 if TYPE_CHECKING:
@@ -116,6 +117,11 @@ class RingNet(nn.Module):
             return self(to_input(images.to(self.flame.v_template.device)))
         finally:
             self.train(training)
+
+    def exportable(self) -> ExportableRingNet:
+        """A copy, as it is used, that ONNX and other runtimes can take along: ``module(images)`` returns parameters,
+        vertices and landmarks, see :class:`ringnet_ext.network.exportable.ExportableRingNet`."""
+        return ExportableRingNet(self)
 
     def checkpoint_tensors(self) -> dict[str, Tensor]:
         """What training changes: the state dict without the head, which is licensed separately and kept in its file."""

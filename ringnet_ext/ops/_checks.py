@@ -5,7 +5,9 @@ checked where a model is prepared, because only real tensors have values.
 """
 
 import operator
+from typing import Any
 
+import _ringnet_core as core
 import torch
 from torch import Tensor
 
@@ -20,7 +22,7 @@ def require(condition: bool, argument: str, expected: str, got: object) -> None:
 
 
 def require_dense(argument: str, value: object) -> None:
-    """A tensor that is neither sparse, nested, quantised nor on the meta device."""
+    """Raises where value isn't a tensor, or is sparse, nested, quantised or on the meta device."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{argument}: expected a tensor, got {type(value).__name__}")
     if value.is_nested or value.layout is not torch.strided:
@@ -36,12 +38,12 @@ def require_dense(argument: str, value: object) -> None:
 
 
 def raised(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Those of half precision in the type of the last one that isn't, or in float32."""
+    """The tensors, those of half precision converted to the type of the last one that isn't, or to float32."""
     full = [t.dtype for t in tensors if t.dtype in FLOATS]
     return tuple(t.to(full[-1] if full else torch.float32) if t.dtype in HALVES else t for t in tensors)
 
 
-def require_integer(argument: str, value: object) -> None:
+def require_integer(argument: str, value: Any) -> None:
     try:
         number = operator.index(value)
     except TypeError:
@@ -59,17 +61,18 @@ def require_dtype(dtype: object) -> None:
         raise TypeError(f"dtype: expected a torch.dtype or None, got {dtype!r}")
 
 
-def require_tensor(
-    argument: str, value: object, shape: tuple, like: Tensor | None = None, dtypes: tuple = FLOATS
-) -> None:
-    """A dense tensor of this shape (None: any size), of one of the dtypes; of ``like``'s dtype (floats) and device."""
+def require_tensor(argument: str, value: Any, shape: tuple, like: Tensor | None = None, dtypes: tuple = FLOATS) -> None:
+    """Raises where value isn't a dense tensor of this shape (None: any size), of one of the dtypes (floats: of
+    ``like``'s), on ``like``'s device."""
     require_dense(argument, value)
     if like is not None and dtypes is FLOATS:
         dtypes = (like.dtype,)
     if value.dtype not in dtypes:
         names = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
         raise TypeError(f"{argument}: expected {names}, got {str(value.dtype).removeprefix('torch.')}")
-    if value.ndim != len(shape) or any(want is not None and want != have for want, have in zip(shape, value.shape)):
+    if value.ndim != len(shape) or any(
+        want is not None and want != have for want, have in zip(shape, value.shape, strict=False)
+    ):
         wanted = ", ".join("any" if s is None else str(s) for s in shape)
         raise ValueError(f"{argument}: expected shape ({wanted}), got {tuple(value.shape)}")
     if like is not None and value.device != like.device:
@@ -81,17 +84,30 @@ def capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
+def require_device(tensor: Tensor, argument: str) -> bool:
+    """Whether the tensor is on a CUDA device. Raises where the core can't compute."""
+    kind = tensor.device.type
+    if kind == "cuda" and not core.cuda_architectures:
+        raise RuntimeError(
+            f"{argument} is on {tensor.device}, but ringnet_ext was built without CUDA; "
+            "reinstall it with `pip install . -C cmake.define.RINGNET_CUDA=ON`"
+        )
+    require(kind in ("cpu", "cuda"), argument, "a tensor on a CPU or a CUDA device", f"one on {tensor.device}")
+    return kind == "cuda"
+
+
 def require_readable(argument: str, device: torch.device) -> None:
-    """To be called before values are read on the host, for which a capture can't wait."""
+    """Raises where the host can't read values: during the capture of a CUDA graph."""
     if capturing(device):
         raise RuntimeError(
-            f"{argument}: its values can't be checked while a CUDA graph is captured, and have not been before; call the operator with "
-            "the same tensors before the capture (where constants are no buffers of a module, before torch.compile, too)"
+            f"{argument}: its values can't be checked while a CUDA graph is captured, and haven't been checked before; "
+            "call the operator with the same tensors before the capture (and before torch.compile, where constants are "
+            "no buffers of a module)"
         )
 
 
 def require_range(argument: str, value: Tensor, low: int, high: int, what: str) -> None:
-    """Every element in [low, high). Reads the values."""
+    """Raises where an element isn't in [low, high). Reads the values."""
     if value.numel() == 0:
         return
     require_readable(argument, value.device)
@@ -103,7 +119,7 @@ def require_range(argument: str, value: Tensor, low: int, high: int, what: str) 
 def lbs_constants(
     shapedirs: Tensor, posedirs: Tensor, J_regressor: Tensor, parents: Tensor, lbs_weights: Tensor
 ) -> tuple[int, int, int]:
-    """Check a model's constants; return (V, K, J)."""
+    """Checks a model's constants; returns (V, K, J)."""
     require_tensor("shapedirs", shapedirs, (None, 3, None))
     V, _, K = shapedirs.shape
     require(V >= 1, "shapedirs", "at least one vertex", tuple(shapedirs.shape))
@@ -128,9 +144,9 @@ def parents_values(parents: Tensor) -> None:
 def lbs_call(
     betas: Tensor, pose: Tensor, v_template: Tensor, like: Tensor, V: int, K: int, J: int, pose2rot: bool
 ) -> int:
-    """Check what changes from call to call; return the batch size. ``like`` is one of the model's constants."""
+    """Checks the arguments that change from call to call; returns the batch size. ``like`` is one of the constants."""
     B, pose_size = betas.shape[0] if betas.ndim else 0, (3 if pose2rot else 9) * J
-    if not (  # the quick way, for every call; the other one knows what to complain about
+    if not (  # one quick test for every call; where it fails, the checks below say why
         betas.shape == (B, K)
         and pose.shape == (B, pose_size)
         and (v_template.shape == (V, 3) or v_template.shape == (B, V, 3))
@@ -144,22 +160,14 @@ def lbs_call(
 
 
 def kept(argument: str, value: Tensor | None, shape: tuple, like: Tensor) -> None:
-    """A gradient that came from autograd, or a state that came from the forward call."""
+    """Checks a gradient that came from autograd, or a state that came from the forward call."""
     if value is not None and not (value.shape == shape and value.dtype == like.dtype and value.device == like.device):
         require_tensor(argument, value, shape, like)
 
 
-def landmark_constants(
-    like: Tensor,
-    faces: Tensor,
-    lmk_faces_idx: Tensor,
-    lmk_bary_coords: Tensor,
-    contour_faces_idx: Tensor | None,
-    contour_bary_coords: Tensor | None,
-    neck_joint: int,
-    J: int,
-) -> tuple[int, int]:
-    """Check a landmark embedding; return (L, C)."""
+def landmark_constants(like: Tensor, embedding: tuple, neck_joint: int, J: int) -> tuple[int, int]:
+    """Checks a landmark embedding; returns (L, C)."""
+    faces, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords = embedding
     require_tensor("faces", faces, (None, 3), like, INTEGERS)
     require_tensor("lmk_faces_idx", lmk_faces_idx, (None,), like, INTEGERS)
     L, C = lmk_faces_idx.shape[0], 0

@@ -1,15 +1,16 @@
-"""Landmarks with their derivatives, for solvers that want all of them at once."""
+"""Landmarks with all their derivatives at once, as least-squares solvers need them."""
 
 from torch import Tensor
 
 from . import reference
+from ._cache import Cache
 from ._landmarks import LandmarkOperator
 from ._operator import Operator
-from ._prepared import Cache, PreparedLandmarks, prepared_landmarks
+from ._prepared import PreparedLandmarks, prepared_landmarks
 
 
 class PreparedJacobian:
-    """A model prepared for its landmarks, as an operator that gives their derivatives too."""
+    """A model prepared for its landmarks and their derivatives."""
 
     def __init__(self, *constants):
         *tensors, neck_joint = constants
@@ -20,8 +21,7 @@ class PreparedJacobian:
         return self.landmarks.shapes(B)
 
     def forward(self, betas: Tensor, pose: Tensor, pose2rot: bool, keep: bool) -> tuple[tuple, tuple]:
-        """(landmarks, d_betas, d_pose), and no states. The arguments are checked; those of a batch element are
-        contiguous."""
+        """(landmarks, d_betas, d_pose), and no states. Expects checked arguments with contiguous rows."""
         model, B, N = self.landmarks, betas.shape[0], self.landmarks.points
         landmarks, d_betas = betas.new_empty(B, N, 3), betas.new_empty(B, N, 3, self.K)
         d_pose = betas.new_empty(B, N, 3, (3 if pose2rot else 9) * self.J)
@@ -40,7 +40,7 @@ class Jacobian(LandmarkOperator):
     cache = Cache(PreparedJacobian)
 
     def shapes(self, sizes):
-        B, _, K, J, L, C, pose_size = sizes
+        B, _, K, _, L, C, pose_size = sizes
         return (B, C + L, 3), (B, C + L, 3, K), (B, C + L, 3, pose_size)
 
     def check(self, betas, pose, *rest):
@@ -56,7 +56,8 @@ class Jacobian(LandmarkOperator):
 
     def backward_kernel(self, model, gradients, inputs, states, wanted):
         raise NotImplementedError(
-            "flame_landmarks_jacobian has no derivatives of its own; ringnet_ext.ops.reference.flame_landmarks can be differentiated twice"
+            "flame_landmarks_jacobian has no derivatives of its own; ringnet_ext.ops.reference.flame_landmarks can be "
+            "differentiated twice"
         )
 
 

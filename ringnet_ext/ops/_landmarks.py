@@ -2,10 +2,11 @@
 
 from . import _checks as checks
 from . import reference
+from ._cache import Cache
 from ._lbs import LBS, ModelOperator, in_rows
 from ._operator import differentiated, watched
 from ._points import POINTS
-from ._prepared import _LANDMARKS, _LBS, Cache, joint_tree, prepared_head, prepared_landmarks
+from ._prepared import _LANDMARKS, _LBS, joint_tree, prepared_head, prepared_landmarks
 
 _checked_values = Cache(checks.landmark_values)
 
@@ -21,7 +22,7 @@ class LandmarkOperator(ModelOperator):
         """V, K, J, L and C."""
         *model, neck_joint = constants
         V, K, J = checks.lbs_constants(*model[:5])
-        return V, K, J, *checks.landmark_constants(model[0], *model[5:], neck_joint, J)
+        return V, K, J, *checks.landmark_constants(model[0], tuple(model[5:]), neck_joint, J)
 
     def check(self, betas, pose, v_template, *rest):
         *constants, pose2rot = rest
@@ -52,7 +53,7 @@ class LandmarkOperator(ModelOperator):
         v_template = inputs[2]
         if v_template.ndim == 2 and not differentiated((v_template,)):
             return super().dispatch(*inputs)
-        # A template that moves: by way of the mesh.
+        # A template that moves: the landmarks are points on the mesh.
         betas, pose, _, *constants, neck_joint, pose2rot = inputs
         self._sizes(*constants, neck_joint)
         if not watched():
@@ -92,9 +93,8 @@ class Head(LandmarkOperator):
 
     def state_sizes(self, sizes, cuda, dtype, keep):
         _, V, K, J, L, C = map(int, (0, *sizes[1:]))  # the batch may be a symbol
-        return _LANDMARKS[dtype].state_size(cuda, K, J, L, C, True) if cuda and keep else 0, _LBS[dtype].state_size(
-            cuda, V, K, J, keep
-        )
+        landmark_state_size = _LANDMARKS[dtype].state_size(cuda, K, J, L, C, True) if cuda and keep else 0
+        return landmark_state_size, _LBS[dtype].state_size(cuda, V, K, J, keep)
 
     def _of_head(self, vertices, joints, landmarks):
         return vertices, joints, landmarks

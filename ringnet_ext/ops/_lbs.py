@@ -22,7 +22,7 @@ from ._prepared import (
 
 
 class Body(NamedTuple):
-    """A model's constants, as the functions take them after betas and pose."""
+    """A model's constants, in the order of the functions' arguments."""
 
     v_template: Tensor
     shapedirs: Tensor
@@ -33,18 +33,16 @@ class Body(NamedTuple):
 
 
 def in_rows(t: Tensor) -> Tensor:
-    """Contiguous inside a row; any distance between rows, 0 where expanded."""
+    """The tensor with contiguous rows. They may have any distance from each other, 0 where expanded."""
     return t if t.shape[1] <= 1 or t.stride(1) == 1 else t.contiguous()
 
 
 class ModelOperator(Operator):
-    """An operator on a model: of betas and pose, and a template where that moves too."""
+    """An operator on a model. Betas and pose move; in some the template moves too."""
 
     constants = ", ".join(f"Tensor {name}" for name in Body._fields)
 
-    def __call__(
-        self, betas: Tensor, pose: Tensor, constants: tuple, settings: tuple, pose2rot: bool
-    ) -> tuple[Tensor, ...]:
+    def __call__(self, betas: Tensor, pose: Tensor, constants: tuple, settings: tuple, pose2rot: bool) -> tuple:
         if (pose2rot is True or pose2rot is False) and betas is not None and pose is not None and not watched():
             prepared = self.cache.find(constants, *settings)
             if prepared is not None and prepared.marks.constant:
@@ -60,7 +58,7 @@ class ModelOperator(Operator):
         betas, pose, v_template, _ = checks.raised(betas, pose, body.v_template, body.shapedirs)
         if pose.ndim > 2:
             pose = pose.flatten(1)
-        if betas.ndim == 2 and pose.ndim == 2 and betas.shape[0] != pose.shape[0]:  # a batch of one serves any
+        if betas.ndim == 2 and pose.ndim == 2 and betas.shape[0] != pose.shape[0]:  # a batch of one fits any other
             if betas.shape[0] == 1:
                 betas = betas.expand(pose.shape[0], -1)
             elif pose.shape[0] == 1:
@@ -94,9 +92,9 @@ class Lbs(ModelOperator):
         return (_LBS[dtype].state_size(cuda, *map(int, sizes[1:]), keep),)
 
     def prepared(self, betas, pose, v_template, *rest):
-        """The model, looked for once, and its template's joints."""
+        """The model with its template's joints, and the sizes. The cache is asked once."""
         *constants, pose2rot = rest
-        # What requires grad is being optimised, and may be written in ways that leave no trace: never kept.
+        # A template that requires grad is never kept: an optimiser may write to it and leave no trace.
         if v_template.ndim == 3 or v_template.requires_grad:
             model: PreparedLbs = prepared_lbs(tuple(constants))
             B = checks.lbs_call(betas, pose, v_template, model.like, *model.sizes, pose2rot)
@@ -117,8 +115,8 @@ class Lbs(ModelOperator):
         return (vertices, joints), (state,)
 
     def backward_kernel(self, prepared, gradients, inputs, states, wanted):
-        (model, joint_template), (betas, pose, v_template, *constants, pose2rot) = prepared, inputs
-        results = [gradient_like(t, w) for t, w in zip(inputs, wanted)]
+        (model, joint_template), (betas, pose, _, *constants, pose2rot) = prepared, inputs
+        results = [gradient_like(t, w) for t, w in zip(inputs, wanted, strict=False)]
         grad_v_template, B = results[2], betas.shape[0]
         grad_joint_template = None if grad_v_template is None else betas.new_empty(B, model.sizes[2], 3)
         model.backward(

@@ -1,10 +1,10 @@
-"""Memory for big results, used again when nobody has them any more.
+"""Reuse of the memory of big results.
 
-From 32 MiB on malloc asks the system for every tensor and gives it back at once, and the system fills every page with
-zeros before
-it is written: a fifth of a forward pass, and more where it has no huge pages to spare. So the storages of the last two
-big tensors that have gone, a call's results and its state, are kept for the next ones of their size; meanwhile the
-system may have their pages if it runs short. The tensors are PyTorch's own in every respect.
+From 32 MiB on, malloc asks the system for the memory of every tensor and gives it back at once. The system fills every
+page with zeros before it is written: a fifth of a forward pass, and more where there are no huge pages to spare. So two
+storages are kept when their tensors have died, those of a call's results and its state, and the next big tensors of
+their size get them. Meanwhile the system may take their pages if it runs short. The tensors are PyTorch's own in every
+respect.
 """
 
 import math
@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 
 _BIG = 32 << 20  # glibc's largest mmap threshold
-_spare: deque[torch.UntypedStorage] = deque(maxlen=2)  # nobody else has them; the later one first
-_shared: deque[torch.UntypedStorage] = deque(maxlen=2)  # their tensors went before what shares them, a view or an array
+_spare: deque[torch.UntypedStorage] = deque(maxlen=2)  # without other owners; the latest first
+_shared: deque[torch.UntypedStorage] = deque(maxlen=2)  # of dead tensors, but a view or an array still shares them
 
 
 def _owners(storage: torch.UntypedStorage) -> tuple[int, int]:
-    """How many have it, in C++ and in Python; the count includes those that count."""
+    """How many references there are to it, in C++ and in Python, those of this call included."""
     return torch._C._storage_Use_Count(storage._cdata), sys.getrefcount(storage)
 
 
 def _gone(storage: torch.UntypedStorage) -> None:
-    """Called when the tensor that a storage was made for goes."""
+    """Called when the tensor that a storage was made for dies."""
     if _owners(storage) == _ALONE_WHEN_GONE:
         _take_over(storage)
     else:
@@ -41,7 +41,7 @@ def _take_over(storage: torch.UntypedStorage) -> None:
 
 
 def _pop(storages: deque) -> tuple[torch.UntypedStorage, tuple[int, int]] | None:
-    """Its last storage and that one's owners; None where there is none, or another thread was quicker."""
+    """The last of the storages and its owners; None where there is none, or another thread was quicker."""
     try:
         storage = storages.pop()
     except IndexError:
@@ -55,7 +55,7 @@ def _watched(tensor: Tensor, gone=_gone) -> Tensor:
 
 
 def _measure() -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """The owners of a storage that nobody shares, as its tensor goes and afterwards; None where PyTorch doesn't
+    """The owners of a storage that nothing shares, as its tensor dies and afterwards; None where PyTorch doesn't
     tell."""
     seen: list[tuple[int, int]] = []
     left: deque[torch.UntypedStorage] = deque()
@@ -66,7 +66,8 @@ def _measure() -> tuple[tuple[int, int], tuple[int, int]] | None:
 
     try:
         _watched(torch.empty(1, device="cpu"), gone)
-        return seen[0], _pop(left)[1]
+        popped = _pop(left)
+        return None if popped is None else (seen[0], popped[1])
     except (AttributeError, IndexError, TypeError):
         return None
 
@@ -76,8 +77,11 @@ _ALONE_WHEN_GONE, _ALONE = _measured or (None, None)
 
 
 def empty(like: Tensor, *shape: int, inner: bool = False) -> Tensor:
-    """An empty tensor of like's dtype and device. One that no user will see (inner) may have a storage that is larger,
-    or that can't be resized, as those of tensors that NumPy has shared can't."""
+    """An uninitialised tensor of like's dtype and device.
+
+    inner: no user will see it. So its storage may be larger than needed, and may be one that can't be resized, because
+    NumPy has shared it.
+    """
     size = math.prod(shape) * like.element_size()
     if size < _BIG or not like.is_cpu or _measured is None:
         return like.new_empty(*shape)
@@ -89,14 +93,14 @@ def empty(like: Tensor, *shape: int, inner: bool = False) -> Tensor:
     for _ in range(len(_spare)):
         if (popped := _pop(_spare)) is not None:
             storage = popped[0]
-            bytes = storage.nbytes()
+            bytes, stride = storage.nbytes(), [math.prod(shape[i:]) for i in range(1, len(shape) + 1)]
             if bytes // 2 <= size <= bytes if inner else size == bytes and storage.resizable():
-                return _watched(like.new_empty(0).set_(storage, 0, shape))
+                return _watched(like.new_empty(0).set_(storage, 0, shape, stride))
             _spare.appendleft(storage)
     return _watched(like.new_empty(*shape))
 
 
 def release() -> None:
-    """Gives back what is kept."""
+    """Gives the kept memory back."""
     _spare.clear()
     _shared.clear()

@@ -1,17 +1,23 @@
 """What all operators share: their schemas, checks and derivatives, and the two paths to their kernels.
 
-An operator is a function of tensors that move, which change from call to call and can be differentiated by, of
-constants, of which a model may be prepared, and of settings. The dispatcher knows it as two:
+An operator has three kinds of arguments. Moving tensors change from call to call, and can be differentiated by.
+Constants are a model's tensors: a model may be prepared from them. Settings are numbers and flags. The dispatcher knows
+an operator as two functions:
 
     NAME_forward(moving, constants, settings, keep) -> (results, states)
-    NAME_backward(gradients of the results, moving, constants, settings, states, wanted) -> gradients of what moves
+    NAME_backward(gradients of the results, moving, constants, settings, states, wanted) -> gradients of moving tensors
 
-A state is private to the core: scratch, and with ``keep`` what the backward call needs. A gradient that isn't wanted is
-an empty tensor. The dispatcher path, through these two, is open to whoever wants to see operators called (compilers,
-transforms, modes, tracers), and checks everything. At batch 1 it takes longer than a kernel, so the usual call has a
-fast path past it: a model that is prepared and hasn't changed, tensors just as its kernel wants them, nobody watching.
-Autograd sees the same of both.
+A state is private to the core: scratch memory, and with ``keep`` what the backward function needs. A gradient that
+isn't wanted is an empty tensor.
+
+There are two paths to a kernel. The dispatcher path calls these two functions. It checks every argument, and compilers,
+transforms, modes and tracers see its calls. At batch 1 it takes longer than a kernel. The fast path calls the kernel
+past the dispatcher, where nothing watches, the model is prepared and unchanged, and the moving tensors are as the
+kernel wants them. For autograd the two are the same.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import _ringnet_core as core
 import torch
@@ -19,12 +25,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import _checks as checks
-from ._prepared import gradient_like, in_backward, require_device
+from ._cache import in_backward
+from ._prepared import gradient_like
 
-try:
-    from torch._C import _AutoDispatchBelowAutograd as _below_autograd
-except ImportError:  # not the public interface
-    _below_autograd = None
+_below_autograd = getattr(torch._C, "_AutoDispatchBelowAutograd", None)  # not the public interface
 
 try:
     from torch._C._functorch import peek_interpreter_stack
@@ -45,11 +49,11 @@ try:
 
     forward_ad._current_level  # noqa: B018
 except (ImportError, AttributeError):  # not the public interface: a PyTorch without them takes the dispatcher path
-    _len_torch_dispatch_stack = lambda: 1  # noqa: E731
+    _len_torch_dispatch_stack = lambda: 1
 
 
 def watched() -> bool:
-    """Whether a compiler, transform, mode, tracer or profiler wants to see the operators called."""
+    """Whether a compiler, transform, mode, tracer or profiler wants to see the calls of operators."""
     return bool(
         torch.compiler.is_compiling()
         or _len_torch_dispatch_stack()
@@ -62,7 +66,7 @@ def watched() -> bool:
 
 
 def differentiated(values) -> bool:
-    """Whether autograd follows one of the values, in reverse mode."""
+    """Whether reverse-mode autograd follows one of the values."""
     return torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in values)
 
 
@@ -83,12 +87,13 @@ def _tuple(outputs) -> tuple:
 
 
 def _unpacked(outputs: tuple):
-    """As the dispatcher wants them: one tensor alone, several as a tuple."""
+    """The outputs as the dispatcher wants them: one tensor alone, several as a tuple."""
     return outputs[0] if len(outputs) == 1 else outputs
 
 
 class _Call(torch.autograd.Function):
-    """A call of an operator as autograd sees it. fast: (model, widths, like), or None for the dispatcher path."""
+    """A call of an operator as autograd sees it. fast: (model, widths, like) on the fast path, None on the dispatcher
+    path."""
 
     @staticmethod
     def forward(ctx, operator, fast, constants, settings, *moving):
@@ -112,14 +117,15 @@ class _Call(torch.autograd.Function):
         operator, fast, constants, versions, settings, num_saved, state_shapes = ctx.call
         if _versions(constants) != versions:
             raise RuntimeError(
-                f"a constant of {operator.function} that is needed for its gradients has been modified by an inplace operation"
+                f"a constant of {operator.function} that is needed for its gradients has been modified by an inplace "
+                "operation"
             )
-        kept = ctx.saved_tensors  # once: checkpointing gives them once
+        kept = ctx.saved_tensors  # read once: checkpointing gives them only once
         gradients, saved, states = gradients[: len(operator.results)], kept[:num_saved], kept[num_saved:]
         wanted = ctx.needs_input_grad[4:]
         if fast is not None and not torch.is_grad_enabled() and not watched():
             model, widths, like = fast
-            # Hooks may have brought back what was saved in another shape, place or type, as gradients may come in any.
+            # Gradients, and saved tensors that went through hooks, may have any shape, dtype and device.
             B = core.batch_size(saved, widths, like)
             if (
                 B >= 0
@@ -130,17 +136,18 @@ class _Call(torch.autograd.Function):
         states = [saved[0].new_empty((saved[0].shape[0], 0)) if s is None else s for s in states]
         all_wanted = [*wanted, *[False] * (len(operator.moving) - len(wanted))]
         results = _tuple(operator.backward(*gradients, *saved, *constants, *settings, *states, all_wanted))
-        return None, None, None, None, *[r if w else None for r, w in zip(results, wanted)]
+        return None, None, None, None, *[r if w else None for r, w in zip(results, wanted, strict=False)]
 
 
 def _no_second_derivative(function: str) -> NotImplementedError:
     return NotImplementedError(
-        f"{function} has no second derivative; ringnet_ext.ops.reference.{function} can be differentiated any number of times"
+        f"{function} has no second derivative; ringnet_ext.ops.reference.{function} can be differentiated any number "
+        "of times"
     )
 
 
 class _Gradient(torch.autograd.Function):
-    """A call of an operator's backward as autograd sees it, which can't be differentiated again."""
+    """A call of an operator's backward function as autograd sees it. It can't be differentiated."""
 
     @staticmethod
     def forward(ctx, operator, *arguments):
@@ -152,14 +159,14 @@ class _Gradient(torch.autograd.Function):
         raise _no_second_derivative(ctx.function)
 
 
-# Function.apply without its care for torch.func, whose transforms are levels of the dispatcher here, as they are for
-# PyTorch's operators.
+# Function.apply without its handling of torch.func: here the dispatcher handles each level of the transforms, as it
+# does for PyTorch's own operators.
 apply_call = super(torch.autograd.Function, _Call).apply
 _apply_gradient = super(torch.autograd.Function, _Gradient).apply
 
 
 def _at_this_level(apply, *arguments):
-    """apply(...), which knows of one level of torch.func's transforms alone."""
+    """apply(...), which handles the current level of torch.func's transforms alone."""
     if _in_transform is None or not _in_transform():
         return apply(*arguments)
     with enable_single_level_autograd_function():
@@ -167,8 +174,8 @@ def _at_this_level(apply, *arguments):
 
 
 def _at_lower_levels(operator, *arguments):
-    """operator(...) from inside of an autograd function, where nothing is recorded: that holds for its own level
-    only."""
+    """operator(...), called inside an autograd function. There autograd records nothing at the function's own level;
+    lower levels of torch.func's transforms must record."""
     if _in_transform is None or not _in_transform():
         return operator(*arguments)
     with torch.enable_grad(), _set_fwd_grad_enabled(True):
@@ -176,7 +183,7 @@ def _at_lower_levels(operator, *arguments):
 
 
 def _rows(state: Tensor) -> Tensor | None:
-    """A state as the core left it: contiguous, and aligned as memory is when it is new."""
+    """A state as the core left it: contiguous, and aligned like new memory."""
     if not state.shape[1]:
         return None
     state = state.contiguous()
@@ -184,8 +191,8 @@ def _rows(state: Tensor) -> Tensor | None:
 
 
 class Operator:
-    """Base class; one instance each. Subclasses say what they are in the attributes, and how it is done in the methods
-    below."""
+    """Base class of the operators. A subclass describes its operator by the attributes and methods below; there is one
+    instance of each."""
 
     name: str  # with the dispatcher
     function: str  # the public function
@@ -195,38 +202,39 @@ class Operator:
     results: tuple[str, ...]
     states: tuple[str, ...] = ()
     batched: tuple[str, ...] = ()  # constants that have a batch
-    reference = None  # the same in plain PyTorch
+    reference: Callable[..., Any]  # the same in plain PyTorch
+    cache: Any  # of prepared models, where there are some
 
     def check(self, *inputs) -> tuple:
-        """Raises what is wrong with shapes, types and devices; returns sizes, the batch's first. For fake tensors
+        """Raises where shapes, dtypes or devices are wrong; returns the sizes, the batch size first. Takes fake tensors
         too."""
         raise NotImplementedError
 
     def check_values(self, *inputs) -> None:
-        """Raises what is wrong with the values of indices."""
+        """Raises where indices are out of range."""
 
     def shapes(self, sizes: tuple) -> tuple[tuple, ...]:
-        """Of the results."""
+        """The shapes of the results."""
         raise NotImplementedError
 
     def state_sizes(self, sizes: tuple, cuda: bool, dtype: torch.dtype, keep: bool) -> tuple[int, ...]:
-        """Of a batch element."""
+        """The number of values of each state for one batch element."""
         return ()
 
     def prepared(self, *inputs) -> tuple:
-        """What is prepared, and :meth:`check`'s sizes. For real tensors."""
+        """The prepared model, and :meth:`check`'s sizes. Takes real tensors."""
         return None, self.check(*inputs)
 
     def forward_kernel(self, model, *inputs, keep: bool) -> tuple[tuple, tuple]:
-        """Results, and states, None for those without a size."""
+        """The results and the states, None for a state of size 0."""
         raise NotImplementedError
 
     def backward_kernel(self, model, gradients: tuple, inputs: tuple, states: tuple, wanted: list[bool]) -> tuple:
-        """Gradients of what moves, None where they aren't wanted."""
+        """The gradients of the moving tensors, None where not wanted."""
         raise NotImplementedError
 
     def to_save(self, moving: tuple) -> tuple[tuple, tuple]:
-        """Of what moves: what backward reads, and what it reads like a constant."""
+        """The moving tensors that autograd saves for backward, and those that backward reads like constants."""
         return moving, ()
 
     def __init__(self):
@@ -240,25 +248,26 @@ class Operator:
         given, states = ", ".join(inputs), [f"Tensor {name}" for name in self.states]
         outputs = ", ".join(["Tensor"] * (len(self.results) + len(states)))
         gradients = ", ".join([f"Tensor? grad_{name}" for name in self.results])
+        moved = ", ".join(["Tensor"] * len(self.moving))
         self.forward, self.forward_below = _define(
             f"{self.name}_forward({given}{', bool keep' if states else ''}) -> ({outputs})",
             self._forward, self._forward_fake, self._forward_autograd, self._forward_vmap,
         )  # fmt: skip
         self.backward, self.backward_below = _define(
-            f"{self.name}_backward({', '.join([gradients, given, *states, 'bool[] wanted'])}) -> ({', '.join(['Tensor'] * len(self.moving))})",
+            f"{self.name}_backward({', '.join([gradients, given, *states, 'bool[] wanted'])}) -> ({moved})",
             self._backward, self._backward_fake, self._backward_autograd, self._backward_vmap,
         )  # fmt: skip
 
     # --- the dispatcher path ---
 
     def dispatch(self, *inputs) -> tuple[Tensor, ...]:
-        """The results."""
+        """The results, by the dispatcher path."""
         keep = (False,) if self.states else ()
         return _tuple(self.forward(*inputs, *keep))[: len(self.results)]
 
     def require_types(self, *inputs) -> None:
-        """Raises what isn't of the schema's types; shapes, dtypes and devices are for later."""
-        for (kind, name), value in zip(self.inputs, inputs):
+        """Raises where an argument isn't of its type in the schema; shapes, dtypes and devices are checked later."""
+        for (kind, name), value in zip(self.inputs, inputs, strict=False):
             if kind == "Tensor" or (kind == "Tensor?" and value is not None):
                 checks.require_dense(name, value)
             elif kind == "int":
@@ -267,12 +276,12 @@ class Operator:
                 checks.require_boolean(name, value)
 
     def _split(self, arguments: tuple) -> tuple[tuple, tuple, tuple, list[bool]]:
-        """Of backward's arguments: gradients, inputs, states, wanted."""
+        """The backward function's arguments as gradients, inputs, states, wanted."""
         g, n = len(self.results), len(self.results) + len(self.inputs)
         return arguments[:g], arguments[g:n], arguments[n:-1], arguments[-1]
 
     def _inputs(self, arguments: tuple) -> tuple[tuple, bool]:
-        """Of forward's arguments: inputs, keep."""
+        """The forward function's arguments as inputs, keep."""
         return (arguments[:-1], arguments[-1]) if self.states else (arguments, False)
 
     def _forward(self, *arguments):
@@ -284,7 +293,7 @@ class Operator:
     def _forward_fake(self, *arguments):
         inputs, keep = self._inputs(arguments)
         like, sizes = inputs[0], self.check(*inputs)
-        cuda = require_device(like, self.moving[0])
+        cuda = checks.require_device(like, self.moving[0])
         states = [(sizes[0], size) for size in self.state_sizes(sizes, cuda, like.dtype, keep)]
         return _unpacked(tuple(like.new_empty(shape) for shape in (*self.shapes(sizes), *states)))
 
@@ -299,16 +308,18 @@ class Operator:
     def _backward_fake(self, *arguments):
         gradients, inputs, states, wanted = self._split(arguments)
         self._check_backward(gradients, inputs[0], states, self.check(*inputs), wanted)
-        return self._gradients([gradient_like(t, w) for t, w in zip(inputs, wanted)], inputs[0])
+        return self._gradients([gradient_like(t, w) for t, w in zip(inputs, wanted, strict=False)], inputs[0])
 
     def _gradients(self, results, like: Tensor):
         return _unpacked(tuple(like.new_empty(0) if r is None else r for r in results))
 
     def _check_backward(self, gradients, like: Tensor, states, sizes: tuple, wanted: list[bool]) -> None:
-        for name, gradient, shape in zip(self.results, gradients, self.shapes(sizes)):
+        for name, gradient, shape in zip(self.results, gradients, self.shapes(sizes), strict=False):
             checks.kept(f"grad_{name}", gradient, shape, like)
-        cuda = require_device(like, self.moving[0])
-        for name, state, size in zip(self.states, states, self.state_sizes(sizes, cuda, like.dtype, True)):
+        cuda = checks.require_device(like, self.moving[0])
+        for name, state, size in zip(
+            self.states, states, self.state_sizes(sizes, cuda, like.dtype, True), strict=False
+        ):
             checks.kept(name, state, (sizes[0], size), like)
         n = len(self.moving)
         checks.require(len(wanted) == n, "wanted", f"one for each of {', '.join(self.moving)}", wanted)
@@ -317,7 +328,7 @@ class Operator:
         inputs, _ = self._inputs(arguments)
         n, m = len(self.moving), len(inputs) - self.num_settings
         moving, constants, settings = inputs[:n], inputs[n:m], inputs[m:]
-        if _has_tangent(inputs) or differentiated(constants):  # what the kernels can't is differentiated by the formula
+        if _has_tangent(inputs) or differentiated(constants):  # the kernels can't: the reference does
             B, *_ = self.check(*inputs)
             if not watched():
                 self.check_values(*inputs)
@@ -335,15 +346,17 @@ class Operator:
             return _at_this_level(_apply_gradient, self, *arguments)
         return self.backward_below(*arguments)
 
-    # --- torch.func.vmap: the batch is the batch ---
+    # --- torch.func.vmap: the vmapped dimension joins the batch ---
 
     def _folded(self, info, in_dims, inputs) -> tuple[list, int]:
-        """The inputs with the transform's elements in the batch; a template of their own is one of each batch
-        element's."""
-        N, moved = info.batch_size, [None if d is None else t.movedim(d, 0) for t, d in zip(inputs, in_dims)]
+        """The inputs with the vmapped dimension folded into the batch, and the size of the batch before."""
+        N, moved = (
+            info.batch_size,
+            [None if d is None else t.movedim(d, 0) for t, d in zip(inputs, in_dims, strict=False)],
+        )
         B = inputs[0].shape[0] if moved[0] is None else moved[0].shape[1]
         folded = []
-        for (_, name), value, batched in zip(self.inputs, inputs, moved):
+        for (_, name), value, batched in zip(self.inputs, inputs, moved, strict=False):
             if name in self.moving or name in self.batched:
                 if batched is None and name == "v_template" and value.ndim == 2:
                     folded.append(value)
@@ -356,7 +369,8 @@ class Operator:
                 folded.append(value)
             else:
                 raise NotImplementedError(
-                    f"{name}: {self.function} can't be vectorised over it; ringnet_ext.ops.reference.{self.function} can"
+                    f"{name}: {self.function} can't be vectorised over it; ringnet_ext.ops.reference.{self.function} "
+                    "can"
                 )
         return folded, B
 
@@ -379,19 +393,17 @@ class Operator:
         folded, B = self._folded(info, dims_i, inputs)
         shared = [t is inputs[i] for i, t in enumerate(folded[: len(self.moving)])]
         for i, t in enumerate(folded[: len(self.moving)]):
-            if (
-                shared[i] and wanted[i]
-            ):  # a template's gradient is summed over the batch, not over the transform's elements
+            if shared[i] and wanted[i]:
+                # A shared template's gradient is summed over the batch, not over the vmapped dimension.
                 folded[i] = t.expand(N * B, *t.shape)
         gradients, states = (list(map(fold, values, dims)) for values, dims in ((gradients, dims_g), (states, dims_s)))
-        if any(
-            d is None for d in dims_s
-        ):  # of a forward call that wasn't transformed: another batch's, which a state's layout depends on
+        if any(d is None for d in dims_s):
+            # The forward call wasn't vmapped. A state's layout depends on the batch size, so it is computed anew.
             with torch.no_grad():
                 states = _tuple(self.forward(*folded, True))[len(self.results) :]
         results = _tuple(self.backward(*gradients, *folded, *states, wanted))
         outputs, dims = [], []
-        for i, (r, w) in enumerate(zip(results, wanted)):
+        for i, (r, w) in enumerate(zip(results, wanted, strict=False)):
             r = r.unflatten(0, (N, B)) if w else r
             template = w and inputs[i].ndim - (dims_i[i] is not None) == 2 and self.moving[i] == "v_template"
             outputs.append(r.sum(1) if template else r)
@@ -403,7 +415,7 @@ _library = torch.library.Library("ringnet_ext", "DEF")
 
 
 def _define(schema: str, kernel, fake, autograd, vmap):
-    """Defines an operator of the dispatcher. Returns it, and a function that calls it past autograd."""
+    """Defines an operator of the dispatcher. Returns it, and a function that calls it below autograd."""
 
     def define(schema):
         name = schema.partition("(")[0]
@@ -415,7 +427,7 @@ def _define(schema: str, kernel, fake, autograd, vmap):
         return name, getattr(torch.ops.ringnet_ext, name).default
 
     name, operator = define(schema)
-    if _below_autograd is None:  # by way of a twin that autograd doesn't know
+    if _below_autograd is None:  # a twin of the operator, without an autograd kernel
         below = torch.no_grad()(define(f"_{schema}")[1])
     else:
 

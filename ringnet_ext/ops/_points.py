@@ -7,7 +7,7 @@ from . import _checks as checks
 from . import reference
 from ._lbs import in_rows
 from ._operator import Operator
-from ._prepared import require_device, rows_of_points
+from ._prepared import rows_of_points
 
 _FORWARD = {torch.float32: core.vertices2landmarks_forward_f32, torch.float64: core.vertices2landmarks_forward_f64}
 _BACKWARD = {torch.float32: core.vertices2landmarks_backward_f32, torch.float64: core.vertices2landmarks_backward_f64}
@@ -45,15 +45,16 @@ class Points(Operator):
         return ((*sizes, 3),)
 
     def to_save(self, moving):
-        (vertices,) = moving  # of which only the shape is needed, without its memory
+        (vertices,) = moving  # backward needs the shape alone: a tensor of it that takes no memory
         return (), (vertices.new_empty(()).expand(vertices.shape),)
 
     def _run(self, kernel, inputs, **arguments):
         vertices, faces, lmk_faces_idx, lmk_bary_coords = inputs
         try:
             kernel[vertices.dtype](
-                is_cuda=require_device(vertices, "vertices"), faces=faces.long().contiguous(),
-                lmk_faces_idx=in_rows(lmk_faces_idx.long()), lmk_bary_coords=rows_of_points(lmk_bary_coords), **arguments,
+                is_cuda=checks.require_device(vertices, "vertices"), faces=faces.long().contiguous(),
+                lmk_faces_idx=in_rows(lmk_faces_idx.long()), lmk_bary_coords=rows_of_points(lmk_bary_coords),
+                **arguments,
             )  # fmt: skip
         except IndexError as error:
             raise ValueError(error) from None

@@ -1,10 +1,6 @@
-"""Models prepared for the core: packed once, reused while nothing about their tensors has changed, gone when they
-go."""
+"""Models prepared for the core: constants packed once, and the calls of the kernels that read them."""
 
-import contextlib
 import copy
-import threading
-from collections.abc import Callable
 
 import _ringnet_core as core
 import torch
@@ -12,6 +8,7 @@ from torch import Tensor
 
 from . import _checks as checks
 from . import _memory
+from ._cache import Cache
 
 _LBS = {torch.float32: core.LbsModelF32, torch.float64: core.LbsModelF64}
 _LANDMARKS = {torch.float32: core.LandmarkModelF32, torch.float64: core.LandmarkModelF64}
@@ -19,196 +16,9 @@ _DIRECTIONS = {torch.float32: core.DirectionsF32, torch.float64: core.Directions
 _CPU = torch.device("cpu")
 
 
-def require_device(tensor: Tensor, argument: str) -> bool:
-    """Whether the tensor lives on a CUDA device; an error where the core can't run."""
-    kind = tensor.device.type
-    if kind == "cuda" and not core.cuda_architectures:
-        raise RuntimeError(
-            f"{argument} is on {tensor.device}, but ringnet_ext was built without CUDA; "
-            "reinstall it with `pip install . -C cmake.define.RINGNET_CUDA=ON`"
-        )
-    checks.require(kind in ("cpu", "cuda"), argument, "a tensor on a CPU or a CUDA device", f"one on {tensor.device}")
-    return kind == "cuda"
-
-
-# What is prepared stays true
-#
-# An operator never uses what was made of a constant's former values. What that rests on:
-#
-# - What is or was trainable (an nn.Parameter, a tensor that requires grad or has one) is never kept: optimisers write
-#   to it, and the fused ones leave no trace. It is used as it lies, at every call. So are inference tensors, which have
-#   no version counter.
-# - Of everything else the version counter, the address, shape and strides are compared at every call: what PyTorch
-#   counts (operators in place, load_state_dict, Module.to) is seen by the next call, always. When the counter has
-#   moved, the values are compared, all of them, and nothing is prepared again where they are as they were
-#   (DistributedDataParallel writes all buffers anew at every step).
-# - Writes that PyTorch doesn't count (collectives, DistributedDataParallel's broadcast of a single buffer, apply_,
-#   map_, .data, NumPy and DLPack, a storage that was resized) are looked for in host memory: at every call 16 places
-#   spread over each tensor, none of them zero where it can be helped, and 4 KiB of one of the tensors, all of it in
-#   turn. So one that changes all of a tensor's values, or all but the zeros, is seen by the next call. One that changes
-#   a share p of them is missed by a call with a probability of (1 - p)^16, and one that changes a single value is seen
-#   after as many calls as the constants have 4 KiB, 2800 for FLAME with 150 directions, at the latest. On a CUDA device
-#   that would need a
-#   synchronisation: nothing is looked for there.
-# - What is seen for the first time is used and forgotten, or rather: nothing is read of it to recognise it by. When it
-#   comes back its values are noted, what was made of it before is made again, and only that is kept. Directions that
-#   never come back (smplx joins them anew for every call) are never packed: the kernels read them as they lie, with the
-#   same bits.
-# - What a CUDA graph was captured with is replayed: later writes to constants don't reach it, and it keeps its models
-#   for good.
-# - Whoever writes a few values in such a way, or any on a CUDA device, calls clear_prepared().
-
-
-def trainable(tensor: Tensor) -> bool:
-    """Whether it is being optimised, or ever was as far as can be told."""
-    return isinstance(tensor, torch.nn.Parameter) or tensor.requires_grad or tensor.grad is not None
-
-
-def constant(tensor: Tensor | None) -> bool:
-    """Whether what is made of it may be kept."""
-    return tensor is None or not (tensor.is_inference() or trainable(tensor))
-
-
-def _tensors_of(model) -> list[Tensor]:
-    """All tensors that a prepared model has, those of its parts included."""
-    if isinstance(model, Tensor):
-        return [model]
-    if isinstance(model, (tuple, list)):
-        return [t for part in model for t in _tensors_of(part)]
-    if type(model).__module__ != __name__:
-        return []
-    return [t for part in vars(model).values() for t in _tensors_of(part)]
-
-
-_captured: dict[int, object] = {}  # models that graphs read whenever they are replayed, for good
-
-
-class Streams:
-    """The streams that may read a model on a CUDA device: the one that it was prepared on, and those that have waited
-    for that.
-
-    A stream that is being captured can't wait for what was before the capture. It needn't: torch.cuda.graph,
-    make_graphed_callables and torch.compile wait for the device before they capture.
-    """
-
-    def __init__(self, device: torch.device, model):
-        self._device, self._model, self._prepared = device, model, torch.cuda.Event()
-        stream = torch.cuda.current_stream(device)
-        self._prepared.record(stream)
-        self._may_read = {stream.cuda_stream}
-
-    def admit(self) -> None:
-        """The current stream, which is about to read the model."""
-        stream, captured = torch.cuda.current_stream(self._device), checks.capturing(self._device)
-        if captured:
-            _captured[id(self._model)] = self._model
-        if stream.cuda_stream in self._may_read:
-            return
-        if not captured:
-            stream.wait_event(self._prepared)
-            self._may_read.add(stream.cuda_stream)
-        for tensor in _tensors_of(self._model):  # or its memory could be another's before this stream has read it
-            tensor.record_stream(stream)
-
-
-class Prepared:
-    """A model, and the marks of the tensors that it was made of, which are held weakly.
-
-    Holds their storages, so that no other data can appear at their addresses while it lives: it is dropped when one of
-    the tensors dies.
-    """
-
-    __slots__ = ("marks", "model", "storages", "streams")
-
-    def __init__(self, tensors: tuple[Tensor | None, ...], on_death: Callable[[object], None]):
-        self.marks, self.streams = core.Marks(tensors, on_death), None
-        self.storages = [t.untyped_storage() for t in tensors if t is not None]
-
-    def on_current_stream(self) -> "Prepared":
-        if self.streams is not None:
-            self.streams.admit()
-        return self
-
-
-_backward = threading.local()
-
-
-@contextlib.contextmanager
-def in_backward():
-    """In a backward pass what was prepared for the forward pass is used, and doesn't count as coming back."""
-    before, _backward.now = getattr(_backward, "now", False), True
-    try:
-        yield
-    finally:
-        _backward.now = before
-
-
-class Cache:
-    """build(*tensors, *settings), kept while the tensors live and don't change, where they are constant."""
-
-    all: "list[Cache]" = []
-
-    def __init__(self, build: Callable):
-        Cache.all.append(self)
-        self._build = build
-        self._entries: dict[tuple, Prepared] = {}
-        self._lock = threading.RLock()
-
-    def find(self, tensors: tuple[Tensor | None, ...], *settings) -> Prepared | None:
-        """What is there already and still true."""
-        entry = self._entries.get((*map(id, tensors), *settings))
-        return entry.on_current_stream() if entry is not None and entry.marks.usable(tensors) else None
-
-    def __call__(self, tensors: tuple[Tensor | None, ...], *settings):
-        if getattr(_backward, "now", False):
-            entry = self._entries.get((*map(id, tensors), *settings))
-            entry = (
-                entry.on_current_stream() if entry is not None and entry.marks.unchanged(tensors, again=False) else None
-            )
-        else:
-            entry = self.find(tensors, *settings)
-        if entry is not None:
-            return entry.model
-        for t in tensors:
-            if t is not None and t.numel() and not t.data_ptr():
-                raise ValueError(
-                    f"a constant of shape {tuple(t.shape)} has no memory: its storage was resized to nothing, as FSDP does between calls"
-                )
-        key = (*map(id, tensors), *settings)
-        with self._lock, torch.no_grad():
-            before = self._entries.pop(key, None)  # its marks know the tensors: they go when the new ones are there
-            # What is made during a capture is there only when the graph is replayed.
-            if not all(map(constant, tensors)) or any(t is not None and checks.capturing(t.device) for t in tensors):
-                return self._build(*tensors, *settings)
-
-            def on_death(_, key=key):
-                self._entries.pop(key, None)
-
-            # Marked before they are read: a write in between makes the entry miss, never go stale.
-            entry = Prepared(tensors, on_death)
-            entry.model = self._build(*tensors, *settings)
-            device = next((t.device for t in _tensors_of(entry.model) if t.device.type == "cuda"), None)
-            if device is not None:
-                entry.streams = Streams(device, entry.model)
-                for t in tensors:
-                    if (
-                        t is not None
-                    ):  # as torch._dynamo.mark_static_address does: graphs of compiled functions don't copy it first
-                        t._dynamo_static_input_type = "unguarded"
-            self._entries[key] = entry
-            del before
-            return entry.model
-
-    def clear(self) -> None:
-        self._entries.clear()
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-
 def _regress(J_regressor: Tensor, values: Tensor) -> Tensor:
-    """J_regressor (J, V) times values (B, V, ...), summed in double."""
-    B, V, *shape = values.shape
+    """J_regressor (J, V) times values (B, V, ...), summed in double precision."""
+    B, _, *shape = values.shape
     flat, J = values.flatten(2), J_regressor.shape[0]
     if values.device != _CPU:
         return torch.matmul(J_regressor.double(), flat.double()).to(values.dtype).reshape(B, J, *shape)
@@ -219,25 +29,34 @@ def _regress(J_regressor: Tensor, values: Tensor) -> Tensor:
 
 
 def rows_of_points(t: Tensor) -> Tensor:
-    """(..., V, 3), contiguous inside a batch element."""
+    """The points (..., V, 3), contiguous within each batch element."""
     return t if t.stride()[-2:] == (3, 1) else t.contiguous()
 
 
 def _state(like: Tensor, B: int, size: int) -> Tensor | None:
-    """Room for a state; None where it has no size."""
+    """An uninitialised state of B rows; None where its size is 0."""
     return _memory.empty(like, B, size, inner=True) if size else None
 
 
 def gradient_like(t: Tensor, wanted: bool) -> Tensor | None:
-    """Room for a gradient that is wanted."""
+    """An uninitialised gradient of t; None where it isn't wanted."""
     return t.new_empty(*t.shape) if wanted else None
 
 
+def _zeros_like(t: Tensor, wanted: bool) -> Tensor | None:
+    return torch.zeros_like(t) if wanted else None
+
+
+def _sum(gradient: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return None if gradient is None or other is None else gradient.add_(other)
+
+
 class Directions:
-    """Of the betas or of the pose, as they lie. Packed where they come back: some are made anew for every call."""
+    """Directions of the betas or of the pose. They are packed at their second call: code that makes them anew for
+    every call has no second one, and the kernels read its directions as they lie."""
 
     def __init__(self, directions: Tensor):
-        # Detached: what is made of a tensor ends with it, so it must not keep it alive.
+        # Detached: a model ends with the tensors it was made of, so it must not keep them alive.
         self._source, kind = directions.detach(), _DIRECTIONS[directions.dtype]
         if directions.ndim == 3 and directions.stride(0) != 3 * directions.stride(1):
             self._source = self._source.contiguous()
@@ -255,7 +74,8 @@ class Directions:
 
 
 class PackedLbs:
-    """What a device's kernels read of weights, and of directions where it has them packed together."""
+    """Skinning weights as a device's kernels read them, together with the directions where the device packs both
+    together."""
 
     def __init__(self, lbs_weights: Tensor, shapedirs: Tensor | None, posedirs: Tensor | None, K: int):
         (V, J), model, cuda = lbs_weights.shape, _LBS[lbs_weights.dtype], lbs_weights.is_cuda
@@ -269,7 +89,7 @@ class PackedLbs:
 
 
 def _joint_tree(parents: Tensor, device: torch.device) -> Tensor:
-    """parents as the kernels read them, checked. They may come from another device."""
+    """The checked joint tree, as the kernels read it. parents may be on another device."""
     checks.require_readable("parents", device)
     checks.parents_values(parents)
     return parents.to(device, torch.int32, copy=True).contiguous()
@@ -281,12 +101,12 @@ def _joint_dirs(J_regressor: Tensor, shapedirs: Tensor) -> Tensor:
 
 
 class PreparedLbs:
-    """A model's constants as the core wants them, each prepared on its own, with the joints as a linear function of the
-    betas."""
+    """A model's constants as the core reads them. Each is prepared on its own. The rest joints are prepared as a linear
+    function of the betas."""
 
     def __init__(self, shapedirs: Tensor, posedirs: Tensor, J_regressor: Tensor, parents: Tensor, lbs_weights: Tensor):
         V, K, J = self.sizes = checks.lbs_constants(shapedirs, posedirs, J_regressor, parents, lbs_weights)
-        self.cuda = cuda = require_device(shapedirs, "shapedirs")
+        self.cuda = cuda = checks.require_device(shapedirs, "shapedirs")
         self.like, self.device, model = shapedirs.new_empty(0), shapedirs.device, _LBS[shapedirs.dtype]
         self.parents: Tensor = joint_tree((parents,), self.device)
         self.joint_dirs: Tensor = joint_dirs((J_regressor, shapedirs))
@@ -306,7 +126,7 @@ class PreparedLbs:
         self._regressor = J_regressor.detach()
 
     def with_landmarks(self, **landmarks) -> "PreparedLbs":
-        """The model with landmarks on its mesh, as the core's function of the same name takes them."""
+        """The same model with landmarks on its mesh. Takes the arguments of the core's function of this name."""
         model = copy.copy(self)
         model.core = self.core.with_landmarks(**landmarks)
         return model
@@ -317,7 +137,9 @@ class PreparedLbs:
             return _regress(self._regressor, v_template[None])[0]
         if not self.cuda:
             return _regress(self._regressor, v_template)
-        with torch.autocast(self.device.type, enabled=False):  # at every call, and double is slow there
+        with torch.autocast(
+            self.device.type, enabled=False
+        ):  # not in double: it is slow there, and this is done at every call
             return torch.matmul(self._regressor, v_template).contiguous()
 
     def forward(
@@ -330,17 +152,17 @@ class PreparedLbs:
         keep: bool,
         landmarks: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """vertices, joints, and state, None where it has no size. Fills landmarks, where a model with them is given
-        some.
+        """vertices, joints, and the state, None where its size is 0. Expects checked arguments with contiguous rows.
 
-        The arguments are checked; those of a batch element are contiguous.
+        landmarks: memory for the landmarks of a model that has some, to be filled.
         """
         (V, _, J), B = self.sizes, betas.shape[0]
         vertices, joints = _memory.empty(betas, B, V, 3), betas.new_empty(B, J, 3)
         state = _state(betas, B, self.state_sizes[keep])
         self.core.forward(
             betas=betas, pose=pose, axis_angle=pose2rot, v_template=v_template,
-            joint_template=joint_template, keep=keep, state=state, vertices=vertices, joints=joints, landmarks=landmarks,
+            joint_template=joint_template, keep=keep, state=state, vertices=vertices, joints=joints,
+            landmarks=landmarks,
         )  # fmt: skip
         return vertices, joints, state
 
@@ -360,9 +182,10 @@ class PreparedLbs:
         *,
         grad_landmarks: Tensor | None = None,
     ) -> None:
-        """Overwrites the last four in order, where they are wanted. grad_v_template gets its direct part only.
+        """Writes to the gradients of betas, pose, template and the template's joints, where they are not None.
 
-        grad_landmarks: of a model with them, and only beside grad_vertices.
+        grad_v_template doesn't include what comes through the template's joints. grad_landmarks is the gradient of the
+        landmarks of a model that has some; it needs grad_vertices.
         """
         B, shared = betas.shape[0], grad_v_template is not None and grad_v_template.ndim == 2
         if grad_joints is not None:
@@ -378,7 +201,7 @@ class PreparedLbs:
 
 
 class PreparedMesh:
-    """A model with a template that all batch elements share."""
+    """A model and a template that all batch elements share."""
 
     def __init__(self, v_template: Tensor, *constants: Tensor):
         self.lbs: PreparedLbs = prepared_lbs(constants)
@@ -389,12 +212,11 @@ class PreparedMesh:
         self.joint_template = self.lbs.joint_template(v_template)
 
     def shapes(self, B: int) -> tuple[tuple[int, int, int], ...]:
-        """Of vertices and joints."""
+        """The shapes of vertices and joints."""
         return (B, self.lbs.sizes[0], 3), (B, self.J, 3)
 
     def forward(self, betas: Tensor, pose: Tensor, pose2rot: bool, keep: bool) -> tuple[tuple, tuple]:
-        """(vertices, joints) and what backward needs. The arguments are checked; those of a batch element are
-        contiguous."""
+        """(vertices, joints) and (state,). Expects checked arguments with contiguous rows."""
         vertices, joints, state = self.lbs.forward(betas, pose, self.v_template, self.joint_template, pose2rot, keep)
         return (vertices, joints), (state,)
 
@@ -403,13 +225,17 @@ class PreparedMesh:
     ) -> tuple[Tensor | None, Tensor | None]:
         """The gradients of betas and pose."""
         grad_betas, grad_pose = gradient_like(betas, wanted[0]), gradient_like(pose, wanted[1])
-        self.lbs.backward(*gradients, betas, pose, self.joint_template, *states, pose2rot, grad_betas, grad_pose)
+        grad_vertices, grad_joints = gradients
+        (state,) = states
+        self.lbs.backward(
+            grad_vertices, grad_joints, betas, pose, self.joint_template, state, pose2rot, grad_betas, grad_pose
+        )
         return grad_betas, grad_pose
 
 
 class Corners:
-    """Of a landmark embedding's triangles: the vertices of static landmarks (L, 3) and of the contour table (79, C, 3)
-    or None."""
+    """The vertices of a landmark embedding's triangles: of the static landmarks (L, 3) and of the contour table
+    (79, C, 3) or None."""
 
     def __init__(
         self,
@@ -425,20 +251,22 @@ class Corners:
         faces, self.contour, C = faces.long(), None, 0
         self.static = faces[lmk_faces_idx.long()].contiguous()
         lists = [(self.static[None], lmk_bary_coords[None])]
-        if contour_faces_idx is not None:
+        if contour_faces_idx is not None and contour_bary_coords is not None:
             checks.require_range("contour_faces_idx", contour_faces_idx, 0, faces.shape[0], "faces")
             self.contour, C = faces[contour_faces_idx.long()].contiguous(), contour_faces_idx.shape[1]
             lists.append((self.contour, contour_bary_coords))
         parts = []
-        for (corners, bary), first in zip(lists, (C, 0)):
+        for (corners, bary), first in zip(lists, (C, 0), strict=False):
             vertices, order = corners.flatten(1).sort(dim=1, stable=True)
             parts.append([vertices.int(), (first + order // 3).int(), bary.flatten(1).gather(1, order)])
-        # Static ones and every row of the table: vertices, ascending, landmarks and coordinates.
-        self.by_vertex = tuple(torch.cat([column.flatten() for column in columns]) for columns in zip(*parts))
+        # Of the static landmarks and of every row of the table: vertices in ascending order, landmarks, coordinates.
+        self.by_vertex = tuple(
+            torch.cat([column.flatten() for column in columns]) for columns in zip(*parts, strict=False)
+        )
 
 
 class PreparedLandmarks:
-    """The part of a model that its landmarks touch, packed for the core."""
+    """The vertices of a model that its landmarks need, packed for the core."""
 
     def __init__(
         self,
@@ -456,14 +284,11 @@ class PreparedLandmarks:
         neck_joint: int,
     ):
         V, K, J = self.sizes = checks.lbs_constants(shapedirs, posedirs, J_regressor, parents, lbs_weights)
-        L, C = checks.landmark_constants(
-            shapedirs, faces, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords, neck_joint, J
-        )
+        embedding = (faces, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords)
+        L, C = checks.landmark_constants(shapedirs, embedding, neck_joint, J)
         checks.require_tensor("v_template", v_template, (V, 3), shapedirs)
-        corners: Corners = landmark_corners(
-            (faces, lmk_faces_idx, lmk_bary_coords, contour_faces_idx, contour_bary_coords), V
-        )
-        self.cuda = cuda = require_device(shapedirs, "shapedirs")
+        corners: Corners = landmark_corners(embedding, V)
+        self.cuda = cuda = checks.require_device(shapedirs, "shapedirs")
         self.like, self.device, self.points = shapedirs.new_empty(0), shapedirs.device, C + L
         model = _LANDMARKS[shapedirs.dtype]
         self.parents: Tensor = joint_tree((parents,), self.device)
@@ -472,9 +297,10 @@ class PreparedLandmarks:
         self.packed = shapedirs.new_empty(model.packed_size(cuda, K, J, L, C))
         self.index = shapedirs.new_empty(model.index_size(cuda, K, J, L, C), dtype=torch.int32)
         model.pack(
-            is_cuda=cuda, shapedirs=shapedirs.contiguous(), posedirs=posedirs.contiguous(), lbs_weights=lbs_weights.contiguous(),
-            v_template=v_template.contiguous(), static_vertices=corners.static, static_bary=lmk_bary_coords.contiguous(),
-            contour_vertices=corners.contour, contour_bary=None if contour_bary_coords is None else contour_bary_coords.contiguous(),
+            is_cuda=cuda, shapedirs=shapedirs.contiguous(), posedirs=posedirs.contiguous(),
+            lbs_weights=lbs_weights.contiguous(), v_template=v_template.contiguous(),
+            static_vertices=corners.static, static_bary=lmk_bary_coords.contiguous(), contour_vertices=corners.contour,
+            contour_bary=None if contour_bary_coords is None else contour_bary_coords.contiguous(),
             packed=self.packed, index=self.index,
         )  # fmt: skip
         self.core = model(
@@ -486,11 +312,11 @@ class PreparedLandmarks:
         self._corners = corners.static, corners.contour
 
     def shapes(self, B: int) -> tuple[tuple[int, int, int], ...]:
-        """Of the landmarks."""
+        """The shape of the landmarks."""
         return ((B, self.points, 3),)
 
     def forward(self, betas: Tensor, pose: Tensor, pose2rot: bool, keep: bool) -> tuple[tuple, tuple]:
-        """(landmarks,) and what backward needs. The arguments are checked; those of a batch element are contiguous."""
+        """(landmarks,) and (state,). Expects checked arguments with contiguous rows."""
         B = betas.shape[0]
         landmarks = betas.new_empty(B, self.points, 3)
         state = _state(betas, B, self.state_sizes[keep])
@@ -498,14 +324,14 @@ class PreparedLandmarks:
         return (landmarks,), (state,)
 
     def on_mesh(self, vertices: Tensor, mesh_state: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
-        """Landmarks of a mesh just computed on a CUDA device, and what backward needs of them."""
+        """The landmarks of a mesh that was just computed on a CUDA device, and their state, None where not kept."""
         B = vertices.shape[0]
         landmarks = vertices.new_empty(B, self.points, 3)
         state = _state(vertices, B, self.state_sizes[True]) if keep else None
         static_vertices, contour_vertices = self._corners
         self.core.on_mesh(
-            static_vertices=static_vertices, contour_vertices=contour_vertices, vertices=vertices, mesh_state=mesh_state,
-            keep=keep, state=state, landmarks=landmarks,
+            static_vertices=static_vertices, contour_vertices=contour_vertices, vertices=vertices,
+            mesh_state=mesh_state, keep=keep, state=state, landmarks=landmarks,
         )  # fmt: skip
         return landmarks, state
 
@@ -515,7 +341,7 @@ class PreparedLandmarks:
         """The gradients of betas and pose."""
         B, (grad_landmarks,), (state,) = betas.shape[0], gradients, states
         if grad_landmarks is None:
-            return tuple(torch.zeros_like(t) if w else None for t, w in zip((betas, pose), wanted))
+            return _zeros_like(betas, wanted[0]), _zeros_like(pose, wanted[1])
         grad_betas, grad_pose = gradient_like(betas, wanted[0]), gradient_like(pose, wanted[1])
         size = self.core.workspace_size(self.cuda, B, *self.landmark_sizes)
         workspace = betas.new_empty(size) if size else None
@@ -529,8 +355,9 @@ class PreparedLandmarks:
 class PreparedHead:
     """A model prepared for its mesh and its landmarks together.
 
-    Landmarks are read off the vertices, and on the CPU, where both have a gradient, it goes one way back. On a CUDA
-    device, and where only the landmarks have one, their own kernels are called for it.
+    Forward reads the landmarks off the vertices. Backward on the CPU, where landmarks and vertices have a gradient,
+    adds one to the other and runs once. On a CUDA device, and where only the landmarks have a gradient, the landmarks'
+    own kernels compute their part.
     """
 
     def __init__(self, v_template: Tensor, *constants):
@@ -539,11 +366,12 @@ class PreparedHead:
         self.K, self.J, self.like, self.lbs = self.mesh.K, self.mesh.J, self.mesh.like, self.mesh.lbs
         # Detached: the model ends with the tensors it was made of, so it must not keep them alive.
         self._constants = (*(t if t is None else t.detach() for t in (v_template, *tensors)), neck_joint)
-        self._landmarks, self.landmark_state_size = None, 0
+        self._landmarks: PreparedLandmarks | None = None
+        self.landmark_state_size = 0
         if self.lbs.cuda:
             self.points, self.landmark_state_size = self.landmarks.points, self.landmarks.state_sizes[True]
         else:
-            L, C = checks.landmark_constants(self.like, *tensors[5:], neck_joint, self.J)
+            L, C = checks.landmark_constants(self.like, tuple(tensors[5:]), neck_joint, self.J)
             self.points, corners = C + L, landmark_corners(tuple(tensors[5:]), self.lbs.sizes[0])
             vertices, points, bary = corners.by_vertex
             self.lbs = self.lbs.with_landmarks(
@@ -552,18 +380,18 @@ class PreparedHead:
 
     @property
     def landmarks(self) -> PreparedLandmarks:
-        if self._landmarks is None:
+        made = self._landmarks
+        if made is None:
             *tensors, neck_joint = self._constants
-            self._landmarks = prepared_landmarks(tuple(tensors), neck_joint)
-        return self._landmarks
+            made = self._landmarks = prepared_landmarks(tuple(tensors), neck_joint)
+        return made
 
     def shapes(self, B: int) -> tuple[tuple[int, int, int], ...]:
-        """Of vertices, joints and landmarks."""
+        """The shapes of vertices, joints and landmarks."""
         return *self.mesh.shapes(B), (B, self.points, 3)
 
     def forward(self, betas: Tensor, pose: Tensor, pose2rot: bool, keep: bool) -> tuple[tuple, tuple]:
-        """(vertices, joints, landmarks) and what backward needs: the states of landmarks, where they have one, and
-        mesh."""
+        """(vertices, joints, landmarks) and the states of landmarks (None on the CPU) and mesh."""
         if self.lbs.cuda:
             points, states = self.mesh.forward(betas, pose, pose2rot, keep)
             landmarks, landmark_state = self.landmarks.on_mesh(points[0], states[0], keep)
@@ -593,7 +421,7 @@ class PreparedHead:
         if grad_vertices is None and grad_joints is None:
             return result
         added = self.mesh.backward((grad_vertices, grad_joints), betas, pose, states[1:], pose2rot, wanted)
-        return tuple(None if a is None else a.add_(b) for a, b in zip(result, added))
+        return _sum(result[0], added[0]), _sum(result[1], added[1])
 
 
 joint_tree = Cache(_joint_tree)
@@ -605,17 +433,3 @@ prepared_lbs = Cache(PreparedLbs)
 prepared_mesh = Cache(PreparedMesh)
 prepared_landmarks = Cache(PreparedLandmarks)
 prepared_head = Cache(PreparedHead)
-
-
-def clear_prepared() -> None:
-    """Forget every prepared model, and give back the memory that is kept for the next big batch (from about 500 heads
-    on).
-
-    Needed only after writes that PyTorch doesn't count, through ``tensor.data``, by way of NumPy or DLPack or by a
-    collective, where they change a few values only, or a tensor on a CUDA device. Everything else is noticed by the
-    next call: what PyTorch counts (in-place operators, ``load_state_dict``, ``Module.to``), what changes all of a
-    tensor's values, and optimisers.
-    """
-    for cache in Cache.all:
-        cache.clear()
-    _memory.release()

@@ -8,7 +8,7 @@ import torch
 from . import _checks as checks
 from . import reference
 from ._operator import Operator, apply_call, watched
-from ._prepared import gradient_like, require_device
+from ._prepared import gradient_like
 
 _KERNELS = {
     torch.float32: (core.rodrigues_forward_f32, core.rodrigues_backward_f32),
@@ -17,11 +17,11 @@ _KERNELS = {
 
 
 class _Kernels:
-    """Of a dtype and a device: what the mechanism takes for a prepared model, though there is nothing to prepare."""
+    """The kernels for a dtype and a device, in the form of a prepared model. There is nothing to prepare."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device):
         self.like = torch.empty(0, dtype=dtype, device=device)
-        self.cuda = require_device(self.like, "rot_vecs")
+        self.cuda = checks.require_device(self.like, "rot_vecs")
         self._forward, self._backward = _KERNELS[dtype]
 
     def shapes(self, N):

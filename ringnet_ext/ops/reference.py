@@ -185,7 +185,7 @@ def landmark_points(
     """The faces (B, C + L) and barycentric coordinates (B, C + L, 3) of each batch element's landmarks."""
     batch = pose.shape[0]
     index, bary = lmk_faces_idx.expand(batch, -1), lmk_bary_coords.expand(batch, -1, -1)
-    if contour_faces_idx is not None:
+    if contour_faces_idx is not None and contour_bary_coords is not None:
         rotations = _rotations(pose.detach(), len(parents), pose2rot)
         row = contour_rows(_down_the_tree(rotations, parents)[:, neck_joint])
         index = torch.cat([contour_faces_idx[row], index], dim=1)
@@ -273,7 +273,8 @@ def flame_landmarks_jacobian(
     for i, t in enumerate((betas, pose)):
         columns = torch.stack([row[i] for row in rows], 1) if rows else t.new_zeros(B, 0, t.shape[1])
         derivatives.append(columns.view(B, points.shape[1], 3, t.shape[1]))
-    return points.detach(), *derivatives
+    d_betas, d_pose = derivatives
+    return points.detach(), d_betas, d_pose
 
 
 def flame_head(

@@ -16,7 +16,7 @@ from ..geometry.surface import vertex_normals
 from .raster import draw_mesh
 
 CLAY = (0.74, 0.72, 0.70)
-_NEAR, _FAR = 1.0, 2.0
+_SMOOTHED = 2048  # pixels: larger meshes are painted without supersampling, which would take a gigabyte
 
 
 def clay(normals: np.ndarray, albedo: np.ndarray | tuple[float, float, float] = CLAY) -> np.ndarray:
@@ -83,14 +83,40 @@ def overlay(
         vertices: (V, 3) metres, in RingNet's frame (y down).
         camera: (3,) weak-perspective camera.
     """
-    size = image.shape[0]
-    fine = 2 * size
-    canvas = cv2.resize(image, (fine, fine), interpolation=cv2.INTER_LINEAR).astype(np.float32) / 255
-    behind = canvas.copy()
-    points = project_to_pixels(vertices, camera, fine)
-    draw_mesh(canvas, points, faces, clay(vertex_normals(vertices, faces)))
-    canvas = opacity * canvas + (1 - opacity) * behind
-    return to_uint8(cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA))
+    points = project_to_pixels(vertices, camera, image.shape[0])
+    return over(image, points, faces, vertex_normals(vertices, faces), opacity)
+
+
+def over(
+    image: np.ndarray, points: np.ndarray, faces: np.ndarray, normals: np.ndarray, opacity: float = 0.85
+) -> np.ndarray:
+    """A mesh over an image.
+
+    Args:
+        image: (H, W, 3) uint8.
+        points: (V, 3): pixels of it, then the depth, which grows away from the viewer.
+        normals: (V, 3), in the picture's frame (y down, z away).
+
+    Returns:
+        (H, W, 3) uint8, a copy of the image where the mesh isn't.
+    """
+    result = image.copy()
+    limit = np.array(image.shape[1::-1])
+    (left, top), (right, bottom) = (
+        np.clip(corner, 0, limit).astype(int)
+        for corner in (np.floor(points[:, :2].min(0)) - 1, np.ceil(points[:, :2].max(0)) + 1)
+    )
+    if left >= right or top >= bottom:
+        return result
+    part = image[top:bottom, left:right]
+    factor = 2 if max(part.shape) <= _SMOOTHED else 1
+    # The mesh on nothing and how much of each pixel it covers, so that the image beside it stays as it is.
+    layer = np.zeros((factor * part.shape[0], factor * part.shape[1], 3), np.float32)
+    alpha = draw_mesh(layer, (points - (left, top, 0)) * (factor, factor, 1), faces, clay(normals)).astype(np.float32)
+    colors, covered = (cv2.resize(each, part.shape[1::-1], interpolation=cv2.INTER_AREA) for each in (layer, alpha))
+    seen = (1 - opacity * covered[..., None]) * (part.astype(np.float32) / 255) + opacity * colors
+    result[top:bottom, left:right] = to_uint8(seen)
+    return result
 
 
 def mark_points(
@@ -101,6 +127,13 @@ def mark_points(
     for x, y in (points - 0.5) * 2**fraction:
         centre = (round(float(x)), round(float(y)))
         cv2.circle(image, centre, round(radius * 2**fraction), color, -1, cv2.LINE_AA, fraction)
+
+
+def write_text(image: np.ndarray, text: str, color: tuple[int, int, int] = (255, 255, 255)) -> None:
+    """Write a line in the upper left corner of a uint8 image, in place, legible on any ground."""
+    outline = [(x, y, (0, 0, 0)) for x in (-1, 0, 1) for y in (-1, 0, 1)]
+    for x, y, shade in [*outline, (0, 0, color)]:
+        cv2.putText(image, text, (8 + x, 20 + y), cv2.FONT_HERSHEY_SIMPLEX, 0.5, shade, 1, cv2.LINE_AA)
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:

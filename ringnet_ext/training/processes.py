@@ -41,6 +41,11 @@ class Processes:
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view(tensor.shape))
 
+    def meet(self) -> None:
+        """Wait until all are here."""
+        if self.count > 1:
+            dist.barrier()
+
     @contextmanager
     def one_first(self):
         """One process of each machine runs the block first (and fills a cache, say), then all the others at once."""

@@ -193,7 +193,7 @@ def test_a_video(video, tmp_path, capsys):
 
 
 def test_frames_of_their_own(video, tmp_path):
-    file, points = video
+    file, _ = video
     smooth, own = tmp_path / "smooth", tmp_path / "own"
     arguments = [str(file), "--landmarks", str(file.with_suffix(".npy")), "--sigma", "0.02"]
     assert (

@@ -1,19 +1,35 @@
 """The infer command: where the face is, what is none, what the outputs are called and which frame they are in."""
 
 import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
 import pytest
+import torch
 import trimesh
 from PIL import Image
+from yunet import marked, marker_model
 
 from ringnet_ext import RingNet
 from ringnet_ext.commands import infer
 from ringnet_ext.commands.pose import main as flame
 from ringnet_ext.data.synthetic import SyntheticFaces
-from ringnet_ext.detection.squares import around_landmarks, landmark_square
+from ringnet_ext.detection.landmark_files import read_landmarks
+from ringnet_ext.detection.squares import around_landmarks, cut_square, fit_square, landmark_square
 from ringnet_ext.files.images import write_image
+from ringnet_ext.files.videos import Video, write_video
+from ringnet_ext.flame import FLAME, builtin_head
+from ringnet_ext.flame.landmarks import contour_row
+from ringnet_ext.geometry.camera import yaw_of
+from ringnet_ext.inference import finders, outputs
+from ringnet_ext.training.processes import Processes
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +71,7 @@ def run(checkpoint, out, *arguments):
 
 
 def index(out):
-    with open(out / "index.csv", newline="") as file:
+    with open(out / "results.csv", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -83,15 +99,13 @@ class TestWhereTheFaceIs:
         captured = capsys.readouterr()
         assert "2.png: no landmarks: no file" in captured.err and "2 of 3 images" in captured.out
         self.check(tmp_path / "out", faces, "01")
-        assert [row["result"].split(":")[0] for row in index(tmp_path / "out")] == ["reconstructed"] * 2 + [
-            "no landmarks"
-        ]
+        assert [row["error"].split(":")[0] for row in index(tmp_path / "out")] == ["", "", "no landmarks"]
 
     def test_a_detector(self, checkpoint, photos, faces, tmp_path, monkeypatch, capsys):
         class Landmarker:
             version = "1"
 
-            def __init__(self, model):
+            def __init__(self, model, most):
                 assert model.name == "face.task"
 
             def __call__(self, image):
@@ -100,18 +114,18 @@ class TestWhereTheFaceIs:
 
         monkeypatch.setattr(infer, "FaceLandmarker", Landmarker)
         assert run(checkpoint, tmp_path / "out", photos, "--detector", "face.task") == 1
-        assert "1.png: it found none" in capsys.readouterr().err
+        assert "1.png: the detector found no face" in capsys.readouterr().err
         self.check(tmp_path / "out", faces, "02")
 
     def test_boxes(self, checkpoint, photos, tmp_path, monkeypatch, capsys):
         """By name or by path; the network looks from there."""
         asked = []
-        monkeypatch.setattr(infer, "find_face", lambda model, image, box: asked.append(box) or infer.fit_square(image))
+        monkeypatch.setattr(finders, "find_face", lambda model, image, box: asked.append(box) or fit_square(image))
         (tmp_path / "boxes.csv").write_text(
             f"image,left,top,right,bottom\n0.png, 1,2, 30.5,40\n\n{photos / '1.png'},5,6,7,8\n"
         )
         assert run(checkpoint, tmp_path / "out", photos, "--boxes", tmp_path / "boxes.csv") == 1
-        assert asked == [(1, 2, 30.5, 40), (5, 6, 7, 8)]
+        assert sorted(asked) == [(1, 2, 30.5, 40), (5, 6, 7, 8)]
         assert "2.png: no box: " in capsys.readouterr().err
 
     @pytest.mark.parametrize(
@@ -121,7 +135,7 @@ class TestWhereTheFaceIs:
             ("a.png,1,2,3,x", "line 2: expected image,left,top,right,bottom"),
             ("a.png,3,2,1,9", "line 2: expected left < right"),
             ("a.png,1,2,nan,9", "line 2: expected left < right"),
-            ("b.png,1,2,3,4", "line 2: a second box of b.png"),
+            ("b.png,1,2,3,4", "line 2: the same box of b.png again"),
         ],
     )
     def test_wrong_boxes_are_named(self, checkpoint, photos, tmp_path, capsys, line, message):
@@ -131,9 +145,10 @@ class TestWhereTheFaceIs:
 
     def test_missing_files_and_two_ways_at_once_are_refused_before_the_work(self, checkpoint, photos, tmp_path, capsys):
         for arguments, code in (
-            (["--landmarks", tmp_path / "nowhere"], 2), (["--boxes", tmp_path / "nowhere"], 1),
+            (["--landmarks", tmp_path / "nowhere"], 2),
+            (["--boxes", tmp_path / "nowhere"], 1),
             (["--detector", tmp_path / "nowhere"], 1),
-        ):  # fmt: skip
+        ):
             assert run(checkpoint, tmp_path / "out", photos, *arguments) == code
             assert "nowhere" in capsys.readouterr().err and not (tmp_path / "out").exists()
         with pytest.raises(SystemExit) as stop:
@@ -177,7 +192,8 @@ def test_names_cannot_collide(checkpoint, photos, faces, tmp_path, capsys):
     for name in names:
         write_image(photos / name, faces.images[0])
     inputs = [photos / name for name in names]
-    assert run(checkpoint, tmp_path / "out", *inputs, "--cropped") == 0
+    kinds = "panel,mesh,neutral,parameters"
+    assert run(checkpoint, tmp_path / "out", *inputs, "--cropped", "--write", kinds) == 0
     assert "6 of 6 images" in capsys.readouterr().out
     rows = index(tmp_path / "out")
     assert [row["image"] for row in rows] == list(map(str, inputs))
@@ -192,17 +208,17 @@ def test_folders_are_read_in_every_format_and_what_is_left_out_is_told(checkpoin
     folder.mkdir()
     for suffix in (".avif", ".gif", ".PNG", ".webp"):
         Image.fromarray(faces.images[0]).save(folder / f"a{suffix}")
-    for name in ("b.heic", "c.heic", "notes.txt"):
+    for name in ("b.xcf", "c.xcf", "notes.txt", ".hidden.png", ".DS_Store"):
         (folder / name).write_bytes(b"something")
     assert run(checkpoint, tmp_path / "out", folder, "--cropped") == 0
     out = capsys.readouterr().out
-    assert "4 of 4 images" in out and "left out of the folders: 2 .heic, 1 .txt" in out
+    assert "4 of 4 images" in out and "left out of the folders: 1 .txt, 2 .xcf" in out
 
 
 def test_all_outputs_of_a_face_are_in_one_frame(checkpoint, photos, tmp_path):
     """The meshes are what the flame command makes of the parameters, and lie where each other lies."""
     out = tmp_path / "out"
-    assert run(checkpoint, out, photos / "0.png", "--cropped") == 0
+    assert run(checkpoint, out, photos / "0.png", "--cropped", "--write", "mesh,neutral,parameters") == 0
     posed, neutral = (
         trimesh.load(out / kind / "0.obj", process=False, maintain_order=True).vertices
         for kind in ("mesh", "neutral_mesh")
@@ -217,3 +233,333 @@ def test_all_outputs_of_a_face_are_in_one_frame(checkpoint, photos, tmp_path):
     # Upright: the landmarks' order in the picture is that of the mesh, y up.
     pixels = np.load(out / "params" / "0.npz")["landmarks"]
     assert pixels[8, 1] > pixels[27, 1] and np.ptp(posed[:, 1]) > 0.2
+
+
+class TestLandmarks:
+    """The saved mesh's landmarks, seen by the saved camera, lie where the saved landmarks are in the original image."""
+
+    def check(self, out, name):
+        arrays = np.load(out / "params" / f"{name}.npz")
+        mesh = trimesh.load(out / "mesh" / f"{name}.obj", process=False, maintain_order=True)
+        layer = FLAME()
+        points = layer.landmarks(
+            *(torch.from_numpy(arrays[key])[None] for key in ("shape", "expression")),
+            torch.from_numpy(arrays["pose"][None, :3]),
+            jaw_pose=torch.from_numpy(arrays["pose"][None, 3:]),
+        )
+        # Of the mesh, by the triangles that the landmarks lie on: the contour's row follows from the pose.
+        head = builtin_head()
+        row = contour_row(np.degrees(float(yaw_of(torch.from_numpy(arrays["pose"][None, :3]))[0])))
+        triangles = np.concatenate([head.landmarks.contour_faces_idx[row], head.landmarks.static_faces_idx])
+        weights = np.concatenate([head.landmarks.contour_bary_coords[row], head.landmarks.static_bary_coords])
+        on_mesh = (mesh.vertices[head.faces[triangles]] * weights[..., None]).sum(1)
+        seen = np.column_stack([on_mesh, np.ones(68)]) @ arrays["projection"].T
+        assert np.abs(seen - arrays["landmarks"]).max() < 0.01
+        # RingNet's own way, from the parameters alone.
+        s, *t = arrays["cam"]
+        left, top, side = arrays["square"]
+        ring = (s * (points[0, :, :2].numpy() + t) + 1) * side / 2 + [left, top]
+        assert np.abs(ring - arrays["landmarks"]).max() < 0.01
+        # The file is read as it was meant: centres of pixels at 0.5.
+        assert np.abs(read_landmarks(out / "params" / f"{name}.npz")[0] - arrays["landmarks"]).max() < 1e-4
+        return arrays["landmarks"]
+
+    def test_crops_landmark_files_and_places_in_larger_images(self, checkpoint, photos, faces, tmp_path):
+        large = np.full((300, 400, 3), 90, np.uint8)
+        large[100:196, 250:346] = faces.images[0]
+        write_image(photos / "large.png", large)
+        np.save(tmp_path / "points" / "large.npy", (faces.landmarks[0] + 1) * 48 - 0.5 + [250, 100])
+        kinds = "--write", "mesh,parameters"
+        assert run(checkpoint, tmp_path / "c", photos / "0.png", "--cropped", *kinds) == 0
+        self.check(tmp_path / "c", "0")
+        inputs = photos / "0.png", photos / "large.png"
+        assert run(checkpoint, tmp_path / "l", *inputs, "--landmarks", tmp_path / "points", *kinds) == 0
+        own, placed = self.check(tmp_path / "l", "0"), self.check(tmp_path / "l", "large")
+        assert np.abs(placed - own - [250, 100]).max() < 0.01
+
+    def test_rotated_by_exif(self, checkpoint, photos, faces, tmp_path):
+        """As upright as the picture that it stands for."""
+        exif = Image.Exif()
+        exif[0x112] = 6
+        wide = np.zeros((96, 140, 3), np.uint8)
+        wide[:, 20:116] = faces.images[0]
+        Image.fromarray(wide).save(tmp_path / "upright.png")
+        Image.fromarray(np.rot90(wide).copy()).save(tmp_path / "turned.png", exif=exif)
+        inputs = tmp_path / "upright.png", tmp_path / "turned.png"
+        assert run(checkpoint, tmp_path / "o", *inputs, "--cropped", "--write", "mesh,parameters") == 0
+        assert np.array_equal(self.check(tmp_path / "o", "upright"), self.check(tmp_path / "o", "turned"))
+
+    def test_three_faces_from_left_to_right_by_boxes_and_by_a_detector(self, checkpoint, tmp_path, monkeypatch):
+        def find_face(model, image, box=None):
+            return cut_square(image, np.array([box[0] + box[2], box[1] + box[3]]) / 2, box[2] - box[0])
+
+        monkeypatch.setattr(finders, "find_face", find_face)
+        cells = [(12, 3), (3, 6), (7, 4)]
+        write_image(tmp_path / "group.png", marked(480, 320, cells))
+        sides = {(c, r): (c * 32 - 48, r * 32 - 48, c * 32 + 48, r * 32 + 48) for c, r in cells}
+        (tmp_path / "boxes.csv").write_text("\n".join(f"group.png,{a},{b},{c},{d}" for a, b, c, d in sides.values()))
+        detector = marker_model(tmp_path / "markers.onnx")
+        for name, where in (("b", ("--boxes", tmp_path / "boxes.csv")), ("d", ("--detector", detector))):
+            out = tmp_path / name
+            assert run(checkpoint, out, tmp_path / "group.png", *where, "--write", "mesh,parameters") == 0
+            rows = index(out)
+            assert [row["name"] for row in rows] == ["group_face1", "group_face2", "group_face3"]
+            assert [row["face"] for row in rows] == ["1", "2", "3"]
+            for row, cell in zip(rows, sorted(cells), strict=True):
+                found = [float(row[key]) for key in ("left", "top", "side")]
+                assert np.allclose(found, [*sides[cell][:2], 96], atol=0.1)
+                self.check(out, row["name"])
+                assert row["files"].split(";") == [f"mesh/{row['name']}.obj", f"params/{row['name']}.npz"]
+
+    def test_a_face_that_fails_leaves_the_others(self, checkpoint, photos, tmp_path, monkeypatch, capsys):
+        def find_face(model, image, box=None):
+            if box[0] == 2:
+                raise ValueError("not a face as the network knows them")
+            return fit_square(image)
+
+        monkeypatch.setattr(finders, "find_face", find_face)
+        (tmp_path / "boxes.csv").write_text("0.png,1,1,9,9\n0.png,2,1,10,9\n0.png,3,1,11,9\n")
+        arguments = "--boxes", tmp_path / "boxes.csv", "--write", "mesh"
+        assert run(checkpoint, tmp_path / "out", photos / "0.png", *arguments) == 1
+        assert capsys.readouterr().err == f"error: {photos / '0.png'}: face 2: not a face as the network knows them\n"
+        assert [row["name"] for row in index(tmp_path / "out")] == ["0_face1", "", "0_face3"]
+        assert sorted(file.name for file in (tmp_path / "out" / "mesh").iterdir()) == ["0_face1.obj", "0_face3.obj"]
+
+
+class TestTable:
+    def test_the_score_and_parameters(self, checkpoint, photos, tmp_path):
+        assert run(checkpoint, tmp_path / "out", photos / "0.png", "--cropped", "--write", "parameters") == 0
+        (row,) = index(tmp_path / "out")
+        assert float(row["score"]) == pytest.approx(float(row["agreement"]) * float(row["inside"]), abs=1e-3)
+        arrays = np.load(tmp_path / "out" / "params" / "0.npz")
+        vector = np.concatenate([arrays[key] for key in ("cam", "pose", "shape", "expression")])
+        assert np.abs(np.array([float(row[name]) for name in list(row)[-159:]]) - vector).max() < 1e-6
+        assert (
+            run(checkpoint, tmp_path / "no", photos / "0.png", "--cropped", "--no-score", "--write", "parameters") == 0
+        )
+        (row,) = index(tmp_path / "no")
+        assert row["agreement"] == "" and row["inside"]
+
+    def test_parquet(self, checkpoint, photos, tmp_path):
+        parquet = pytest.importorskip("pyarrow.parquet")
+        arguments = "--cropped", "--write", "parameters", "--table", "parquet"
+        assert run(checkpoint, tmp_path / "out", photos, *arguments) == 0
+        table = parquet.read_table(tmp_path / "out" / "results.parquet")
+        assert table.num_rows == 3 and not (tmp_path / "out" / "results.csv").exists()
+        assert table.column("name").to_pylist() == ["0", "1", "2"] and table.column("face").to_pylist() == [1, 1, 1]
+
+
+def contents(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+class TestShares:
+    """Several processes, of which one is killed, leave the files of one."""
+
+    @pytest.fixture
+    def many(self, tmp_path, faces):
+        (tmp_path / "many").mkdir()
+        for i in range(14):
+            write_image(tmp_path / "many" / f"{i:02}.png", np.roll(faces.images[i % 3], i, axis=1))
+        return tmp_path / "many"
+
+    def test_two_shares_and_an_interrupt(self, checkpoint, many, tmp_path, monkeypatch):
+        arguments = many, "--cropped", "--write", "mesh,parameters"
+        assert run(checkpoint, tmp_path / "one", *arguments) == 0
+
+        @contextmanager
+        def second(device):
+            yield Processes(torch.device("cpu"), 1, 2)
+
+        @contextmanager
+        def first(device):
+            yield Processes(torch.device("cpu"), 0, 2)
+
+        write, count = outputs.write, iter(range(100))
+
+        def stopped(*arguments, **options):
+            if next(count) == 3:
+                raise KeyboardInterrupt
+            return write(*arguments, **options)
+
+        monkeypatch.setattr(Processes, "meet", lambda self: None)
+        monkeypatch.setattr(infer, "joined_processes", second)
+        monkeypatch.setattr(infer, "write", stopped)
+        assert run(checkpoint, tmp_path / "two", *arguments) == 130
+        monkeypatch.setattr(infer, "write", write)
+        monkeypatch.setattr(infer, "joined_processes", first)
+        assert run(checkpoint, tmp_path / "two", *arguments) == 0
+        monkeypatch.setattr(infer, "joined_processes", second)
+        times = {file: file.stat().st_mtime_ns for file in (tmp_path / "two" / "mesh").iterdir()}
+        assert run(checkpoint, tmp_path / "two", *arguments) == 0
+        assert all(file.stat().st_mtime_ns == time for file, time in times.items())  # nothing was done twice
+        assert same(contents(tmp_path / "one"), contents(tmp_path / "two"))
+
+    def test_torchrun_and_a_kill(self, checkpoint, many, tmp_path):
+        arguments = [str(many), "--cropped", "--checkpoint", str(checkpoint), "--device", "cpu"]
+        assert infer.main([*arguments, "--out", str(tmp_path / "one")]) == 0
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            "-m",
+            "ringnet_ext.infer",
+            *arguments,
+            "--out",
+            str(tmp_path / "two"),
+        ]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        launched = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while launched.poll() is None and not list((tmp_path / "two").glob("mesh/*.obj")):
+            time.sleep(0.01)
+        os.kill(int(children(launched.pid)[-1]), signal.SIGKILL)
+        assert launched.wait(60) != 0 and not (tmp_path / "two" / "results.csv").exists()
+        assert 0 < len(list((tmp_path / "two").glob("mesh/*.obj"))) < 14
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert "process 0 of 2" in done.stdout and "process 1 of 2" in done.stdout
+        assert same(contents(tmp_path / "one"), contents(tmp_path / "two"))
+
+
+def children(pid):
+    """Of torchrun's process: the ones that work, which it starts itself."""
+    found = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True).stdout
+    rows = [line.split(None, 2) for line in found.splitlines()]
+    return [row[0] for row in rows if row[1] == str(pid) and "ringnet_ext.infer" in row[2]]
+
+
+def same(one, other):
+    """To the last bit where products of matrices are, see ringnet_ext.inference.pipeline."""
+    if one.keys() != other.keys():
+        return False
+    return not torch.backends.mkl.is_available() or one == other
+
+
+class TestRingNetsFlags:
+    @pytest.mark.parametrize(
+        "flags, files",
+        [
+            ("", {"images/0.png"}),
+            ("--save_obj_file=True", {"images/0.png", "mesh/0.obj"}),
+            ("--save_obj_file=True --save_flame_parameters=True", {"images/0.png", "mesh/0.obj", "params/0.npy"}),
+            (
+                "--save_obj_file=True --save_flame_parameters=True --neutralize_expression=True --save_texture=True",
+                {"images/0.png", "mesh/0.obj", "params/0.npy", "neutral_mesh/0.obj"},
+            ),
+            ("--save_obj_file --nosave_flame_parameters --neutralize_expression=False", {"images/0.png", "mesh/0.obj"}),
+            ("--save_obj_file=False", {"images/0.png"}),
+        ],
+    )
+    def test_the_demo_s_commands_write_its_files(self, checkpoint, photos, tmp_path, capsys, flags, files):
+        out = tmp_path / "RingNet_output"
+        arguments = ["--img_path", str(photos / "0.png"), "--out_folder", str(out), "--load_path", str(checkpoint)]
+        assert infer.main([*arguments, *flags.split()]) == 0
+        assert {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()} == files
+        err = capsys.readouterr().err
+        assert err == (
+            "note: --save_texture: textures are not written yet; all else is\n" if "texture" in flags else ""
+        )
+        if "params/0.npy" in files:
+            saved = np.load(out / "params" / "0.npy", allow_pickle=True)[()]
+            assert {key: value.shape for key, value in saved.items()} == {
+                "cam": (3,),
+                "pose": (6,),
+                "shape": (100,),
+                "expression": (50,),
+            }
+            # As in the demo: the mesh is in the network's own frame, so that its camera sees it as it is.
+            vertices = trimesh.load(out / "mesh" / "0.obj", process=False, maintain_order=True).vertices
+            pose = torch.from_numpy(saved["pose"])[None]
+            values = (torch.from_numpy(saved[key])[None] for key in ("shape", "expression"))
+            assert (
+                np.abs(FLAME()(*values, pose[:, :3], jaw_pose=pose[:, 3:]).vertices[0].numpy() - vertices).max() < 1e-6
+            )
+
+    def test_the_folder_is_the_demo_s(self, checkpoint, photos, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert infer.main(["--img_path", str(photos / "0.png"), "--load_path", str(checkpoint)]) == 0
+        assert (tmp_path / "RingNet_output" / "images" / "0.png").is_file()
+
+    def test_what_is_neither_true_nor_false(self, checkpoint, photos, capsys):
+        with pytest.raises(SystemExit) as stop:
+            infer.main(
+                ["--img_path", str(photos / "0.png"), "--load_path", str(checkpoint), "--save_obj_file=yes please"]
+            )
+        assert stop.value.code == 2 and "--save_obj_file: expected True or False" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def video(faces, tmp_path_factory):
+    """12 frames, three of which show no face: the file, its landmarks."""
+    folder = tmp_path_factory.mktemp("video")
+    frames, points = [], []
+    for i in range(12):
+        frame, there = np.full((120, 160, 3), 90, np.uint8), not 4 <= i < 7
+        if there:
+            frame[10:106, 20 + 2 * i : 116 + 2 * i] = faces.images[0]
+        frames.append(frame)
+        points.append((faces.landmarks[0] + 1) * 48 + [20 + 2 * i, 10] if there else np.full((68, 2), np.nan))
+    write_video(folder / "v.mp4", frames, 25)
+    np.save(folder / "v.npy", np.array(points, np.float32))
+    return folder / "v.mp4", np.array(points)
+
+
+class TestVideos:
+    def test_landmarks_are_fitted(self, checkpoint, video, tmp_path, capsys):
+        file, points = video
+        assert run(checkpoint, tmp_path / "o", file, "--landmarks", file.with_suffix(".npy")) == 0
+        said = capsys.readouterr().out
+        assert "12 frames reconstructed in" in said and "a second" in said and "3 without a face, bridged" in said
+        arrays = np.load(tmp_path / "o" / "params.npz")
+        there = np.isfinite(points).all((1, 2))
+        assert (
+            np.array_equal(arrays["seen"], there)
+            and arrays["pose"].shape == (12, 6)
+            and arrays["shape"].shape == (100,)
+        )
+        assert np.linalg.norm(arrays["landmarks"] - points, axis=2)[there].mean() < 1
+        assert np.isfinite(arrays["landmarks"]).all()
+        assert len(list(Video(tmp_path / "o" / "overlay.mp4"))) == 12
+        assert flame(["--parameters", str(tmp_path / "o" / "params.npz"), "--out", str(tmp_path / "m.npz")]) == 0
+
+    def test_frames_that_are_such_squares(self, checkpoint, video, tmp_path):
+        assert run(checkpoint, tmp_path / "o", video[0], "--cropped") == 0
+        arrays = np.load(tmp_path / "o" / "params.npz")
+        assert arrays["seen"].all() and arrays["score"].shape == (12,) and arrays["landmarks"].shape == (12, 68, 2)
+
+    def test_a_broken_tail_is_said_and_the_rest_is_done(self, checkpoint, tmp_path, capsys):
+        frames = [np.random.default_rng(i).integers(0, 256, (96, 96, 3), dtype=np.uint8) for i in range(20)]
+        writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 25, (96, 96))
+        for frame in frames:
+            writer.write(frame)
+        writer.release()
+        content = (tmp_path / "v.avi").read_bytes()
+        (tmp_path / "v.avi").write_bytes(content[: len(content) // 2])
+        assert run(checkpoint, tmp_path / "o", tmp_path / "v.avi", "--cropped") == 1
+        assert re.fullmatch(
+            r"error: .*v.avi: damaged: it says that it has 20 frames, and ends after \d+\n", capsys.readouterr().err
+        )
+        count = len(np.load(tmp_path / "o" / "params.npz")["seen"])
+        assert 5 < count < 15 and len(list(Video(tmp_path / "o" / "overlay.mp4"))) == count
+
+    @pytest.mark.parametrize(
+        "arguments, code, message",
+        [
+            (["{video}", "{video}", "--cropped"], 2, "IMAGE: expected one video alone"),
+            (["{video}", "--landmarks", "{folder}"], 2, "--landmarks: .*expected a .npy or .npz file for a video"),
+            (["--camera", "97", "--cropped"], 1, "camera 97: there is none that OpenCV can open"),
+            (["{video}", "--frames", "3"], 2, "--frames: expected --camera with it"),
+            (["{video}"], 1, "v.mp4: no face in any of its 12 frames"),
+        ],
+    )
+    def test_what_is_wrong_is_said(self, checkpoint, video, tmp_path, capsys, arguments, code, message):
+        arguments = [text.format(video=video[0], folder=video[0].parent) for text in arguments]
+        try:
+            got = run(checkpoint, tmp_path / "o", *arguments)
+        except SystemExit as stop:
+            got = stop.code
+        err = capsys.readouterr().err
+        assert got == code and err.count("\n") == 1 and re.search(message, err)

@@ -18,8 +18,10 @@ def parsed(path, *arguments):
 
 
 FILES = {
-    "options.toml": 'steps = 12\nlearning-rate = 1e-4\ncompile = true\nresume = false\nout = "runs/a b"\nencoder = "resnet50"\n',
-    "options.yaml": "steps: 12\nlearning_rate: 1e-4\ncompile: true\nresume: false\nout: runs/a b\nencoder: resnet50\nhead: null\n",
+    "options.toml": "steps = 12\nlearning-rate = 1e-4\ncompile = true\nresume = false\n"
+    'out = "runs/a b"\nencoder = "resnet50"\n',
+    "options.yaml": "steps: 12\nlearning_rate: 1e-4\ncompile: true\nresume: false\n"
+    "out: runs/a b\nencoder: resnet50\nhead: null\n",
     "options.json": '{"steps": 12, "learning_rate": 1e-4, "compile": true, "out": "runs/a b", "encoder": "resnet50"}',
 }
 

@@ -74,8 +74,9 @@ def parser():
     "option, value, expected",
     [
         ("--count", "0", "a whole number of at least 1 and of at most 10000"), ("--count", "10001", "at most"),
-        ("--count", "3.5", "a whole number"), ("--count", "", "a whole number"), ("--share", "0", "above 0 and below 1"),
-        ("--share", "1", "below 1"), ("--share", "nan", "a number"), ("--share", "inf", "a number"),
+        ("--count", "3.5", "a whole number"), ("--count", "", "a whole number"),
+        ("--share", "0", "above 0 and below 1"), ("--share", "1", "below 1"),
+        ("--share", "nan", "a number"), ("--share", "inf", "a number"),
         ("--share", "half", "a number"), ("--out", "", "a path"), ("--out", " ", "a path"), ("--cuont", "3", "--cuont"),
     ],
 )  # fmt: skip

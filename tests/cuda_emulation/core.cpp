@@ -1,5 +1,6 @@
 // The core's CPU entry points, run by the emulated CUDA kernels: python/module.cpp linked to this is a _ringnet_core whose operators take
 // CPU tensors and compute as the GPU would.
+#include "cpu/digest.h"
 #include "ops.h"
 
 namespace ringnet::cpu {
@@ -47,6 +48,10 @@ RUN(rodrigues_forward, Rodrigues)
 RUN(rodrigues_backward, Rodrigues)
 RUN(vertices2landmarks_forward, VerticesToLandmarks)
 RUN(vertices2landmarks_backward, VerticesToLandmarks)
+
+void digests(const void* memory, index_t bytes, std::uint64_t* digest, int threads) {
+    ringnet::digests(static_cast<const unsigned char*>(memory), bytes, digest, threads);
+}
 
 const char* simd_level() { return "emulated CUDA"; }
 

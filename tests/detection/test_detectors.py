@@ -53,6 +53,35 @@ class TestDetectors:
         points, confidence = detectors(self.image)
         assert np.allclose(points, face + 3) and points.dtype == confidence.dtype == np.float32
 
+    def test_all_faces_from_left_to_right_without_those_that_are_none(self):
+        face, confidence = 200 * FLAME().landmarks()[0, :, :2].numpy() * (1, -1), np.ones(68)
+
+        class Several:
+            version = "1"
+
+            def __call__(self, image):
+                return self.found[0] if self.found else None
+
+            def faces(self, image):
+                return self.found
+
+        def found(*faces):
+            Several.found = list(faces)
+            return Detectors(Several, 1).faces(self.image)
+
+        middle, left, scrambled = (face + 90, confidence), (face + [10, 500], confidence), (face[::-1], confidence)
+        faces = found(middle, scrambled, left)
+        assert len(faces) == 2 and np.allclose(faces[0][0], left[0]) and np.allclose(faces[1][0], middle[0])
+        with pytest.raises(LandmarkError):
+            found(scrambled)
+        with pytest.raises(NoFaceError):
+            found()
+        # One that finds the largest alone gives that one.
+        only = Detectors(finder(middle), 1).faces(self.image)
+        assert len(only) == 1 and np.allclose(only[0][0], middle[0])
+        with pytest.raises(NoFaceError):
+            Detectors(finder(None), 1).faces(self.image)
+
     def test_no_face(self):
         with pytest.raises(NoFaceError):
             Detectors(finder(None), 1)(self.image)
@@ -193,6 +222,8 @@ class TestFaceLandmarker:
         points, confidence = detector(image)
         expected = of_mesh(meshes[1])
         assert points == pytest.approx(expected[0]) and confidence == pytest.approx(expected[1])
+        for found, mesh in zip(detector.faces(image), meshes, strict=True):
+            assert found[0] == pytest.approx(of_mesh(mesh)[0])
 
     def test_the_version_is_the_models(self, stub, tmp_path):
         versions = []

@@ -83,6 +83,21 @@ def test_another_number_of_points_is_refused(count, whose, suffix, write):
         read_landmarks(write(f"a{suffix}", content))
 
 
+@pytest.mark.parametrize("centre", [0, 0.5, 1.0])
+def test_an_npz_says_where_the_first_pixel_s_centre_is(write, centre):
+    buffer = io.BytesIO()
+    np.savez(buffer, landmarks=FACE, cam=np.zeros(3), pixel_centres=np.array(centre))
+    assert np.allclose(read_landmarks(write("a.npz", buffer.getvalue()))[0], FACE + 0.5 - centre, atol=1e-3)
+
+
+@pytest.mark.parametrize("centre", [[0.5, 0.5], "half", np.nan])
+def test_a_centre_that_is_no_number_is_refused(write, centre):
+    buffer = io.BytesIO()
+    np.savez(buffer, landmarks=FACE, pixel_centres=np.array(centre))
+    with pytest.raises(LandmarkError, match="pixel_centres: expected a number"):
+        read_landmarks(write("a.npz", buffer.getvalue()))
+
+
 def test_openpose_s_pupils_are_left_out(write):
     rows = np.concatenate([FACE, [[1e5, 1e5]] * 2])
     assert np.allclose(read_landmarks(write("a.npy", rows))[0], FACE + 0.5, atol=1e-3)

@@ -3,7 +3,7 @@ import pytest
 import trimesh
 
 from ringnet_ext.commands.pose import main as flame_command
-from ringnet_ext.files.meshes import MESHES, Mesh, read_mesh
+from ringnet_ext.files.meshes import MESHES, Mesh, glb_bytes, obj_bytes, ply_bytes, read_mesh, without_seams
 from ringnet_ext.flame import FlameModel
 from ringnet_ext.flame.sources import load_head
 
@@ -156,3 +156,76 @@ def test_other_files_are_named(tmp_path):
         read_mesh(tmp_path / "none.obj")
     with pytest.raises(ValueError, match=r"x.fbx: expected a name that ends in one of .obj"):
         read_mesh(tmp_path / "x.fbx")
+
+
+class TestWritten:
+    @pytest.mark.parametrize("most", [0.3, 999.999, 1e6])  # beyond 1,000 Python formats the numbers
+    def test_numbers_of_an_obj_are_as_python_writes_them(self, most):
+        random = np.random.default_rng(0)
+        points = random.uniform(-most, most, (300, 3)) * 10.0 ** random.uniform(-9, 0, (300, 1))
+        points[:4] = [[0, -0.0, 1], [1e-9, -1e-9, 5e-9], [-0.1, 0.1, 0.99999999], [most, -most, 0.5]]
+        faces = random.integers(0, 300, (50, 3))
+        lines = obj_bytes(Mesh(points, faces)).decode().splitlines()
+        assert len(lines) == 350
+        for line, point in zip(lines, points.tolist()):
+            word, *numbers = line.split(" ")
+            assert word == "v" and [float(number) for number in numbers] == pytest.approx(
+                [round(value, 8) for value in point], abs=1e-8, rel=1e-15
+            )
+            assert all(len(number.partition(".")[2]) == 8 for number in numbers)
+        assert lines[0] in ("v 0.00000000 0.00000000 1.00000000", "v 0.00000000 -0.00000000 1.00000000")
+        assert lines[300:] == [f"f {a} {b} {c}" for a, b, c in faces + 1]
+
+    def test_what_is_not_finite_is_refused_or_shown(self):
+        """Never a number made up."""
+        points = np.array([[np.nan, 0, 0], [np.inf, 1, 0], [0, 1, 0]])
+        assert obj_bytes(Mesh(points, np.array([[0, 1, 2]]))).startswith(b"v nan 0.00000000 0.00000000\nv inf ")
+
+    def test_a_seam_repeats_its_vertices_at_the_end(self, seamed):
+        normals = seamed.vertices / np.linalg.norm(seamed.vertices, axis=1, keepdims=True)
+        split = without_seams(seamed._replace(normals=normals))
+        count = len(seamed.vertices)
+        assert np.array_equal(split.vertices[:count], seamed.vertices) and len(split.vertices) == len(split.uv)
+        pairs = {pair for pair in zip(seamed.faces.ravel().tolist(), seamed.uv_faces.ravel().tolist())}
+        assert len(split.vertices) == len(pairs)
+        assert np.array_equal(split.vertices[split.faces], seamed.vertices[seamed.faces])
+        assert np.array_equal(split.normals[split.faces], normals[seamed.faces])
+        assert np.array_equal(split.uv[split.faces], seamed.uv[seamed.uv_faces])
+        assert without_seams(seamed._replace(uv=None, uv_faces=None)).faces is seamed.faces
+
+    def test_a_vertex_that_no_triangle_has_stays(self, seamed):
+        more = seamed._replace(vertices=np.concatenate([seamed.vertices, [[7.0, 7, 7]]]))
+        split = without_seams(more)
+        assert np.array_equal(split.vertices[: len(more.vertices)], more.vertices)
+        assert np.array_equal(split.uv[split.faces], seamed.uv[seamed.uv_faces])
+
+    @pytest.mark.parametrize("suffix", ["obj", "ply", "glb"])
+    def test_with_seams_and_normals(self, seamed, suffix, tmp_path):
+        normals = seamed.vertices / np.linalg.norm(seamed.vertices, axis=1, keepdims=True)
+        mesh = seamed._replace(normals=normals)
+        write = {"obj": obj_bytes, "ply": ply_bytes, "glb": glb_bytes}[suffix]
+        (tmp_path / f"a.{suffix}").write_bytes(write(mesh))
+        again = read_mesh(tmp_path / f"a.{suffix}")
+        if suffix == "glb":
+            assert np.abs(again.vertices[again.faces] - seamed.vertices[seamed.faces]).max() < 1e-7
+            assert np.abs(again.uv[again.uv_faces] - seamed.uv[seamed.uv_faces]).max() < 1e-6
+        else:
+            assert same(again, seamed, 1e-7)
+        # Splitting the vertices of a PLY at its seams, trimesh would forget their normals.
+        scene = trimesh.load(
+            tmp_path / f"a.{suffix}", process=False, **({"fix_texture": False} if suffix == "ply" else {})
+        )
+        found = next(iter(scene.geometry.values())) if isinstance(scene, trimesh.Scene) else scene
+        outward = found.vertices / np.linalg.norm(found.vertices, axis=1, keepdims=True)
+        assert np.abs(found.vertex_normals - outward).max() < 1e-4
+
+    def test_meshes_of_one_topology_share_their_triangles_text_and_no_other_does(self, seamed):
+        first = obj_bytes(seamed)
+        turned = seamed._replace(faces=seamed.faces[:, [1, 2, 0]], uv_faces=seamed.uv_faces[:, [1, 2, 0]])
+        assert obj_bytes(turned) != first and obj_bytes(seamed) == first
+        seamed.faces[0] = seamed.faces[0, [1, 2, 0]]  # changed in place
+        try:
+            assert obj_bytes(seamed) != first
+        finally:
+            seamed.faces[0] = seamed.faces[0, [2, 0, 1]]
+        assert obj_bytes(seamed) == first

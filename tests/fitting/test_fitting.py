@@ -230,6 +230,82 @@ def test_a_focal_length_is_found_from_six_images(flame, close_up):
     assert float((found.focal / focal - 1).abs().median()) < 0.1
 
 
+def test_one_camera_of_all_people_is_known_better(flame):
+    """One camera, twelve people at 0.4 to 1.5 m from it, two images each: its focal length is what all of them say."""
+    heads = Heads(flame, 12, 2, noise=0.0)
+    noise = 0.003 * torch.randn(24, 68, 2, generator=torch.Generator().manual_seed(1))
+    distance = torch.linspace(0.4, 1.5, 12)[heads.person]
+    at = torch.stack([torch.zeros(24), torch.full((24,), 0.03), distance], dim=1)
+    moved = heads.points + at[:, None]
+    landmarks = 2.5 * moved[..., :2] / moved[..., 2:] + noise
+    options = {"person": heads.person, "sigma": 0.003, "camera": "perspective"}
+    own = fit(flame, landmarks, **options)
+    one = fit(flame, landmarks, roles={"focal": "all"}, **options)
+    assert one.focal.unique().numel() == 1 and own.focal.unique().numel() == 12
+    off = (one.focal / 2.5 - 1).abs()[0]
+    assert off < 0.1 and off < 0.5 * (own.focal / 2.5 - 1).abs().mean()
+    assert one.iterations.unique().numel() == 1 and len(set(one.stopped)) == 1  # one step and one end for all
+    assert one.std["log_focal"].shape == (1, 1) and one.std["log_focal"][0, 0] < own.std["log_focal"].min()
+    assert one.std["shape"].shape == (12, 100)
+
+
+def everybody(flame, heads, x, sigma, priors):
+    """The residuals of all people by the formula, with one focal length: the images' parameters, the people's shapes,
+    the focal length's logarithm."""
+    n, E, S, G = len(heads.landmarks), flame.expression_params, flame.shape_params, len(heads.shape)
+    x = torch.from_numpy(x)
+    local, shape, focal = x[: n * (9 + E)].view(n, -1), x[n * (9 + E) : -1].view(G, S), x[-1].exp()
+    none = local.new_zeros(n, 3)
+    pose = torch.cat([local[:, 3:6], none, local[:, 6:9], none, none], dim=1)
+    points = reference.flame_landmarks(
+        torch.cat([shape[heads.person], local[:, 9:]], dim=1), pose, *flame._body(), *flame._embedding()
+    )
+    distance = focal / local[:, :1].exp()
+    moved = points + torch.cat([local[:, 1:3], distance], dim=1)[:, None]
+    seen = focal * moved[..., :2] / moved[..., 2:]
+    rest = local[:, 6:9] / priors.jaw_pose, local[:, 9:] / priors.expression, shape / priors.shape
+    lens = (x[-1:] - math.log(priors.focal)) / priors.log_focal
+    off = (seen - heads.landmarks) / sigma
+    return torch.cat([off.flatten(), *(value.flatten() for value in rest), lens]).numpy()
+
+
+def test_the_optimum_of_what_all_share_is_scipys(small):
+    from scipy.optimize import least_squares
+
+    heads, priors, sigma = Heads(small, 2, 2, noise=0.005), Priors(log_focal=0.3), 0.005
+    found = fit(
+        small, heads.landmarks, person=heads.person, sigma=sigma, camera="perspective", roles={"focal": "all"},
+        priors=priors, tolerance=1e-13, iterations=100,
+    )  # fmt: skip
+    p, T = found.params, found.translation
+    rows = [(found.focal / T[:, 2]).log()[:, None], T[:, :2], p.global_pose, p.jaw_pose, p.expression]
+    x = torch.cat([torch.cat(rows, dim=1).flatten(), found.shape.flatten(), found.focal[:1].log()]).numpy()
+    ours = 0.5 * (everybody(small, heads, x, sigma, priors) ** 2).sum()
+    assert float(found.objective.sum()) == pytest.approx(ours, rel=1e-9)
+    theirs = least_squares(lambda y: everybody(small, heads, y, sigma, priors), x + 0.01, x_scale="jac", max_nfev=12)
+    assert ours <= theirs.cost * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("video", [False, True])
+def test_what_all_share_of_one_person_is_the_persons(small, video):
+    heads = Heads(small, 1, 6, noise=0.01)
+    common = {"person": [0] * 6, "video": video, "camera": "perspective", "tolerance": 1e-12, "iterations": 60}
+    mine, all_of_it = (fit(small, heads.landmarks, roles={"focal": role}, **common) for role in ("person", "all"))
+    assert torch.allclose(mine.focal, all_of_it.focal, rtol=1e-4)
+    assert torch.allclose(mine.std["log_focal"], all_of_it.std["log_focal"], rtol=1e-3)
+
+
+def test_who_cannot_be_fitted_spoils_nothing_that_all_share(small):
+    heads = Heads(small, 3, 2, noise=0.005)
+    options = {"camera": "perspective", "roles": {"focal": "all"}, "sigma": 0.005}
+    broken = heads.landmarks.clone()
+    broken[2:4] = torch.nan
+    found = fit(small, broken, person=heads.person, **options)
+    assert list(found.failed) == [1] and found.params.to_vector().isfinite().all()
+    others = fit(small, broken[[0, 1, 4, 5]], person=[0, 0, 1, 1], **options)
+    assert torch.allclose(found.focal[[0, 1, 4, 5]], others.focal, rtol=1e-3)
+
+
 def test_the_principal_point_moves_the_image(flame, close_up):
     landmarks, focal, heads = close_up
     options = {"person": heads.person, "camera": "perspective", "focal": focal}
@@ -299,8 +375,8 @@ def test_a_mesh_gives_its_parameters(flame):
 
 @pytest.fixture(scope="module")
 def talking(flame):
-    """A talking head that turns, 160 frames, with noise, ten of them without a face."""
-    n, g = 160, torch.Generator().manual_seed(4)
+    """A talking head that turns, 500 frames, with noise, ten of them without a face."""
+    n, g = 500, torch.Generator().manual_seed(4)
     time = torch.arange(n) / 25
     jaw, pose = torch.zeros(n, 3), torch.zeros(n, 3)
     jaw[:, 0] = 0.12 * (1 - torch.cos(2 * math.pi * 1.5 * time))
@@ -334,6 +410,40 @@ def test_a_video_is_smooth_and_does_not_lag(flame, talking):
     assert max(lags, key=lags.get) == 0
     # In the gap only the neighbours know.
     assert float(video.std["global_pose"][75].min()) > 2 * float(video.std["global_pose"][30].max())
+
+
+def test_a_step_asks_for_memory_that_grows_with_the_frames_and_with_nothing_else(small):
+    """A frame more costs the same bytes in a short video and in a long one, fewer than half its derivatives have."""
+    from torch.profiler import ProfilerActivity, profile
+
+    heads = Heads(small, 1, 8, noise=0.01)
+    lengths, most = (256, 512, 1024), []
+    for n in lengths:
+        landmarks = heads.landmarks.repeat(n // 8, 1, 1)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            fit(small, landmarks, person=[0] * n, video=True, iterations=1)
+        now = peak = 0
+        for event in seen.profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                now += event.nbytes()
+                peak = max(peak, now)
+        most.append(peak)
+    a_frame = [(b - a) / (n - m) for a, b, m, n in zip(most, most[1:], lengths, lengths[1:], strict=False)]
+    derivatives = 8 * 2 * 68 * (9 + small.expression_params + small.shape_params)
+    assert 0 < a_frame[1] < 1.25 * a_frame[0]
+    assert a_frame[1] < derivatives / 2
+
+
+def test_several_videos_at_once_are_each_on_its_own(small):
+    heads = Heads(small, 3, 40, noise=0.01)
+    person = heads.person[:100]  # the last one is shorter
+    together = fit(small, heads.landmarks[:100], person=person, video=True, iterations=3)
+    for g in range(3):
+        of = person == g
+        alone = fit(small, heads.landmarks[:100][of], person=person[of], video=True, iterations=3)
+        assert float(alone.objective[0]) == pytest.approx(float(together.objective[g]), rel=1e-9)
+        assert torch.allclose(alone.params.to_vector(), together.params.to_vector()[of], atol=1e-7)
+        assert torch.allclose(alone.shape_std[0], together.shape_std[g], rtol=1e-6)
 
 
 def test_frames_without_ties_are_images(small):
@@ -370,6 +480,7 @@ def test_what_cannot_be_fitted_is_named_and_spoils_nobody(small):
         ({"sigma": 0.0}, "sigma: expected a positive number"),
         ({"camera": "fisheye"}, "camera: expected weak or perspective, got 'fisheye'"),
         ({"robust": "cauchy"}, "robust: expected huber, geman-mcclure or None, got 'cauchy'"),
+        ({"roles": {"focal": "all"}}, "roles: a focal length has only the perspective camera"),
         ({"roles": {"jaw": "fixed"}}, "roles: expected some of .*, got 'jaw'"),
         ({"roles": {"jaw_pose": "none"}}, "roles: expected image, person, all or fixed for jaw_pose, got 'none'"),
         ({"priors": Priors(shape=-1.0)}, "priors.shape: expected a positive number or None, got -1.0"),

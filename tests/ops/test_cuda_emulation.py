@@ -23,14 +23,17 @@ import pytest
 import torch
 
 from ringnet_ext import ops
-from ringnet_ext.ops import _operator, _points, _prepared, _rodrigues, reference
+from ringnet_ext.ops import _checks, _points, _prepared, _rodrigues, reference
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPILER = shlex.split(os.environ.get("CXX", "g++"))
 
 # -march=native: a * b + c is rounded once, as on a GPU. No fortified long jumps: they go from stack to stack. Shared
 # memory, thread-local here, needs no constructors.
-FLAGS = "-std=c++17 -O2 -fPIC -march=native -ffp-contract=fast -U_FORTIFY_SOURCE -fno-extern-tls-init -Wall -Wextra -Wno-unknown-pragmas".split()
+FLAGS = [
+    "-std=c++17", "-O2", "-fPIC", "-march=native", "-ffp-contract=fast", "-U_FORTIFY_SOURCE", "-fno-extern-tls-init",
+    "-Wall", "-Wextra", "-Wno-unknown-pragmas",
+]  # fmt: skip
 
 
 def is_gnu(compiler: list[str]) -> bool:
@@ -171,15 +174,27 @@ def operators(library, model, B: int, dtype: torch.dtype):
     return {
         "lbs": (lbs, [betas, pose, model.v_template]),
         "lbs, a template per element": (lbs, [betas, pose, per_element]),
-        "lbs, strides": (lambda b, p, t: lbs(b.expand(B, -1), p, t)[0].sum(1, keepdim=True).expand(-1, 2, -1).transpose(1, 2),
-                         [shared_betas[:1], spread_pose, model.v_template]),
+        "lbs, strides": (
+            lambda b, p, t: lbs(b.expand(B, -1), p, t)[0].sum(1, keepdim=True).expand(-1, 2, -1).transpose(1, 2),
+            [shared_betas[:1], spread_pose, model.v_template],
+        ),
         "lbs, matrices": (lambda b, p: library.flame_lbs(b, p, *model.constants, pose2rot=False), [betas, matrices]),
-        "landmarks": (lambda b, p: library.flame_landmarks(b, p, *model.constants, *model.embedding, neck_joint=neck), [betas, pose]),
-        "landmarks, no contour": (lambda b, p: library.flame_landmarks(b, p, *model.constants, *model.embedding[:3]), [betas, pose]),
+        "landmarks": (
+            lambda b, p: library.flame_landmarks(b, p, *model.constants, *model.embedding, neck_joint=neck),
+            [betas, pose],
+        ),
+        "landmarks, no contour": (
+            lambda b, p: library.flame_landmarks(b, p, *model.constants, *model.embedding[:3]),
+            [betas, pose],
+        ),
         "rodrigues": (library.batch_rodrigues, [pose.reshape(-1, 3)]),
-        "points": (lambda v: library.vertices2landmarks(v, model.faces, model.lmk_faces_idx.expand(B, -1), model.lmk_bary_coords.expand(B, -1, -1)),
-                   [per_element]),
-    }  # fmt: skip
+        "points": (
+            lambda v: library.vertices2landmarks(
+                v, model.faces, model.lmk_faces_idx.expand(B, -1), model.lmk_bary_coords.expand(B, -1, -1)
+            ),
+            [per_element],
+        ),
+    }
 
 
 def error(got: list[torch.Tensor], want: list[torch.Tensor]) -> float:
@@ -230,7 +245,9 @@ def check(emulation, random_model, *sizes, names=None, orders=(1, 2)) -> None:
         for order in orders:
             emulation.order(order)
             again = results(function, inputs)
-            assert all(torch.equal(x, y) for x, y in zip(got, again)), f"{name}: order {order} changes the result"
+            assert all(torch.equal(x, y) for x, y in zip(got, again, strict=False)), (
+                f"{name}: order {order} changes the result"
+            )
         emulation.order(0)
 
 
@@ -263,7 +280,7 @@ def test_landmarks_with_their_derivatives(emulation, random_model, sizes, axis_a
         )
         assert error(got, want) < tolerance
         first = first or got
-        assert all(torch.equal(x, y) for x, y in zip(got, first)), f"order {order} changes the result"
+        assert all(torch.equal(x, y) for x, y in zip(got, first, strict=False)), f"order {order} changes the result"
 
 
 @pytest.mark.parametrize("capability", [75, 86])  # without and with room on the chip for sums of d(transforms)
@@ -299,13 +316,16 @@ def test_tensor_cores_round_no_worse_than_float32(emulation, F, decay):
         return vertices.detach(), torch.autograd.grad(vertices, inputs, seeds)[0]
 
     for what, exact, *others in zip(
-        ("vertices", "gradient"), products(torch.float64), on(80), on(86), products(torch.float32)
+        ("vertices", "gradient"), products(torch.float64), on(80), on(86), products(torch.float32), strict=False
     ):
         assert not torch.equal(others[0], others[1])  # two kernels
         difference = [x.double() - exact for x in others]
         tensor_cores, float32, torchs = (torch.stack([d.abs().max(), d.pow(2).mean().sqrt()]) for d in difference)
-        print(f"F={F}, decay {decay}, {what}: largest error and root of the mean square on tensor cores, in float32, torch's:",
-              *("{:.1e} {:.1e}".format(*e) for e in (tensor_cores, float32, torchs)))  # fmt: skip
+        print(
+            f"F={F}, decay {decay}, {what}: largest error and root of the mean square",
+            "on tensor cores, in float32, torch's:",
+            *("{:.1e} {:.1e}".format(*e) for e in (tensor_cores, float32, torchs)),
+        )
         allowed = torch.tensor([1.2, 1.0])  # one element's error is a matter of luck
         assert (tensor_cores <= allowed * float32).all() and (tensor_cores <= allowed * torchs).all(), what
 
@@ -320,8 +340,7 @@ def test_blocks_that_walk_over_tiles(emulation, random_model, sizes):
 @pytest.mark.parametrize("sizes", [(1, 70, 11, 5, 12), (34, 40, 2, 24, 12), (66, 1, 40, 3, 12)], ids=sizes_id)
 def test_landmarks_read_off_the_mesh(emulation, random_model, monkeypatch, sizes, dtype):
     """flame_head, which takes a way of its own on a CUDA device."""
-    for module in (_prepared, _operator):
-        monkeypatch.setattr(module, "require_device", lambda *_: True)
+    monkeypatch.setattr(_checks, "require_device", lambda *_: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: None)  # a CPU's index
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=0))
     monkeypatch.setattr(_prepared.PreparedLandmarks, "forward", None)
@@ -343,11 +362,11 @@ def test_landmarks_read_off_the_mesh(emulation, random_model, monkeypatch, sizes
             assert error(got, want) < tolerance, (C, wanted)
             with torch.no_grad():
                 unkept = head(ops, model, wanted, *inputs)
-            assert all(torch.equal(x, y) for x, y in zip(unkept, got))
+            assert all(torch.equal(x, y) for x, y in zip(unkept, got, strict=False))
             for order in (1, 2):
                 emulation.order(order)
                 again = results(functools.partial(head, ops, model, wanted), inputs)
-                assert all(torch.equal(x, y) for x, y in zip(got, again)), (C, wanted, order)
+                assert all(torch.equal(x, y) for x, y in zip(got, again, strict=False)), (C, wanted, order)
             emulation.order(0)
 
 
@@ -392,7 +411,8 @@ def test_blocks_fill_whole_waves(built, kernel, backward, small, batches, most, 
         time = -(-plan.blocks // at_once) * plan.tiles_per_block
         excess.append(time / max(1, plan.tiles / at_once))
     print(
-        f"{kernel}: {sum(excess) / len(excess):.3f} times the ideal in the mean of B = {batches[0]} to {batches[-1]}, {max(excess):.3f} at most"
+        f"{kernel}: {sum(excess) / len(excess):.3f} times the ideal in the mean of B = {batches[0]} to {batches[-1]}, "
+        f"{max(excess):.3f} at most"
     )
     assert max(excess) <= most
     assert sum(excess) / len(excess) <= mean

@@ -24,8 +24,17 @@ def fresh_memory_is_nan():
 def test_fresh_memory_is_written_before_it_is_read(fresh_memory_is_nan, batch, dtype):
     flame = FLAME(builtin_head(), shape_params=7, expression_params=4, dtype=dtype)
     torch.manual_seed(batch)
-    given = {name: torch.randn(batch, size, dtype=dtype).mul_(0.3).requires_grad_()
-             for name, size in (("shape", 7), ("expression", 4), ("global_pose", 3), ("neck_pose", 3), ("jaw_pose", 3), ("eye_pose", 6))}  # fmt: skip
+    given = {
+        name: torch.randn(batch, size, dtype=dtype).mul_(0.3).requires_grad_()
+        for name, size in (
+            ("shape", 7),
+            ("expression", 4),
+            ("global_pose", 3),
+            ("neck_pose", 3),
+            ("jaw_pose", 3),
+            ("eye_pose", 6),
+        )
+    }
     for values in ((flame.landmarks(**given),), flame(**given)):
         loss = sum((value * torch.randn_like(value)).sum() for value in values)
         gradients = torch.autograd.grad(loss, list(given.values()))
@@ -44,8 +53,10 @@ for dtype in (torch.float32, torch.float64):
     flame = FLAME(builtin_head(), shape_params=7, expression_params=4, dtype=dtype)
     for batch in (1, 3, 9, 33, 67):  # 67: more than one block of the batch
         torch.manual_seed(batch)
-        betas, pose = torch.randn(batch, 11, dtype=dtype), torch.randn(batch, 15, dtype=dtype).mul_(0.3).requires_grad_()
-        for values in ((flame.landmarks(betas[:, :7], betas[:, 7:], pose[:, :3]),), flame(betas[:, :7], betas[:, 7:], pose[:, :3])):
+        betas = torch.randn(batch, 11, dtype=dtype)
+        pose = torch.randn(batch, 15, dtype=dtype).mul_(0.3).requires_grad_()
+        arguments = betas[:, :7], betas[:, 7:], pose[:, :3]
+        for values in ((flame.landmarks(*arguments),), flame(*arguments)):
             loss = sum((value * torch.randn_like(value)).sum() for value in values)
             digest += [loss.item(), torch.autograd.grad(loss, pose)[0].sum().item()]
             with torch.no_grad():

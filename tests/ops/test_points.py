@@ -142,25 +142,25 @@ def test_vertices2landmarks_gradients(points):
 
 
 @pytest.mark.parametrize(
-    "change, error",
+    "name, change, kind, message",
     [
-        (lambda a: a.update(faces=a["faces"] + 10), (ValueError, r"faces: expected vertices in \[0, 20\), got ")),
-        (lambda a: a.update(lmk_faces_idx=a["lmk_faces_idx"] - 12), (ValueError, r"lmk_faces_idx: expected faces in \[0, 12\), got -")),
-        (lambda a: a.update(lmk_faces_idx=a["lmk_faces_idx"] + 12), (ValueError, r"lmk_faces_idx: expected faces in \[0, 12\), got ")),
-        (lambda a: a.update(lmk_faces_idx=a["lmk_faces_idx"][:2]), (ValueError, r"lmk_faces_idx: expected shape \(3, 6\)")),
-        (lambda a: a.update(lmk_bary_coords=a["lmk_bary_coords"][:, :2]), (ValueError, r"lmk_bary_coords: expected shape \(3, 6, 3\)")),
-        (lambda a: a.update(lmk_bary_coords=a["lmk_bary_coords"].float()), (TypeError, "lmk_bary_coords: expected float64, got float32")),
-        (lambda a: a.update(vertices=a["vertices"][..., :2]), (ValueError, r"vertices: expected shape \(any, any, 3\)")),
-        (lambda a: a.update(faces=a["faces"].double()), (TypeError, "faces: expected int64 or int32, got float64")),
+        ("faces", lambda t: t + 10, ValueError, r"expected vertices in \[0, 20\), got "),
+        ("lmk_faces_idx", lambda t: t - 12, ValueError, r"expected faces in \[0, 12\), got -"),
+        ("lmk_faces_idx", lambda t: t + 12, ValueError, r"expected faces in \[0, 12\), got "),
+        ("lmk_faces_idx", lambda t: t[:2], ValueError, r"expected shape \(3, 6\)"),
+        ("lmk_bary_coords", lambda t: t[:, :2], ValueError, r"expected shape \(3, 6, 3\)"),
+        ("lmk_bary_coords", lambda t: t.float(), TypeError, "expected float64, got float32"),
+        ("vertices", lambda t: t[..., :2], ValueError, r"expected shape \(any, any, 3\)"),
+        ("faces", lambda t: t.double(), TypeError, "expected int64 or int32, got float64"),
     ],
-)  # fmt: skip
-def test_vertices2landmarks_bad_arguments(points, change, error):
-    arguments = dict(zip(("vertices", "faces", "lmk_faces_idx", "lmk_bary_coords"), points))
-    change(arguments)
-    if re.search("(vertices|faces) in", error[1]) and points[0].is_cuda:  # no synchronisation: not a number instead
+)
+def test_vertices2landmarks_bad_arguments(points, name, change, kind, message):
+    arguments = dict(zip(("vertices", "faces", "lmk_faces_idx", "lmk_bary_coords"), points, strict=True))
+    arguments[name] = change(arguments[name])
+    if re.search("(vertices|faces) in", message) and points[0].is_cuda:  # no synchronisation: not a number instead
         assert ops.vertices2landmarks(**arguments).isnan().any()
         return
-    with pytest.raises(error[0], match=error[1]):
+    with pytest.raises(kind, match=f"{name}: {message}"):
         ops.vertices2landmarks(**arguments)
 
 

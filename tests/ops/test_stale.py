@@ -4,16 +4,22 @@ costs nothing.
 Most of these writes leave a tensor's version counter as it is.
 """
 
+import copy
+import gc
+import io
 import os
+import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
+import _ringnet_core as core
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from ringnet_ext import ops
-from ringnet_ext.ops import _prepared, reference
+from ringnet_ext.ops import _cache, _prepared, reference
 
 FLOATS = ("v_template", "shapedirs", "posedirs", "J_regressor", "lbs_weights", "lmk_bary_coords", "contour_bary_coords")
 
@@ -31,7 +37,7 @@ def results(model) -> list[torch.Tensor]:
 def assert_fresh(model, note="") -> None:
     inputs = model.inputs(2)
     vertices, joints, landmarks = reference.flame_head(*inputs, *model.constants, *model.embedding)
-    for value, want in zip(results(model), (vertices, joints, landmarks, vertices, joints, landmarks)):
+    for value, want in zip(results(model), (vertices, joints, landmarks, vertices, joints, landmarks), strict=False):
         torch.testing.assert_close(value, want, rtol=0, atol=1e-12, msg=lambda m: f"{note}: {m}")
 
 
@@ -81,7 +87,7 @@ def test_writes_that_are_not_counted(random_model, write, name):
     write(tensor)
     assert tensor._version == version
     assert_fresh(model, name)
-    assert any(not torch.equal(a, b) for a, b in zip(results(model), before))
+    assert any(not torch.equal(a, b) for a, b in zip(results(model), before, strict=False))
 
 
 @pytest.mark.parametrize("name", FLOATS)
@@ -147,26 +153,218 @@ def test_layers_of_ours_follow_their_buffers():
     flame.shapedirs.data.mul_(2)
     after = flame(shape).landmarks, flame.landmarks(shape)
     torch.testing.assert_close(after[0], after[1])
-    for a, b in zip(after, before):
+    for a, b in zip(after, before, strict=False):
         assert not torch.allclose(a, b)
 
 
-def test_what_is_written_as_it_was_is_not_prepared_again(random_model):
+def test_what_is_written_as_it_was_is_not_prepared_again(random_model, built):
     """DistributedDataParallel writes all buffers anew at every step."""
     model = used(random_model)
-    entries = {id(entry.model) for cache in caches() for entry in cache._entries.values()}
+    built.clear()
     for t in (*model.constants, *model.embedding):
         version = t._version
         t.copy_(t.clone())
         assert t._version > version
     assert_fresh(model)
-    assert {id(entry.model) for cache in caches() for entry in cache._entries.values()} == entries
+    assert not built
     model.shapedirs[-1, -1, -1] += 1e-3  # what is counted is seen at once, be it one value
     assert_fresh(model)
 
 
-def caches():
-    return [value for value in vars(_prepared).values() if isinstance(value, _prepared.Cache)]
+@pytest.fixture
+def built(monkeypatch) -> list[str]:
+    """What has been prepared, in order."""
+    names = []
+    for cache in _cache.Cache.all:
+        build = cache._build
+        monkeypatch.setattr(cache, "_build", lambda *a, build=build: names.append(build.__name__) or build(*a))
+    return names
+
+
+def prepared() -> int:
+    """How many prepared models are kept."""
+    return sum(map(len, _cache.Cache.all))
+
+
+def test_every_counted_write_shows_in_the_digests():
+    """Of one value and of two, wherever they are in a piece: among them sign bits, whose sums cancel each other."""
+    words = torch.randint(2**62, (3 * 512 + 5,))  # three pieces of 4 KiB and a rest
+    entries, key = {}, core.key((words,), ())
+
+    def look() -> bool:
+        """Whether the values are as they were when they were looked at last."""
+        same = core.find(entries, (words,), (), True) is not None
+        if not same:
+            entries[key] = SimpleNamespace(marks=core.Marks((words,), lambda _: None))
+        return same
+
+    look(), look()
+    assert look()
+    sign = torch.tensor(-(2**63))
+    generator = torch.Generator().manual_seed(0)
+    for first, distance, bit in torch.randint(512, (400, 3), generator=generator).tolist():
+        places = list({first * 3 % len(words), (first * 3 + distance) % len(words)})
+        for flipped in (sign, torch.tensor(1 << bit % 63)):
+            words[places] ^= flipped
+            assert not look(), (places, flipped)
+            assert look()
+            words.add_(0)  # counted, and nothing changed
+            assert look()
+
+
+@pytest.fixture
+def swapping():
+    """Modules swap tensors when they are converted or loaded, which must have no weak reference."""
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    yield
+    torch.__future__.set_swap_module_params_on_conversion(before)
+
+
+def test_swapped_constants(random_model):
+    """Between two models in use, and for one that nobody else has."""
+    one, other = used(random_model, V=41, K=3), used(random_model, V=41, K=3, seed=1)
+    for name in FLOATS:
+        torch.utils.swap_tensors(getattr(one, name), getattr(other, name))
+        assert_fresh(one, name), assert_fresh(other, name)
+    for name in FLOATS:
+        torch.utils.swap_tensors(getattr(one, name), 2 * getattr(one, name))
+        for _ in range(3):
+            assert_fresh(one, name)
+        version = getattr(one, name)._version
+        getattr(one, name).view(-1)[-1] += 0.5  # what is counted is still seen, be it one value
+        assert getattr(one, name)._version > version
+        assert_fresh(one, name)
+
+
+def test_models_go_with_their_tensors(random_model):
+    """After a swap, too: then the values have another tensor."""
+    gc.collect(), ops.clear_prepared()
+    model = used(random_model)
+    assert prepared()
+    new = model.shapedirs.clone()
+    torch.utils.swap_tensors(model.shapedirs, new)
+    shape = _prepared.prepared_lbs._entries
+    assert len(shape) == 1
+    del new  # with the values that all was made of
+    assert len(shape) == 0
+    assert_fresh(model)
+    del model
+    gc.collect()
+    floats = [e for cache in _cache.Cache.all if cache is not _prepared.joint_tree for e in cache._entries]
+    assert not floats
+
+
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_modules_of_smplx_are_converted_and_loaded_by_swapping(swapping, accelerated, monkeypatch):
+    import smplx
+    from smplx_models import arguments, body_model
+
+    import ringnet_ext
+
+    def vertices(module):
+        given = {k: v.to(module.v_template) for k, v in arguments(module, "FLAME", 1).items()}
+        return module(**given).vertices
+
+    module = body_model("FLAME", 1)
+    if accelerated:
+        ringnet_ext.accelerate(module)
+    else:
+        monkeypatch.setattr(smplx.body_models, "lbs", ops.flame_lbs)
+    for _ in range(3):
+        before = vertices(module)
+    state = {k: 0.5 * v if v.is_floating_point() else v for k, v in module.state_dict().items()}
+    module.load_state_dict(state)
+    fresh = copy.deepcopy(module)
+    after = vertices(module)
+    assert not torch.allclose(after, before, atol=1e-3)
+    torch.testing.assert_close(after, vertices(fresh), rtol=0, atol=1e-6)
+    for _ in range(3):
+        torch.testing.assert_close(vertices(module.double()).float(), after, rtol=0, atol=1e-5)
+        torch.testing.assert_close(vertices(module.float()), after, rtol=0, atol=1e-5)
+
+
+def test_our_layer_is_converted_and_loaded_by_swapping(swapping):
+    from ringnet_ext.flame import FLAME, builtin_head
+
+    gc.collect(), ops.clear_prepared()
+    flame = FLAME(builtin_head(), shape_params=4, expression_params=2)
+    shape = torch.randn(2, 4)
+    for _ in range(3):
+        before = flame(shape)
+    entries = prepared()
+    flame.to(torch.float64)
+    for _ in range(3):
+        after = flame(shape.double())
+    assert after.vertices.dtype == torch.float64
+    torch.testing.assert_close(after.vertices.float(), before.vertices, rtol=0, atol=1e-6)
+    torch.testing.assert_close(after.landmarks.float(), before.landmarks, rtol=0, atol=1e-6)
+    assert prepared() <= entries  # the former models went with their tensors
+    flame.load_state_dict({k: 2 * v if v.is_floating_point() else v for k, v in flame.state_dict().items()})
+    doubled = flame(shape.double() / 2)
+    torch.testing.assert_close(doubled.landmarks, flame.landmarks(shape.double() / 2), rtol=0, atol=1e-12)
+    assert not torch.allclose(doubled.vertices, after.vertices, atol=1e-3)
+
+
+def saved_and_loaded(t):
+    file = io.BytesIO()
+    torch.save(t, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t)), saved_and_loaded])
+def test_used_constants_are_copied_and_saved_as_ever(random_model, way):
+    model = used(random_model, V=41, K=3)
+    original = model.shapedirs
+    made = way(original)
+    assert torch.equal(made, original) and type(made) is torch.Tensor
+    for t in (
+        (made,) if way is copy.copy else (made, original, made)
+    ):  # which shares the memory, and counts its own writes
+        model.shapedirs = t
+        for _ in range(3):
+            assert_fresh(model)
+        t.view(-1)[0] += 0.5
+        assert_fresh(model)
+
+
+def test_a_joint_tree_made_anew_for_every_call_prepares_nothing(random_model, built):
+    """As compiled code makes it that has folded constants."""
+    model = used(random_model)
+    built.clear()
+    for _ in range(3):
+        model.parents = model.parents.clone()
+        assert_fresh(model)
+    assert not built
+    model.parents = torch.tensor([-1, 0, 0, 0, 0])
+    assert_fresh(model)
+    model.parents[4] = 3
+    assert_fresh(model)
+
+
+def test_compiled_code_that_has_folded_constants_prepares_once(random_model, built):
+    import torch._inductor
+
+    class Module(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            for name in ("v_template", "shapedirs", "posedirs", "J_regressor", "parents", "lbs_weights"):
+                self.register_buffer(name, getattr(model, name))
+
+        def forward(self, betas, pose):
+            return ops.flame_lbs(betas, pose, *self.buffers())
+
+    model = random_model(V=41, K=3)
+    inputs, compiled = model.inputs(2), torch.compile(Module(model).eval())
+    want = reference.flame_lbs(*inputs, *model.constants)
+    with torch.no_grad(), torch._inductor.config.patch(freezing=True):
+        for _ in range(3):
+            compiled(*inputs)
+        built.clear()
+        for _ in range(3):
+            torch.testing.assert_close(tuple(compiled(*inputs)), want, rtol=0, atol=1e-12)
+    assert not built
 
 
 def collectives(rank: int, port: int, folder: str) -> None:

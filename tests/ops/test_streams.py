@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ringnet_ext import ops
-from ringnet_ext.ops import _checks, _prepared, reference
+from ringnet_ext.ops import _cache, _checks, _prepared, reference
 
 
 class Device:
@@ -40,16 +40,16 @@ class Device:
             def record_stream(self, stream):
                 device.log.append(("keep", self.address, stream.cuda_stream))
 
-        tensors_of = _prepared._tensors_of
+        tensors_of = _cache._tensors_of
         monkeypatch.setattr(
-            _prepared,
+            _cache,
             "_tensors_of",
             lambda model: [Tensor(t) if isinstance(t, torch.Tensor) else t for t in tensors_of(model)],
         )
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda _=None: Stream(self.stream))
         monkeypatch.setattr(_checks, "capturing", lambda _: self.is_captured)
-        monkeypatch.setattr(_prepared, "_captured", {})
+        monkeypatch.setattr(_cache, "_captured", {})
 
     def waits(self) -> set:
         return {entry[1:] for entry in self.log if entry[0] == "wait"}
@@ -118,12 +118,12 @@ def test_in_a_capture_a_known_model_is_read_and_stays(random_model, device):
         assert not device.waits()  # a captured stream can't
         assert device.keeps()
         device.log.clear()
-    captured = len(_prepared._captured)
+    captured = len(_cache._captured)
     assert captured >= 3
     ops.clear_prepared()
     del model, call
     gc.collect()
-    assert len(_prepared._captured) == captured
+    assert len(_cache._captured) == captured
 
 
 def test_a_first_call_in_a_capture_says_why_it_cannot_be(random_model, device):
@@ -131,7 +131,7 @@ def test_a_first_call_in_a_capture_says_why_it_cannot_be(random_model, device):
     for call in calls(random_model()):
         with pytest.raises(RuntimeError, match=r"(parents|faces).*before the capture"):
             call()
-    assert not any(len(cache) for cache in _prepared.Cache.all)
+    assert not any(len(cache) for cache in _cache.Cache.all)
     ops.batch_rodrigues(torch.zeros(2, 3))  # those without a model can be captured at once
 
 
@@ -141,9 +141,9 @@ def test_what_is_made_in_a_capture_is_not_kept(random_model, device):
     for _ in range(3):
         calls(model)[0]()
     device.is_captured = True
-    counts = [len(cache) for cache in _prepared.Cache.all]
+    counts = [len(cache) for cache in _cache.Cache.all]
     vertices, _ = ops.flame_lbs(*model.inputs(2), other.v_template, *model.fixed)
-    assert counts == [len(cache) for cache in _prepared.Cache.all]
+    assert counts == [len(cache) for cache in _cache.Cache.all]
     torch.testing.assert_close(vertices, reference.flame_lbs(*model.inputs(2), other.v_template, *model.fixed)[0])
 
 
@@ -195,10 +195,10 @@ def test_captured_and_replayed(cuda, random_model, name):
     junk = [torch.full((1 << 20,), float("nan"), device=cuda) for _ in range(50)]  # where the model was, had it gone
     for seed in (5, 6):
         with torch.no_grad():
-            for t, new in zip((b, p), model.inputs(4, seed)):
+            for t, new in zip((b, p), model.inputs(4, seed), strict=False):
                 t.copy_(new)
         graph.replay()
-        for value, want in zip(captured, step()):
+        for value, want in zip(captured, step(), strict=False):
             torch.testing.assert_close(value, want, rtol=1e-5, atol=1e-6)
     del junk
 

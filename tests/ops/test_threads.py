@@ -57,7 +57,8 @@ def test_a_small_call_does_without_a_thread_that_is_late():
 
 NO_MEMORY = """
 model = RandomModel.make(V=40, K=3, J=1200).to(dtype=torch.float32)
-calls = [lambda b, p: ops.flame_lbs(b, p, *model.constants), lambda b, p: [ops.flame_landmarks(b, p, *model.constants, *model.embedding)],
+calls = [lambda b, p: ops.flame_lbs(b, p, *model.constants),
+         lambda b, p: [ops.flame_landmarks(b, p, *model.constants, *model.embedding)],
          lambda b, p: ops.flame_head(b, p, *model.constants, *model.embedding)]
 inputs = [t.requires_grad_() for t in model.inputs(9)]
 

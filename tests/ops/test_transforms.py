@@ -31,10 +31,15 @@ class Functions:
         lib, m, B = self.library, self.model, betas.shape[0]
         vertices, joints = lib.flame_lbs(betas, pose, *m.constants)
         return (
-            vertices, joints, lib.flame_landmarks(betas, pose, *m.constants, *m.embedding),
-            *lib.flame_head(betas, pose, *m.constants, *m.embedding), lib.batch_rodrigues(pose.reshape(-1, 3)),
-            lib.vertices2landmarks(vertices, m.faces, m.lmk_faces_idx.expand(B, -1), m.lmk_bary_coords.expand(B, -1, -1)),
-        )  # fmt: skip
+            vertices,
+            joints,
+            lib.flame_landmarks(betas, pose, *m.constants, *m.embedding),
+            *lib.flame_head(betas, pose, *m.constants, *m.embedding),
+            lib.batch_rodrigues(pose.reshape(-1, 3)),
+            lib.vertices2landmarks(
+                vertices, m.faces, m.lmk_faces_idx.expand(B, -1), m.lmk_bary_coords.expand(B, -1, -1)
+            ),
+        )
 
     def __call__(self, betas, pose):
         return torch.cat([r.reshape(betas.shape[0], -1) for r in self.each(betas, pose)], 1)

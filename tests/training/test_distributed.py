@@ -33,7 +33,10 @@ def options(folder, cache, steps, *more):
 
 def torchrun(processes, arguments, *, restarts=0):
     """Started, in a group of its own; gloo on the CPU."""
-    launch = f"--nnodes 1 --nproc-per-node {processes} --max-restarts {restarts} --rdzv-backend c10d --rdzv-endpoint localhost:0"
+    launch = (
+        f"--nnodes 1 --nproc-per-node {processes} --max-restarts {restarts} "
+        "--rdzv-backend c10d --rdzv-endpoint localhost:0"
+    )
     return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", *launch.split(), "-m", "ringnet_ext.train", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
