@@ -10,11 +10,17 @@ allowed is listed with where it got.
 - Adam, L-BFGS: torch.optim's, on smplx's lbs and vertices2landmarks (without smplx, on the reference), parameters in
   units of their priors.
 - SciPy: least_squares (trf) on the reference, derivatives by forward differentiation, one person after the other.
+
+Then a video of a talking head, of --frames frames and of a quarter of them, with noise: time and memory should grow
+with the frames. Memory is how far the process's peak grows, so each length has a process of its own.
 """
 
 import argparse
 import json
+import math
+import multiprocessing
 import platform
+import resource
 import time
 from pathlib import Path
 
@@ -193,12 +199,71 @@ def scipy(flame, target, start, goal, seconds):
     return share * (time.perf_counter() - began), share * total, calls / len(shapes), torch.stack(shapes)
 
 
+def talking(flame: FLAME, frames: int, noise: float) -> torch.Tensor:
+    """Landmarks (frames, 68, 2) of a head that turns and talks."""
+    generator = torch.Generator().manual_seed(4)
+    shape = torch.randn(1, 100, generator=generator)
+    parts = []
+    for time_of in (torch.arange(frames) / 25).split(512):
+        still = torch.zeros(len(time_of), 2)
+        jaw = torch.cat([0.12 * (1 - torch.cos(2 * math.pi * 1.5 * time_of))[:, None], still], dim=1)
+        pose = torch.tensor([UPRIGHT]) + torch.cat([still, 0.4 * torch.sin(time_of)[:, None]], dim=1)[:, [0, 2, 1]]
+        expression = 0.3 * torch.sin(time_of[:, None] * torch.linspace(1, 5, 50) + torch.arange(50))
+        points = flame.landmarks(shape.expand(len(pose), -1), expression, pose, jaw_pose=jaw)
+        parts.append(project(points, torch.tensor([[7.0, 0.0, 0.03]])))
+    exact = torch.cat(parts)
+    return exact + noise * torch.randn(exact.shape, generator=generator)
+
+
+def peak() -> float:
+    """Of this process's memory, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def video(frames: int, threads: int) -> dict:
+    torch.set_num_threads(threads)
+    flame, noise = FLAME(), 0.01
+    landmarks = talking(flame, frames, noise)
+    fit(flame, landmarks[:50], person=[0] * 50, video=True, sigma=noise)
+    before, began, worked = peak(), time.perf_counter(), time.process_time()
+    found = fit(flame, landmarks, person=[0] * frames, video=True, sigma=noise)
+    return {
+        "frames": frames,
+        "seconds": time.perf_counter() - began,
+        "processor_seconds": time.process_time() - worked,
+        "memory_mb": peak() - before,
+        "iterations": int(found.iterations),
+        "objective": float(found.objective),
+        "stopped": found.stopped[0],
+    }
+
+
+def videos(frames: int) -> list[dict]:
+    """Prints and returns what videos of two lengths take."""
+    results = []
+    for length in sorted({max(1, frames // 4), frames}):
+        with multiprocessing.get_context("spawn").Pool(1) as process:
+            results.append(process.apply(video, (length, torch.get_num_threads())))
+    rows = [
+        [str(r["frames"]), f"{r['frames'] / r['seconds']:.0f}", f"{r['seconds']:.1f}", f"{r['processor_seconds']:.1f}",
+         f"{r['memory_mb']:.0f}", str(r["iterations"])]
+        for r in results
+    ]  # fmt: skip
+    columns = ["frames of a video", "frames a second", "seconds", "seconds of all cores", "MB", "steps"]
+    print(markdown(columns, rows))
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, help="write the results there")
     parser.add_argument("--seconds", type=float, default=120, help="for each of the others, at most")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 240])
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 240], help="people; none for the video alone")
+    parser.add_argument("--frames", type=int, default=10000, help="of the video; 0 for none")
     options = parser.parse_args()
+    of_videos = videos(options.frames) if options.frames else []
+    if not options.batches:
+        return
     people = People(max(options.batches))
     rows, results = [], []
     smplx, name = of_smplx(people.flame)
@@ -261,7 +326,9 @@ def main() -> None:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
-        options.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+        options.json.write_text(
+            json.dumps({"machine": machine, "results": results, "videos": of_videos}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ gradients any strides.
 """
 
 from collections.abc import Callable
-from typing import Self
+from typing import Self, TypeVar
 
 from torch import Tensor
+
+Entry = TypeVar("Entry")
 
 __version__: str
 compiler: str
@@ -20,22 +22,25 @@ def discard(address: int, bytes: int, /) -> None:
     """Lets the system have these pages, if it runs short of them before they are written again. Their values are
     lost."""
 
-class Marks:
-    """What tensors (or None) were when something was made of them: which, where, how often written to, and what they
-    held.
+class Tag:
+    """Lies in the ``__dict__`` of a tensor of which there are marks, and dies with the tensor."""
 
-    Holds them weakly."""
+class Marks:
+    """What tensors (or None) were when something was made of them: which, where, how often written to, and what they held."""
 
     constant: bool
     """Whether they are all of PyTorch's own types."""
 
-    def __init__(self, tensors: tuple[Tensor | None, ...], on_death: Callable[[object], object], /) -> None: ...
-    def unchanged(self, tensors: tuple[Tensor | None, ...], again: bool = True) -> bool:
-        """Whether these are the same tensors, and nothing is seen to have happened to them. When they are looked for
-        again for the first time, they aren't: their values are noted only then. ``again`` is false for the use that the
-        marks were made for."""
-    def usable(self, tensors: tuple[Tensor | None, ...], /) -> bool:
-        """Whether they are unchanged, and autograd follows none."""
+    def __init__(self, tensors: tuple[Tensor | None, ...], on_death: Callable[[object], object]) -> None: ...
+
+def key(tensors: tuple[Tensor | None, ...], settings: tuple, /) -> tuple:
+    """What tensors and settings are known by: a tensor by its identity, few integers in host memory by their values."""
+
+def find(entries: dict[tuple, Entry], tensors: tuple[Tensor | None, ...], settings: tuple, again: bool) -> Entry | None:
+    """The entry of these tensors and settings, where its ``marks`` see no change; otherwise None.
+
+    When tensors are looked for again for the first time, nothing is found: their values are noted only then. Nothing is found
+    again where autograd follows a tensor. ``again`` is false for the use that the marks were made for."""
 
 def seen_again(tensor: Tensor, /) -> bool:
     """Whether a tensor of which there are marks was looked for again."""

@@ -212,7 +212,8 @@ class Tensors {
     // What they and the settings are known by, in a dict.
     py::tuple key(const py::tuple& settings) const {
         py::tuple key(size() + settings.size());
-        for (std::size_t i = 0; i < size(); ++i) key[i] = by_value(i) ? values(views_[i]) : py::object(py::int_(std::uintptr_t((*this)[i].ptr())));
+        for (std::size_t i = 0; i < size(); ++i)
+            key[i] = by_value(i) ? values(views_[i]) : py::object(py::int_(std::uintptr_t((*this)[i].ptr())));
         for (std::size_t i = 0; i < settings.size(); ++i) key[size() + i] = settings[i];
         return key;
     }
@@ -298,9 +299,8 @@ py::object find(const py::dict& entries, const py::tuple& tensors, const py::tup
 
 void bind_marks(py::module_& m) {
     // A tensor's pickle and deep copy have an empty shape in its place, which anybody can read.
-    py::class_<Tag>(m, "Tag").def("__reduce__", [](const Tag&) {
-        return py::make_tuple(py::module_::import("torch").attr("Size"), py::tuple());
-    });
+    py::class_<Tag>(m, "Tag").def("__reduce__",
+                                  [](const Tag&) { return py::make_tuple(py::module_::import("torch").attr("Size"), py::tuple()); });
     py::class_<Marks>(m, "Marks")
         .def(py::init<const py::tuple&, const py::object&>(), py::arg("tensors"), py::arg("on_death"))
         .def_property_readonly("constant", &Marks::constant);

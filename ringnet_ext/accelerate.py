@@ -40,7 +40,7 @@ def _base(module: nn.Module) -> type | None:
 @functools.cache
 def _accelerated(cls: type, base: type) -> type[nn.Module]:
     """A subclass of cls in which base's forward finds this package's functions under the names that it looks up."""
-    forward = _forward_by_name(base)
+    forward = base.__dict__["forward"]
     own_torch = types.ModuleType("torch")
     vars(own_torch).update(vars(torch), cat=_cat)
     names = {

@@ -49,8 +49,8 @@ def fit(
 ) -> Fit:
     """The most probable heads given landmarks: maximum a posteriori, by Levenberg-Marquardt with exact derivatives.
 
-    Minimises, for every person, half the sum of ``|landmark residual / sigma|^2`` and of the priors' squares. Images of
-    one person are fitted together, with one shape::
+    Minimises, for every person, half the sum of ``|landmark residual / sigma|^2`` and of the priors' squares. Images
+    of one person are fitted together, with one shape::
 
         fit(flame, landmarks)                             # (N, 68, 2): N people, an image each
         fit(flame, landmarks, person=[0, 0, 0, 1, 1])     # three images of one person, two of another
@@ -103,34 +103,7 @@ def fit(
     )  # fmt: skip
     tolerance = (1e-5 if video else 1e-6) if tolerance is None else tolerance
     found, sigma = task.solved(sigma, iterations=iterations, tolerance=tolerance, progress=progress)
-    solution, reasons = found.solution, [REASONS[reason] for reason in found.solution.stopped.tolist()]
-    nothing = ~task.somewhere_usable()
-    for g in nothing.nonzero()[:, 0].tolist():
-        reasons[g] = f"no image with at least {_FEWEST} known landmarks"
-    invalid = solution.stopped == REASONS.index(INVALID)
-    failed = {g: reasons[g] for g in (nothing | invalid).nonzero()[:, 0].tolist()}
-
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order), device=order.device)
-    seen, distance = found.residuals.seen(found.values)
-    row, C = found.values[back], parameters.columns
-    weak, translation, focal_length = lens.weak(C.take(row, lens.names))
-    return Fit(
-        params=HeadParams(weak, *(row[:, C[name]] for name in ("global_pose", "jaw_pose", "shape", "expression"))),
-        person=person,
-        neck_pose=row[:, C["neck_pose"]],
-        eye_pose=row[:, C["eye_pose"]],
-        translation=translation,
-        focal=focal_length,
-        landmarks=seen[back].reshape(len(back), *per_image),
-        residuals=distance[back].reshape(len(back), *per_image[:-1]),
-        sigma=sigma,
-        objective=solution.objective.to(row),
-        iterations=solution.iterations,
-        stopped=reasons,
-        failed=failed,
-        _posterior=functools.cache(lambda: posterior(flame, C, solution, back)),
-    )
+    return _result(task, found, sigma, order, person, per_image)
 
 
 _ROBUST = {None: 0.0, "huber": 1.5, "geman-mcclure": 3.0}
@@ -254,15 +227,9 @@ class _Task:
     def _fitted(self, sigma: float, *, iterations: int, tolerance: float, progress) -> _Found:
         columns, of = self.columns, self.of
         residuals = LandmarkResiduals(
-            self.flame,
-            self.lens,
-            columns,
-            self.values,
-            self.target,
-            self.weight.sqrt() / sigma,
-            self.robust,
+            self.flame, self.lens, columns, self.values, self.target, self.weight.sqrt() / sigma, self.robust,
             self.points,
-        )
+        )  # fmt: skip
         local = columns.take(self.values, columns.local)
         shared = columns.take(self.values[first_images(of, self.people)], columns.shared)
         tie, common = self._tie(), columns.count(columns.common)
@@ -285,6 +252,30 @@ class _Task:
                 solution.shared[:, -common:] = solution.shared[valid][0, -common:]
         values = residuals.row(solution.local, solution.shared[of], torch.arange(len(of), device=of.device))
         return _Found(residuals, solution, values)
+
+
+def _result(task: _Task, found: _Found, sigma: float, order: Tensor, person: Tensor, per_image: tuple[int, ...]) -> Fit:
+    """What a task has found, in the order in which the images came: the task's are those of ``order``."""
+    solution, reasons = found.solution, [REASONS[reason] for reason in found.solution.stopped.tolist()]
+    nothing = ~task.somewhere_usable()
+    for g in nothing.nonzero()[:, 0].tolist():
+        reasons[g] = f"no image with at least {_FEWEST} known landmarks"
+    invalid = solution.stopped == REASONS.index(INVALID)
+    failed = {g: reasons[g] for g in (nothing | invalid).nonzero()[:, 0].tolist()}
+
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=order.device)
+    seen, distance = found.residuals.seen(found.values)
+    row, C = found.values[back], task.columns
+    weak, translation, focal_length = task.lens.weak(C.take(row, task.lens.names))
+    return Fit(
+        params=HeadParams(weak, *(row[:, C[name]] for name in ("global_pose", "jaw_pose", "shape", "expression"))),
+        person=person, neck_pose=row[:, C["neck_pose"]], eye_pose=row[:, C["eye_pose"]],
+        translation=translation, focal=focal_length, landmarks=seen[back].reshape(len(back), *per_image),
+        residuals=distance[back].reshape(len(back), *per_image[:-1]), sigma=sigma,
+        objective=solution.objective.to(row), iterations=solution.iterations, stopped=reasons, failed=failed,
+        _posterior=functools.cache(lambda: posterior(task.flame, C, solution, back)),
+    )  # fmt: skip
 
 
 def _people(person: Sequence | Tensor | None, count: int, device: torch.device) -> tuple[Tensor, Tensor]:

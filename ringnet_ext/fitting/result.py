@@ -56,14 +56,10 @@ class Fit:
         p = self.params
         still = p.camera.new_zeros(len(self.person), 3)
         return FlameParams.make(
-            shape=p.shape,
-            expression=p.expression,
-            global_pose=p.global_pose,
-            neck_pose=self.neck_pose,
-            jaw_pose=p.jaw_pose,
-            eye_pose=self.eye_pose,
+            shape=p.shape, expression=p.expression, global_pose=p.global_pose, neck_pose=self.neck_pose,
+            jaw_pose=p.jaw_pose, eye_pose=self.eye_pose,
             translation=still if self.translation is None else self.translation,
-        )
+        )  # fmt: skip
 
     @property
     def std(self) -> dict[str, Tensor]:

@@ -138,18 +138,13 @@ class Video:
         by_frame = damping[self._of].to(self.local)
         linear = _Linear(self, by_frame, damping)
         eliminated = linear.eliminated(self.local.dtype)
-        S = self.shared.shape[1]
         # Damped after the elimination: of a long video's own large diagonal little is left in some directions.
         gradient, left = linear.shared_gradient, linear.shared - eliminated.border[:, 1:, 1:]
         undamped = left.diagonal(dim1=1, dim2=2).clone()
         d_shared = torch.zeros_like(gradient)
-        if S:
+        if gradient.shape[1]:
             d_shared = SharedBlock(damped(left, damping), self.common).step(gradient - eliminated.border[:, 1:, 0])
-        d_local = (
-            -eliminated.solution(torch.cat([torch.ones_like(d_shared[:, :1]), d_shared], dim=1))
-            if S
-            else (-eliminated.solution(gradient.new_ones(len(gradient), 1)))
-        )
+        d_local = -eliminated.solution(torch.cat([gradient.new_ones(len(gradient), 1), d_shared], dim=1))
         self._step = d_local, d_shared.to(self.shared)
         slopes = (d_local * linear.gradient).sum(1)
         self._slope = add_up(slopes, self._of, len(damping)) + (d_shared * gradient).sum(1)

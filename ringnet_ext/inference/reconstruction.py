@@ -18,7 +18,7 @@ from ..detection.boxes import FaceBoxes
 from ..detection.detectors import Detectors
 from ..detection.squares import Square
 from ..files.images import read_image
-from ..fitting import fit
+from ..fitting import refine
 from ..flame import FLAME, FlameModel
 from ..flame.parameters import FlameParams, HeadParams
 from ..geometry.camera import project, to_pixels, yaw_of
@@ -300,12 +300,9 @@ class RingNet(network.RingNet):
             torch.from_numpy(face.square.normalised(each)) for face, each in zip(faces, points, strict=True)
         ])  # fmt: skip
         start = HeadParams(*(torch.cat(parts) for parts in zip(*(face.params for face in faces), strict=True)))
-        person = [0] * len(faces) if same_person else None
         like = self.flame.v_template
         start = HeadParams(*(value.to(like) for value in start))
-        found = fit(self.flame, seen.to(like), person=person, start=start, sigma=sigma)
-        if found.failed:
-            raise ValueError(f"landmarks: {next(iter(found.failed.values()))}")
+        found = refine(self.flame, start, seen.to(like), same_person=same_person, sigma=sigma)
         refined = reconstructions(self.flame, self.head, [face.square for face in faces], found.params)
         certain = certainties(found, self.flame)
         # The network's agreement is about what it said, and this is not it any more.

@@ -3,9 +3,9 @@
 The same functions as readable formulas are in :mod:`ringnet_ext.ops.reference`. Common to all:
 
 - **Types and devices.** float32 and float64, on the CPU and on CUDA devices (where built with CUDA). A model's
-  constants have one type and one device, and the results have the same. Betas, pose, v_template, vertices and rotation vectors
-  may be float16 or bfloat16 too, with autocast or without: they are converted to the constants' type, or to float32
-  where there are no constants.
+  constants have one type and one device, and the results have the same. Betas, pose, v_template, vertices and rotation
+  vectors may be float16 or bfloat16 too, with autocast or without: they are converted to the constants' type, or to
+  float32 where there are no constants.
 - **Gradients** are exact, or an error is raised. The kernels compute those of betas, pose, template and vertices. The
   reference's formula computes those of constants, and forward-mode derivatives (``torch.func.jvp``); it is slower.
   ``torch.func.grad``, ``vjp``, ``jacrev`` and ``vmap`` work; ``vmap`` adds to the kernels' batch. Second derivatives
@@ -19,8 +19,8 @@ The same functions as readable formulas are in :mod:`ringnet_ext.ops.reference`.
 - **Reproducibility.** Results are bitwise the same run to run, and on the CPU for any number of threads
   (``torch.set_num_threads``).
 - **Compilers.** ``torch.compile(fullgraph=True)`` and ``torch.export`` work, with a batch of any size. Compiled code
-  that has folded constants (``freezing``, AOTInductor) makes small tensors anew for every call: on the CPU they are known by
-  their values. On a CUDA device keep ``parents`` in host memory there, or every call prepares the model.
+  that has folded constants (``freezing``, AOTInductor) makes small tensors anew for every call: on the CPU they are
+  known by their values. On a CUDA device keep ``parents`` in host memory there, or every call prepares the model.
 """
 
 from . import reference

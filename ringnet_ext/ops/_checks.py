@@ -70,7 +70,9 @@ def require_tensor(argument: str, value: Any, shape: tuple, like: Tensor | None 
     if value.dtype not in dtypes:
         names = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
         raise TypeError(f"{argument}: expected {names}, got {str(value.dtype).removeprefix('torch.')}")
-    if value.ndim != len(shape) or any(want is not None and want != have for want, have in zip(shape, value.shape)):
+    if value.ndim != len(shape) or any(
+        want is not None and want != have for want, have in zip(shape, value.shape, strict=False)
+    ):
         wanted = ", ".join("any" if s is None else str(s) for s in shape)
         raise ValueError(f"{argument}: expected shape ({wanted}), got {tuple(value.shape)}")
     if like is not None and value.device != like.device:

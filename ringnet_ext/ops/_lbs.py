@@ -116,7 +116,7 @@ class Lbs(ModelOperator):
 
     def backward_kernel(self, prepared, gradients, inputs, states, wanted):
         (model, joint_template), (betas, pose, _, *constants, pose2rot) = prepared, inputs
-        results = [gradient_like(t, w) for t, w in zip(inputs, wanted)]
+        results = [gradient_like(t, w) for t, w in zip(inputs, wanted, strict=False)]
         grad_v_template, B = results[2], betas.shape[0]
         grad_joint_template = None if grad_v_template is None else betas.new_empty(B, model.sizes[2], 3)
         model.backward(

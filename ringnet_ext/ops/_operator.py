@@ -49,7 +49,7 @@ try:
 
     forward_ad._current_level  # noqa: B018
 except (ImportError, AttributeError):  # not the public interface: a PyTorch without them takes the dispatcher path
-    _len_torch_dispatch_stack = lambda: 1  # noqa: E731
+    _len_torch_dispatch_stack = lambda: 1
 
 
 def watched() -> bool:
@@ -136,7 +136,7 @@ class _Call(torch.autograd.Function):
         states = [saved[0].new_empty((saved[0].shape[0], 0)) if s is None else s for s in states]
         all_wanted = [*wanted, *[False] * (len(operator.moving) - len(wanted))]
         results = _tuple(operator.backward(*gradients, *saved, *constants, *settings, *states, all_wanted))
-        return None, None, None, None, *[r if w else None for r, w in zip(results, wanted)]
+        return None, None, None, None, *[r if w else None for r, w in zip(results, wanted, strict=False)]
 
 
 def _no_second_derivative(function: str) -> NotImplementedError:
@@ -267,7 +267,7 @@ class Operator:
 
     def require_types(self, *inputs) -> None:
         """Raises where an argument isn't of its type in the schema; shapes, dtypes and devices are checked later."""
-        for (kind, name), value in zip(self.inputs, inputs):
+        for (kind, name), value in zip(self.inputs, inputs, strict=False):
             if kind == "Tensor" or (kind == "Tensor?" and value is not None):
                 checks.require_dense(name, value)
             elif kind == "int":
@@ -308,16 +308,18 @@ class Operator:
     def _backward_fake(self, *arguments):
         gradients, inputs, states, wanted = self._split(arguments)
         self._check_backward(gradients, inputs[0], states, self.check(*inputs), wanted)
-        return self._gradients([gradient_like(t, w) for t, w in zip(inputs, wanted)], inputs[0])
+        return self._gradients([gradient_like(t, w) for t, w in zip(inputs, wanted, strict=False)], inputs[0])
 
     def _gradients(self, results, like: Tensor):
         return _unpacked(tuple(like.new_empty(0) if r is None else r for r in results))
 
     def _check_backward(self, gradients, like: Tensor, states, sizes: tuple, wanted: list[bool]) -> None:
-        for name, gradient, shape in zip(self.results, gradients, self.shapes(sizes)):
+        for name, gradient, shape in zip(self.results, gradients, self.shapes(sizes), strict=False):
             checks.kept(f"grad_{name}", gradient, shape, like)
         cuda = checks.require_device(like, self.moving[0])
-        for name, state, size in zip(self.states, states, self.state_sizes(sizes, cuda, like.dtype, True)):
+        for name, state, size in zip(
+            self.states, states, self.state_sizes(sizes, cuda, like.dtype, True), strict=False
+        ):
             checks.kept(name, state, (sizes[0], size), like)
         n = len(self.moving)
         checks.require(len(wanted) == n, "wanted", f"one for each of {', '.join(self.moving)}", wanted)
@@ -348,10 +350,13 @@ class Operator:
 
     def _folded(self, info, in_dims, inputs) -> tuple[list, int]:
         """The inputs with the vmapped dimension folded into the batch, and the size of the batch before."""
-        N, moved = info.batch_size, [None if d is None else t.movedim(d, 0) for t, d in zip(inputs, in_dims)]
+        N, moved = (
+            info.batch_size,
+            [None if d is None else t.movedim(d, 0) for t, d in zip(inputs, in_dims, strict=False)],
+        )
         B = inputs[0].shape[0] if moved[0] is None else moved[0].shape[1]
         folded = []
-        for (_, name), value, batched in zip(self.inputs, inputs, moved):
+        for (_, name), value, batched in zip(self.inputs, inputs, moved, strict=False):
             if name in self.moving or name in self.batched:
                 if batched is None and name == "v_template" and value.ndim == 2:
                     folded.append(value)
@@ -398,7 +403,7 @@ class Operator:
                 states = _tuple(self.forward(*folded, True))[len(self.results) :]
         results = _tuple(self.backward(*gradients, *folded, *states, wanted))
         outputs, dims = [], []
-        for i, (r, w) in enumerate(zip(results, wanted)):
+        for i, (r, w) in enumerate(zip(results, wanted, strict=False)):
             r = r.unflatten(0, (N, B)) if w else r
             template = w and inputs[i].ndim - (dims_i[i] is not None) == 2 and self.moving[i] == "v_template"
             outputs.append(r.sum(1) if template else r)

@@ -256,11 +256,13 @@ class Corners:
             self.contour, C = faces[contour_faces_idx.long()].contiguous(), contour_faces_idx.shape[1]
             lists.append((self.contour, contour_bary_coords))
         parts = []
-        for (corners, bary), first in zip(lists, (C, 0)):
+        for (corners, bary), first in zip(lists, (C, 0), strict=False):
             vertices, order = corners.flatten(1).sort(dim=1, stable=True)
             parts.append([vertices.int(), (first + order // 3).int(), bary.flatten(1).gather(1, order)])
         # Of the static landmarks and of every row of the table: vertices in ascending order, landmarks, coordinates.
-        self.by_vertex = tuple(torch.cat([column.flatten() for column in columns]) for columns in zip(*parts))
+        self.by_vertex = tuple(
+            torch.cat([column.flatten() for column in columns]) for columns in zip(*parts, strict=False)
+        )
 
 
 class PreparedLandmarks:
@@ -354,8 +356,8 @@ class PreparedHead:
     """A model prepared for its mesh and its landmarks together.
 
     Forward reads the landmarks off the vertices. Backward on the CPU, where landmarks and vertices have a gradient,
-    adds one to the other and runs once. On a CUDA device, and where only the landmarks have a gradient, the landmarks' own
-    kernels compute their part.
+    adds one to the other and runs once. On a CUDA device, and where only the landmarks have a gradient, the landmarks'
+    own kernels compute their part.
     """
 
     def __init__(self, v_template: Tensor, *constants):

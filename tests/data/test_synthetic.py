@@ -56,3 +56,31 @@ def test_backgrounds_and_exposure_are_pictures_that_differ():
     level = exposed.mean((1, 2, 3))
     assert level.max() < 0.5**0.8 + 0.01 and level.min() > 0.6 * 0.5**1.25 - 0.01 and level.std() > 0.04
     assert exposed.std((1, 2, 3)).max() < 0.03  # sensor noise
+
+
+def test_poses_and_frames_are_drawn_as_far_as_they_are_said_to_go():
+    faces, layer = synthetic.SyntheticFaces(), synthetic.FLAME(shape_params=5, expression_params=4)
+    random = np.random.default_rng(0)
+    drawn = [faces._draw(random, layer, np.zeros(5)) for _ in range(400)]
+    fill, *shift = np.array([row["frame"] for row in drawn]).T
+    assert fill.min() >= 0.52 and fill.max() <= 0.62
+    assert 0.035 < np.abs(shift).max() <= 0.04
+    eyes = np.array([row["eye_pose"] for row in drawn]).reshape(-1, 2, 3)
+    assert (eyes[:, 0] == eyes[:, 1]).all() and (eyes[..., 2] == 0).all()  # both look at one thing, and don't roll
+    np.testing.assert_allclose(np.degrees(eyes[:, 0, :2].std(0)), 8, rtol=0.15)
+    jaw = np.array([row["jaw_pose"] for row in drawn])
+    assert jaw[:, 0].min() >= 0 and (jaw[:, 1:] == 0).all()  # it opens
+    assert np.array([row["expression"] for row in drawn]).std() == pytest.approx(faces.expression_sigma, rel=0.1)
+
+
+def test_skin_is_blotched_a_little():
+    """So that light alone doesn't tell the surface."""
+    painter = _Painter(synthetic.builtin_head(), synthetic.SyntheticFaces())
+    random = np.random.default_rng(0)
+    head = synthetic.builtin_head()
+    cheeks = np.setdiff1d(head.regions["face"], np.concatenate([v for k, v in head.regions.items() if k != "face"]))
+    spreads = []
+    for _ in range(10):
+        albedo = painter._albedo(random)[cheeks if len(cheeks) > 100 else head.regions["face"]]
+        spreads.append(np.median(np.abs(albedo / np.median(albedo, axis=0) - 1)))
+    assert 0.005 < np.median(spreads) < 0.1

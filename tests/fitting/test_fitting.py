@@ -413,7 +413,7 @@ def test_a_video_is_smooth_and_does_not_lag(flame, talking):
 
 
 def test_a_step_asks_for_memory_that_grows_with_the_frames_and_with_nothing_else(small):
-    """A frame more costs the same bytes whether the video is short or long, and fewer than half its derivatives have."""
+    """A frame more costs the same bytes in a short video and in a long one, fewer than half its derivatives have."""
     from torch.profiler import ProfilerActivity, profile
 
     heads = Heads(small, 1, 8, noise=0.01)

@@ -14,6 +14,7 @@ from ringnet_ext.data.augment import crop
 from ringnet_ext.data.face_set import FaceSet
 from ringnet_ext.data.synthetic import SyntheticFaces
 from ringnet_ext.detection.squares import cut_square, landmark_square
+from ringnet_ext.inference import framing
 from ringnet_ext.inference.framing import NotAFaceError, calibrated, find_face, following, limit_of, settled
 
 CHECKPOINT = os.environ.get("RINGNET_CHECKPOINT")  # a run folder of ringnet train, with its defaults
@@ -201,3 +202,19 @@ class TestTrainedNetwork:
         for image in (data.chelsea(), data.coffee(), noise):
             with pytest.raises(NotAFaceError):
                 find_face(trained, image)
+
+
+@pytest.mark.parametrize("width, height", [(640, 480), (300, 900), (224, 224)])
+def test_the_network_looks_everywhere_in_the_picture_and_nowhere_else(width, height):
+    """In squares that cover it all, from the whole down to parts."""
+    extent = np.array([width, height], float)
+    rounds = list(framing._starts(np.zeros((height, width, 3), np.uint8), None))
+    assert rounds[0][1] == [extent.max()] and (rounds[0][0] == extent / 2).all()
+    for middles, sides in rounds[1:]:
+        room = np.maximum(0, extent - sides[0])
+        assert (middles >= (extent - room) / 2 - 1e-9).all() and (middles <= (extent + room) / 2 + 1e-9).all()
+        covered = np.zeros((height, width), bool)
+        for (x, y), side in zip(middles, sides, strict=True):
+            left, top = (max(0, round(value - side / 2)) for value in (x, y))
+            covered[top : round(y + side / 2), left : round(x + side / 2)] = True
+        assert covered.all()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ringnet_ext.network import RingNet
-from ringnet_ext.network.encoder import to_input
+from ringnet_ext.network.encoder import _resize, to_input
 
 
 def test_pixels_become_numbers_from_minus_one_to_one():
@@ -27,3 +27,11 @@ def test_the_units_of_the_answer_are_those_that_were_asked_for():
     expected = [0.02] * 2 + [0.3] * 3 + [0.1] * 3 + [1.0] * 4 + [0.5] * 3
     torch.testing.assert_close(units[1:].flatten(), torch.tensor(expected))
     assert (plain.regressor.scale == 1).all()
+
+
+def test_larger_pictures_are_averaged_not_thinned_out():
+    picture = torch.rand(1, 1, 96, 96, generator=torch.Generator().manual_seed(0))
+    small = _resize(picture, 32)
+    assert small.shape == (1, 1, 32, 32)
+    assert float(small.std()) < 0.5 * float(picture.std())
+    torch.testing.assert_close(small.mean(), picture.mean(), atol=0.01, rtol=0)
