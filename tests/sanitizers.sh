@@ -80,7 +80,7 @@ operators() {
     tests "$@"
 }
 of_a_level() {
-    printf 'tests/ops/test_%s.py ' lbs landmarks jacobian memory subnormals fuzz
+    printf 'tests/ops/test_%s.py ' lbs landmarks points jacobian memory subnormals fuzz
 }
 between() {
     ls tests/ops/test_*.py tests/flame/test_layer.py |
