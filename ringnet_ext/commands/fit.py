@@ -192,14 +192,10 @@ def _fit_images(options, flame: FLAME, head: FlameModel, network: RingNet | None
                 found.neck_pose[i : i + 1],
                 found.eye_pose[i : i + 1],
             )
-            more = (
-                {}
-                if found.focal is None
-                else {
-                    "translation": found.translation[i].cpu().numpy(),
-                    "focal": found.focal[i].item() * max(each.size) / 2,
-                }
-            )
+            more = {}
+            if found.focal is not None and found.translation is not None:
+                more["translation"] = found.translation[i].cpu().numpy()
+                more["focal"] = np.array(found.focal[i].item() * max(each.size) / 2)
             trust = Trust(inside=inside(face.landmarks, each.size), certainty=certain[person])
             face = replace(face, original=each.file, trust=trust)
             more["shape_std"] = found.shape_std[person].cpu().numpy()
@@ -279,7 +275,8 @@ def _in_square(found: Fit, i: int, each: _Seen, square: Square, flame: FLAME) ->
 
 
 def _write_reports(folder: Path, found: Fit, rows: list[tuple[int, _Seen, np.ndarray, Trust]]) -> None:
-    people, summary = {}, io.StringIO()
+    people: dict[int, list[str]] = {}
+    summary = io.StringIO()
     writer = csv.writer(summary, lineterminator="\n")
     writer.writerow(["image", "name", "person", "landmark_error", "pixels", "objective", "iterations", "stopped", "score", "inside",
                      "certainty"])  # fmt: skip
@@ -289,11 +286,11 @@ def _write_reports(folder: Path, found: Fit, rows: list[tuple[int, _Seen, np.nda
     for i, each, distance, trust in rows:
         known = each.confidence > 0
         person = int(found.person[i])
-        eyes = np.linalg.norm(np.subtract(*each.points[list(_OUTER_EYE_CORNERS)]))
+        eyes = float(np.linalg.norm(np.subtract(*each.points[list(_OUTER_EYE_CORNERS)])))
         both = known[list(_OUTER_EYE_CORNERS)].all()
-        pixels = float(distance[known].mean())
-        error = f"{pixels / max(eyes, 1e-9):.4f}" if both else ""
-        writer.writerow([each.file, each.name, person, error, f"{pixels:.3f}", f"{float(found.objective[person]):.4f}",
+        mean = float(distance[known].mean())
+        error = f"{mean / max(eyes, 1e-9):.4f}" if both else ""
+        writer.writerow([each.file, each.name, person, error, f"{mean:.3f}", f"{float(found.objective[person]):.4f}",
                          int(found.iterations[person]), found.stopped[person], f"{trust.score:.4f}", f"{trust.inside:.4f}",
                          f"{trust.certainty:.4f}"])  # fmt: skip
         details.writerow(
@@ -335,22 +332,23 @@ def _fit_video(options, flame: FLAME, head: FlameModel) -> int:
     print(f"{len(points)} frames fitted in {seconds:.2f} s, {len(points) / seconds:.0f} a second; {int((~known).sum())} without a face; "
           f"sigma {found.sigma:.4f}")  # fmt: skip
     p = found.params
-    arrays = {
+    values = {
         "cam": p.camera, "pose": torch.cat([p.global_pose, p.jaw_pose], dim=1), "shape": found.shape[0], "expression": p.expression,
         "shape_std": found.shape_std[0],
     }  # fmt: skip
-    if found.focal is not None:
-        arrays |= {"translation": found.translation, "focal": found.focal * half}
-    arrays = {name: value.cpu().numpy() for name, value in arrays.items()}
-    arrays["landmarks"] = pixels(found.landmarks.cpu().numpy(), video.size)
-    arrays |= {
+    if found.focal is not None and found.translation is not None:
+        values |= {"translation": found.translation, "focal": found.focal * half}
+    residuals = found.residuals.cpu().numpy() * half
+    arrays = {name: value.cpu().numpy() for name, value in values.items()} | {
+        "landmarks": pixels(found.landmarks.cpu().numpy(), video.size),
+        "pixel_centres": np.array(0.5),
         "seen": known,
-        "residuals": found.residuals.cpu().numpy() * half,
-        "fps": video.fps,
+        "residuals": residuals,
+        "fps": np.array(video.fps),
         "size": np.array(video.size),
     }
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
     with written_whole(options.out / "params.npz") as file:
         file.write(buffer.getvalue())
     neutral = flame(found.shape[:1]).vertices[0].cpu().numpy()
@@ -360,7 +358,7 @@ def _fit_video(options, flame: FLAME, head: FlameModel) -> int:
     facts = {
         "frames": len(points), "without_a_face": int((~known).sum()), "sigma": found.sigma, "objective": float(found.objective[0]),
         "iterations": int(found.iterations[0]), "stopped": found.stopped[0], "frames_a_second": len(points) / seconds,
-        "mean_residual_pixels": float(np.nanmean(arrays["residuals"])),
+        "mean_residual_pixels": float(np.nanmean(residuals)),
     }  # fmt: skip
     with written_whole(options.out / "report.json") as file:
         file.write((json.dumps(facts, indent=1) + "\n").encode())
