@@ -6,9 +6,10 @@ gradients any strides.
 """
 
 from collections.abc import Callable
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
+from typing_extensions import Self
 
 Entry = TypeVar("Entry")
 
@@ -26,7 +27,8 @@ class Tag:
     """Lies in the ``__dict__`` of a tensor of which there are marks, and dies with the tensor."""
 
 class Marks:
-    """What tensors (or None) were when something was made of them: which, where, how often written to, and what they held."""
+    """What tensors (or None) were when something was made of them: which, where, how often written to, and what they
+    held."""
 
     constant: bool
     """Whether they are all of PyTorch's own types."""
@@ -39,8 +41,8 @@ def key(tensors: tuple[Tensor | None, ...], settings: tuple, /) -> tuple:
 def find(entries: dict[tuple, Entry], tensors: tuple[Tensor | None, ...], settings: tuple, again: bool) -> Entry | None:
     """The entry of these tensors and settings, where its ``marks`` see no change; otherwise None.
 
-    When tensors are looked for again for the first time, nothing is found: their values are noted only then. Nothing is found
-    again where autograd follows a tensor. ``again`` is false for the use that the marks were made for."""
+    When tensors are looked for again for the first time, nothing is found: their values are noted only then. Nothing is
+    found again where autograd follows a tensor. ``again`` is false for the use that the marks were made for."""
 
 def seen_again(tensor: Tensor, /) -> bool:
     """Whether a tensor of which there are marks was looked for again."""

@@ -70,21 +70,21 @@ start() {
     ) &
 }
 # A finding ends the process, hence -s. Left out: the compiler's tests, which call the same code at no new size, other levels'
-# subprocesses, and comparisons of rounding errors and of times.
+# subprocesses, the comparison of rounding errors, and what needs a process short of memory or of time (test_threads).
 tests() {
     run "$python" -m pytest -q -x -s -rfE -p no:cacheprovider \
-        -k "not compile and not opcheck and not every_simd_level and not as_close_as and not a_thread_that_is_late" "$@"
+        -k "not compile and not opcheck and not every_simd_level and not as_close_as" "$@"
 }
 operators() {
     "$work/operators" 100
     tests "$@"
 }
 of_a_level() {
-    printf 'tests/ops/test_%s.py ' lbs landmarks jacobian memory threads subnormals smplx_models fuzz
+    printf 'tests/ops/test_%s.py ' lbs landmarks points jacobian memory subnormals fuzz
 }
 between() {
     ls tests/ops/test_*.py tests/flame/test_layer.py |
-        grep -v -e architectures -e cuda_emulation $(printf -- ' -e %s' $(of_a_level))
+        grep -v -e architectures -e cuda_emulation -e threads $(printf -- ' -e %s' $(of_a_level))
 }
 
 # The CUDA kernels on the host: every address that they use. A fiber's switch costs much here, so a few sizes only: of each tiling one.

@@ -5,7 +5,8 @@
 #include "digest.h"
 #include "landmarks.h"
 #include "landmarks_jacobian.h"
-#include "lbs.h"
+#include "lbs_backward.h"
+#include "lbs_forward.h"
 
 #define RN_CONCAT_(a, b) a##b
 #define RN_CONCAT(a, b) RN_CONCAT_(a, b)

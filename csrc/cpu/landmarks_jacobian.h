@@ -1,4 +1,4 @@
-// Landmarks and their derivatives with respect to betas and pose, on the CPU, of the constants that landmarks.h packs.
+// Landmarks and their derivatives with respect to betas and pose, on the CPU, of the constants that landmarks_model.h packs.
 //
 // For one landmark, a sum of three corners, M_e the blended transform of corner e (its barycentric coordinate is in the weights):
 //   d/d features   sum_e M_e D_e: three corners of 3 x 3 times 3 rows of directions, in vectors of features

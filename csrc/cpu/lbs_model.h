@@ -16,6 +16,8 @@
 #include <cstring>
 
 #include "../ops.h"
+#include "../skinning.h"
+#include "pose.h"
 #include "simd.h"
 #include "threads.h"
 
@@ -297,6 +299,30 @@ class DirectionsReader {
     T* values_;
     std::int32_t* places_;
 };
+
+// The joints that touch a tile, with one weight per lane.
+template <class T>
+struct TileSkin {
+    std::int32_t count;
+    const std::int32_t* joints;
+    const T* weights;
+
+    // out = sum over the joints of w A [v; 1]: cheaper than mixing the transforms first, 12 products a weight against 12 and 9.
+    RN_HOST_DEVICE void apply(const T* transforms, const vec<T> v[3], vec<T> out[3]) const {
+        for (int c = 0; c < 3; ++c) out[c] = vec<T>{};
+        for (std::int32_t s = 0; s < count; ++s) {
+            const vec<T> w = load(weights + s * lanes<T>);
+            vec<T> moved[3];
+            transform_point(transforms + 12 * joints[s], v, moved);
+            for (int c = 0; c < 3; ++c) out[c] += w * moved[c];
+        }
+    }
+};
+
+template <class T>
+PoseInput<T> pose_input(const LbsModel<T>& m, const T* betas, const T* pose, const T* joint_template, bool axis_angle) {
+    return {m.K, m.J, m.parents, m.joint_dirs, joint_template, betas, pose, axis_angle};
+}
 
 }  // namespace
 }  // namespace ringnet

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -65,27 +65,42 @@ _WRITTEN = ("panel", "mesh", "neutral", "parameters")
 def make_parser() -> Parser:
     parser = Parser(
         prog=called("fit"),
-        description="Fit heads to landmarks: the most probable shape, expression, jaw and pose of each image, and how sure they are. "
-        "For every image NAME the output folder gets what infer writes: images/NAME.png, mesh/NAME.obj, neutral_mesh/NAME.obj and "
-        "params/NAME.npz. uncertainty/NAME.png shows the standard deviation of the head's surface, report.json and report.csv what was "
-        "reached, and residuals.csv how far each landmark is from where it was given. A video gets params.npz with a row a frame and "
-        "overlay.mp4 instead.",
+        description="Fit heads to landmarks: the most probable shape, expression, jaw and pose of each image, and how "
+        "sure they are. For every image NAME the output folder gets what infer writes: images/NAME.png, mesh/NAME.obj, "
+        "neutral_mesh/NAME.obj and params/NAME.npz. uncertainty/NAME.png shows the standard deviation of the head's "
+        "surface, report.json and report.csv what was reached, and residuals.csv how far each landmark is from where "
+        "it was given. A video gets params.npz with a row a frame and overlay.mp4 instead.",
     )
-    parser.add_argument("images", nargs="+", type=path, metavar="IMAGE", help="image files or folders of them, or one video: "
-                        + ", ".join(VIDEO_SUFFIXES))  # fmt: skip
+    parser.add_argument(
+        "images",
+        nargs="+",
+        type=path,
+        metavar="IMAGE",
+        help="image files or folders of them, or one video: " + ", ".join(VIDEO_SUFFIXES),
+    )
     add_out(parser, "folder to write to; made if missing", required=True)
     source = parser.add_argument_group("landmarks (one of these)").add_mutually_exclusive_group(required=True)
-    source.add_argument("--landmarks", type=path, metavar="DIR", help="folder with a file of 68 landmarks for each image: NAME and one of "
-                        f"{', '.join(LANDMARK_SUFFIXES)}, as for prepare; for a video a .npy or .npz file, (frames, 68, 2) pixels, or "
-                        "with a third column of confidences; NaN where there is no face")  # fmt: skip
+    source.add_argument(
+        "--landmarks",
+        type=path,
+        metavar="DIR",
+        help="folder with a file of 68 landmarks for each image: NAME and one of "
+        f"{', '.join(LANDMARK_SUFFIXES)}, as for prepare; for a video a .npy or .npz file, (frames, 68, 2) pixels, or "
+        "with a third column of confidences; NaN where there is no face",
+    )
     source.add_argument(
         "--detector", type=path, metavar="FILE", help="MediaPipe's face_landmarker.task; needs the package mediapipe"
     )
     people = parser.add_argument_group("who is in the images").add_mutually_exclusive_group()
     people.add_argument("--same-person", action="store_true", help="one person: all images get one shape")
     people.add_argument("--by-folder", action="store_true", help="one person a folder")
-    parser.add_argument("--checkpoint", type=path, metavar="RUN", help="begin at what this network says, and use its head; a run folder "
-                        "of training, or a checkpoint file [begin at the mean head]")  # fmt: skip
+    parser.add_argument(
+        "--checkpoint",
+        type=path,
+        metavar="RUN",
+        help="begin at what this network says, and use its head; a run folder "
+        "of training, or a checkpoint file [begin at the mean head]",
+    )
     add_head(parser, "head model file with landmarks [the built-in one, or the checkpoint's]")
     parser.add_argument(
         "--camera",
@@ -96,13 +111,23 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--focal", type=real(above=0), metavar="PIXELS", help="of the pinhole camera [estimated, one a person]"
     )
-    parser.add_argument("--sigma", type=real(above=0), metavar="S", help="standard deviation of the landmarks, parts of the face's square's "
-                        "half side (of a video, and for a pinhole camera, of the image's) [estimated]")  # fmt: skip
+    parser.add_argument(
+        "--sigma",
+        type=real(above=0),
+        metavar="S",
+        help="standard deviation of the landmarks, parts of the face's square's "
+        "half side (of a video, and for a pinhole camera, of the image's) [estimated]",
+    )
     parser.add_argument(
         "--robust", choices=["huber", "geman-mcclure"], help="let landmarks that are far off count less"
     )
-    parser.add_argument("--smoothness", type=real(0), default=1.0, metavar="X", help="of a video: how little a frame differs from the next; 0 for "
-                        "frames on their own [1]")  # fmt: skip
+    parser.add_argument(
+        "--smoothness",
+        type=real(0),
+        default=1.0,
+        metavar="X",
+        help="of a video: how little a frame differs from the next; 0 for frames on their own [1]",
+    )
     add_device(parser)
     add_threads(parser)
     return parser
@@ -170,8 +195,11 @@ def _fit_images(options, flame: FLAME, head: FlameModel, network: RingNet | None
         return FAILED
 
     found, seconds = _fitted(options, flame, seen, answers)
-    print(f"{len(seen)} images of {len(found.objective)} people fitted in {seconds:.2f} s, {len(seen) / seconds:.0f} a second; "
-          f"sigma {found.sigma:.4f}")  # fmt: skip
+    print(
+        f"{len(seen)} images of {len(found.objective)} people fitted in {seconds:.2f} s, "
+        f"{len(seen) / seconds:.0f} a second; "
+        f"sigma {found.sigma:.4f}"
+    )
     spread = found.vertex_std().cpu().numpy() * 1000
     limit = float(np.quantile(spread, 0.99))
     certain = certainties(found, flame)
@@ -195,7 +223,7 @@ def _fit_images(options, flame: FLAME, head: FlameModel, network: RingNet | None
             more = {}
             if found.focal is not None and found.translation is not None:
                 more["translation"] = found.translation[i].cpu().numpy()
-                more["focal"] = np.array(found.focal[i].item() * max(each.size) / 2)
+                more["focal"] = found.focal[i].item() * max(each.size) / 2
             trust = Trust(inside=inside(face.landmarks, each.size), certainty=certain[person])
             face = replace(face, original=each.file, trust=trust)
             more["shape_std"] = found.shape_std[person].cpu().numpy()
@@ -246,8 +274,17 @@ def _fitted(options, flame: FLAME, seen: list[_Seen], answers: list[HeadParams])
     if options.focal is not None:
         focal = like.new_tensor([options.focal / (max(each.size) / 2) for each in seen])
     began = time.perf_counter()
-    found = fit(flame, landmarks, person=person, confidence=confidence, sigma=options.sigma, camera=options.camera, focal=focal, start=start,
-                robust=options.robust)  # fmt: skip
+    found = fit(
+        flame,
+        landmarks,
+        person=person,
+        confidence=confidence,
+        sigma=options.sigma,
+        camera=options.camera,
+        focal=focal,
+        start=start,
+        robust=options.robust,
+    )
     return found, time.perf_counter() - began
 
 
@@ -278,8 +315,21 @@ def _write_reports(folder: Path, found: Fit, rows: list[tuple[int, _Seen, np.nda
     people: dict[int, list[str]] = {}
     summary = io.StringIO()
     writer = csv.writer(summary, lineterminator="\n")
-    writer.writerow(["image", "name", "person", "landmark_error", "pixels", "objective", "iterations", "stopped", "score", "inside",
-                     "certainty"])  # fmt: skip
+    writer.writerow(
+        [
+            "image",
+            "name",
+            "person",
+            "landmark_error",
+            "pixels",
+            "objective",
+            "iterations",
+            "stopped",
+            "score",
+            "inside",
+            "certainty",
+        ]
+    )
     each_landmark = io.StringIO()
     details = csv.writer(each_landmark, lineterminator="\n")
     details.writerow(["name", *range(68)])
@@ -288,22 +338,43 @@ def _write_reports(folder: Path, found: Fit, rows: list[tuple[int, _Seen, np.nda
         person = int(found.person[i])
         eyes = float(np.linalg.norm(np.subtract(*each.points[list(_OUTER_EYE_CORNERS)])))
         both = known[list(_OUTER_EYE_CORNERS)].all()
-        mean = float(distance[known].mean())
-        error = f"{mean / max(eyes, 1e-9):.4f}" if both else ""
-        writer.writerow([each.file, each.name, person, error, f"{mean:.3f}", f"{float(found.objective[person]):.4f}",
-                         int(found.iterations[person]), found.stopped[person], f"{trust.score:.4f}", f"{trust.inside:.4f}",
-                         f"{trust.certainty:.4f}"])  # fmt: skip
+        pixels = float(distance[known].mean())
+        error = f"{pixels / max(eyes, 1e-9):.4f}" if both else ""
+        writer.writerow(
+            [
+                each.file,
+                each.name,
+                person,
+                error,
+                f"{pixels:.3f}",
+                f"{float(found.objective[person]):.4f}",
+                int(found.iterations[person]),
+                found.stopped[person],
+                f"{trust.score:.4f}",
+                f"{trust.inside:.4f}",
+                f"{trust.certainty:.4f}",
+            ]
+        )
         details.writerow(
             [each.name, *(f"{value:.3f}" if there else "" for value, there in zip(distance, known, strict=True))]
         )
         people.setdefault(person, []).append(each.name)
     facts = [
-        {"images": names, "objective": float(found.objective[g]), "iterations": int(found.iterations[g]), "stopped": found.stopped[g],
-         "shape_std": [round(value, 5) for value in found.shape_std[g].tolist()]}
+        {
+            "images": names,
+            "objective": float(found.objective[g]),
+            "iterations": int(found.iterations[g]),
+            "stopped": found.stopped[g],
+            "shape_std": [round(value, 5) for value in found.shape_std[g].tolist()],
+        }
         for g, names in people.items()
-    ]  # fmt: skip
-    for name, text in (("report.csv", summary.getvalue()), ("residuals.csv", each_landmark.getvalue()),
-                       ("report.json", json.dumps({"sigma": found.sigma, "people": facts}, indent=1) + "\n")):  # fmt: skip
+    ]
+    reports = {
+        "report.csv": summary.getvalue(),
+        "residuals.csv": each_landmark.getvalue(),
+        "report.json": json.dumps({"sigma": found.sigma, "people": facts}, indent=1) + "\n",
+    }
+    for name, text in reports.items():
         with written_whole(folder / name) as file:
             file.write(text.encode("utf-8", "surrogateescape"))
 
@@ -321,34 +392,43 @@ def _fit_video(options, flame: FLAME, head: FlameModel) -> int:
     bar = progress(total=1, desc="fitting", unit="video")
     try:
         found = fit_landmarks(
-            flame, (points, confidence), video.size, smoothness=options.smoothness, sigma=options.sigma, camera=options.camera,
-            focal=None if options.focal is None else options.focal / half, robust=options.robust,
-        )  # fmt: skip
+            flame,
+            (points, confidence),
+            video.size,
+            smoothness=options.smoothness,
+            sigma=options.sigma,
+            camera=options.camera,
+            focal=None if options.focal is None else options.focal / half,
+            robust=options.robust,
+        )
     except ValueError as error:
         raise ValueError(f"{video.path}: {error}") from None
     bar.update(1)
     bar.close()
     seconds = time.perf_counter() - began
-    print(f"{len(points)} frames fitted in {seconds:.2f} s, {len(points) / seconds:.0f} a second; {int((~known).sum())} without a face; "
-          f"sigma {found.sigma:.4f}")  # fmt: skip
+    print(
+        f"{len(points)} frames fitted in {seconds:.2f} s, {len(points) / seconds:.0f} a second; "
+        f"{int((~known).sum())} without a face; "
+        f"sigma {found.sigma:.4f}"
+    )
     p = found.params
-    values = {
-        "cam": p.camera, "pose": torch.cat([p.global_pose, p.jaw_pose], dim=1), "shape": found.shape[0], "expression": p.expression,
-        "shape_std": found.shape_std[0],
+    tensors = {
+        "cam": p.camera, "pose": torch.cat([p.global_pose, p.jaw_pose], dim=1), "shape": found.shape[0],
+        "expression": p.expression, "shape_std": found.shape_std[0],
     }  # fmt: skip
     if found.focal is not None and found.translation is not None:
-        values |= {"translation": found.translation, "focal": found.focal * half}
-    residuals = found.residuals.cpu().numpy() * half
-    arrays = {name: value.cpu().numpy() for name, value in values.items()} | {
-        "landmarks": pixels(found.landmarks.cpu().numpy(), video.size),
-        "pixel_centres": np.array(0.5),
+        tensors |= {"translation": found.translation, "focal": found.focal * half}
+    arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in tensors.items()}
+    arrays["landmarks"] = pixels(found.landmarks.cpu().numpy(), video.size)
+    arrays["pixel_centres"] = 0.5
+    arrays |= {
         "seen": known,
-        "residuals": residuals,
-        "fps": np.array(video.fps),
+        "residuals": found.residuals.cpu().numpy() * half,
+        "fps": video.fps,
         "size": np.array(video.size),
     }
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    np.savez(buffer, **arrays)
     with written_whole(options.out / "params.npz") as file:
         file.write(buffer.getvalue())
     neutral = flame(found.shape[:1]).vertices[0].cpu().numpy()
@@ -356,10 +436,15 @@ def _fit_video(options, flame: FLAME, head: FlameModel) -> int:
         options.out / "uncertainty.png", uncertainty(neutral, head.faces, 1000 * found.vertex_std()[0].cpu().numpy())
     )
     facts = {
-        "frames": len(points), "without_a_face": int((~known).sum()), "sigma": found.sigma, "objective": float(found.objective[0]),
-        "iterations": int(found.iterations[0]), "stopped": found.stopped[0], "frames_a_second": len(points) / seconds,
-        "mean_residual_pixels": float(np.nanmean(residuals)),
-    }  # fmt: skip
+        "frames": len(points),
+        "without_a_face": int((~known).sum()),
+        "sigma": found.sigma,
+        "objective": float(found.objective[0]),
+        "iterations": int(found.iterations[0]),
+        "stopped": found.stopped[0],
+        "frames_a_second": len(points) / seconds,
+        "mean_residual_pixels": float(np.nanmean(arrays["residuals"])),
+    }
     with written_whole(options.out / "report.json") as file:
         file.write((json.dumps(facts, indent=1) + "\n").encode())
     drawn = overlays(video, flame, head, found.params, known)

@@ -205,7 +205,7 @@ def _loose(faces: FaceSet, index: int) -> np.ndarray:
     image = np.asarray(faces.images[index])
     image = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
     middle, side = landmark_square((faces.landmarks[index] + 1) * (len(image) / 2), faces.confidence[index])
-    return cut_square(image, middle, float(_LOOSER * side)).image
+    return cut_square(image, middle, _LOOSER * float(side)).image
 
 
 def limit_of(model: RingNet) -> float:

@@ -167,7 +167,7 @@ class TestWritten:
         faces = random.integers(0, 300, (50, 3))
         lines = obj_bytes(Mesh(points, faces)).decode().splitlines()
         assert len(lines) == 350
-        for line, point in zip(lines, points.tolist()):
+        for line, point in zip(lines, points.tolist(), strict=True):
             word, *numbers = line.split(" ")
             assert word == "v" and [float(number) for number in numbers] == pytest.approx(
                 [round(value, 8) for value in point], abs=1e-8, rel=1e-15
@@ -186,7 +186,7 @@ class TestWritten:
         split = without_seams(seamed._replace(normals=normals))
         count = len(seamed.vertices)
         assert np.array_equal(split.vertices[:count], seamed.vertices) and len(split.vertices) == len(split.uv)
-        pairs = {pair for pair in zip(seamed.faces.ravel().tolist(), seamed.uv_faces.ravel().tolist())}
+        pairs = {pair for pair in zip(seamed.faces.ravel().tolist(), seamed.uv_faces.ravel().tolist(), strict=True)}
         assert len(split.vertices) == len(pairs)
         assert np.array_equal(split.vertices[split.faces], seamed.vertices[seamed.faces])
         assert np.array_equal(split.normals[split.faces], normals[seamed.faces])
