@@ -420,6 +420,7 @@ def _fit_video(options, flame: FLAME, head: FlameModel) -> int:
         tensors |= {"translation": found.translation, "focal": found.focal * half}
     arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in tensors.items()}
     arrays["landmarks"] = pixels(found.landmarks.cpu().numpy(), video.size)
+    arrays["pixel_centres"] = 0.5
     arrays |= {
         "seen": known,
         "residuals": found.residuals.cpu().numpy() * half,
