@@ -153,7 +153,7 @@ def test_shared_options_mean_the_same_in_every_verb():
             for flag in set(action.option_strings) & shared.keys():
                 shared[flag][verb] = action
     verbs = {flag: set(actions) for flag, actions in shared.items()}
-    assert verbs["--head"] == {"train", "infer", "fit", "contour", "pose", "sheet"}
+    assert verbs["--head"] == {"train", "infer", "fit", "contour", "pose", "sheet", "export"}
     assert verbs["--out"] == verbs["--head"] | {"prepare"}
     assert verbs["--device"] == {"train", "infer", "fit"} and verbs["--threads"] == verbs["--device"] | {"prepare"}
     for flag in ("--head", "--out"):
