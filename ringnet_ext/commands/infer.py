@@ -155,6 +155,12 @@ def make_parser() -> Parser:
         help="ask the network about a second crop of each face, for its score [yes]",
     )
     parser.add_argument(
+        "--refine",
+        action=argparse.BooleanOptionalAction,
+        help="where landmarks are known, by --landmarks or MediaPipe, fit the network's answer to them [yes; no with "
+        "flags of RingNet's demo]",
+    )
+    parser.add_argument(
         "--batch",
         type=whole_number(1, 4096),
         metavar="N",
@@ -214,6 +220,8 @@ def _options(arguments: list[str]):
             report("--save_texture: textures are not written yet; all else is", kind="note")
         if not (options.landmarks or options.detector or options.boxes):
             options.cropped = True
+    if options.refine is None:
+        options.refine = not as_demo
     if options.frames is not None and options.camera is None:
         parser.error("--frames: expected --camera with it")
     missing = [
@@ -295,6 +303,7 @@ def _infer_images(options, model: RingNet, processes: Processes) -> int:
         _writer(options.out, results, options.write, options.frame),
         batch=options.batch,
         trust=options.score,
+        refine=options.refine,
     )
     try:
         for outcome in progress(outcomes, total=len(own), initial=done, desc="reconstructing", unit="image"):

@@ -25,6 +25,11 @@ class Found(NamedTuple):
     points: np.ndarray | None = None
     confidence: np.ndarray | None = None
 
+    @property
+    def known(self) -> np.ndarray:
+        """The landmarks, NaN where they are not known."""
+        return np.where(np.asarray(self.confidence)[:, None] > 0, np.asarray(self.points, np.float64), np.nan)
+
 
 #: Finds the faces of a picture in its pixels (H, W, 3), from left to right; an error in place of a face that is not to
 #: be used. Raises OSError or ValueError where there is none at all. Several threads call it at a time.

@@ -25,7 +25,7 @@ from ..detection.squares import Square
 from ..flame.parameters import HeadParams
 from .finders import Finder, Found
 from .inputs import Image, Picture, pixels_of
-from .reconstruction import Reconstruction, reconstructions
+from .reconstruction import Reconstruction, reconstructions, refined
 from .trust import Trust, agreements, inside, second_crops
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def reconstruct_all(
     *,
     batch: int | None = None,
     trust: bool = True,
+    refine: bool = False,
     threads: int = THREADS,
 ) -> Generator[Outcome]:
     """Reconstruct the faces of pictures, and finish each picture (writing its files, say), in their order.
@@ -93,6 +94,7 @@ def reconstruct_all(
         finish: what is done with each outcome; called in several threads. What it returns is handed on.
         batch: squares that the network sees at a time; None for 8 on a CPU and 64 elsewhere.
         trust: ask the network about a second crop too, for each face's agreement.
+        refine: fit the network's answer to the landmarks by which a face was cut, where it was.
         threads: of reading, and of finishing.
     """
     if batch is None:
@@ -110,7 +112,9 @@ def reconstruct_all(
             if reading:
                 group.append(reading.popleft().result())
             if not reading or sum(len(each.found) for each in group) >= batch or len(group) >= between:
-                finishing.extend(finishers.submit(finish, each) for each in _outcomes(model, group, batch, trust))
+                finishing.extend(
+                    finishers.submit(finish, each) for each in _outcomes(model, group, batch, trust, refine)
+                )
                 group = []
                 while len(finishing) > between:
                     yield finishing.popleft().result()
@@ -137,7 +141,7 @@ def _read(picture: Picture, find: Finder) -> _Read:
         return _Read(picture, None, None, (), error)
 
 
-def _outcomes(model: RingNet, group: list[_Read], batch: int, trust: bool) -> list[Outcome]:
+def _outcomes(model: RingNet, group: list[_Read], batch: int, trust: bool, refine: bool) -> list[Outcome]:
     squares = [one.square for each in group for one in each.found if isinstance(one, Found)]
     faces = iter(reconstructed(model, squares, batch, trust))
 
@@ -148,6 +152,11 @@ def _outcomes(model: RingNet, group: list[_Read], batch: int, trust: bool) -> li
         if each.size is not None:
             trust = made.trust._replace(inside=inside(made.landmarks, each.size))
             made = replace(made, original=each.original, trust=trust)
+        if refine and one.points is not None:
+            try:  # by itself: its numbers don't depend on the others'
+                made = refined(model, [made], [one.known])[0]
+            except ValueError as error:
+                return Face(number, one, error=error)
         return Face(number, one, made)
 
     return [

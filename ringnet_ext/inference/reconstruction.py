@@ -292,29 +292,44 @@ class RingNet(network.RingNet):
         finally:
             self.train(training)
         if points is not None and faces:
-            faces = self._refined(faces, points, same_person, sigma)
+            faces = refined(self, faces, points, same_person=same_person, sigma=sigma)
         return faces if many or detector is not None else faces[0]
 
-    def _refined(self, faces, points, same_person: bool, sigma: float | None) -> list[Reconstruction]:
-        seen = torch.stack([
-            torch.from_numpy(face.square.normalised(each)) for face, each in zip(faces, points, strict=True)
-        ])  # fmt: skip
-        start = HeadParams(*(torch.cat(parts) for parts in zip(*(face.params for face in faces), strict=True)))
-        like = self.flame.v_template
-        start = HeadParams(*(value.to(like) for value in start))
-        found = refine(self.flame, start, seen.to(like), same_person=same_person, sigma=sigma)
-        refined = reconstructions(self.flame, self.head, [face.square for face in faces], found.params)
-        certain = certainties(found, self.flame)
-        # The network's agreement is about what it said, and this is not it any more.
-        return [
-            replace(
-                made,
-                original=face.original,
-                source=face.source,
-                trust=Trust(None, face.trust.inside, certain[int(person)]),
-            )
-            for made, face, person in zip(refined, faces, found.person, strict=True)
-        ]
+
+def refined(
+    model: network.RingNet,
+    faces: Sequence[Reconstruction],
+    points: Sequence[np.ndarray],
+    *,
+    same_person: bool = False,
+    sigma: float | None = None,
+) -> list[Reconstruction]:
+    """Faces that a network has reconstructed, fitted to their landmarks from there, see :func:`ringnet_ext.fit`.
+
+    Args:
+        points: (68, 2) pixels of each face's picture, NaN where one isn't known.
+        same_person, sigma: as for :meth:`RingNet.reconstruct`.
+
+    Raises:
+        ValueError: where too few landmarks are known.
+    """
+    seen = np.stack([face.square.normalised(each) for face, each in zip(faces, points, strict=True)])
+    start = HeadParams(*(torch.cat(parts) for parts in zip(*(face.params for face in faces), strict=True)))
+    like = model.flame.v_template
+    start = HeadParams(*(value.to(like) for value in start))
+    found = refine(model.flame, start, torch.from_numpy(seen).to(like), same_person=same_person, sigma=sigma)
+    made = reconstructions(model.flame, model.head, [face.square for face in faces], found.params)
+    certain = certainties(found, model.flame)
+    # The network's agreement is about what it said, and this is not it any more.
+    return [
+        replace(
+            new,
+            original=face.original,
+            source=face.source,
+            trust=Trust(None, face.trust.inside, certain[int(person)]),
+        )
+        for new, face, person in zip(made, faces, found.person, strict=True)
+    ]
 
 
 def _is_one(images) -> bool:

@@ -94,6 +94,19 @@ class TestWhereTheFaceIs:
             )
             assert float(rows[name]["landmark_error"]) == pytest.approx(error, abs=1e-3)
 
+    def test_the_answer_is_fitted_to_landmarks_that_are_given(self, checkpoint, photos, tmp_path):
+        """Each face by itself: in whatever company, with the same numbers."""
+        own = photos / "0.png", photos / "1.png"
+        points = "--landmarks", tmp_path / "points", "--write", "parameters"
+        assert run(checkpoint, tmp_path / "network", *own, *points, "--no-refine") == 0
+        assert run(checkpoint, tmp_path / "fitted", *own, *points) == 0
+        assert run(checkpoint, tmp_path / "alone", own[1], *points) == 0
+        before, after = index(tmp_path / "network"), index(tmp_path / "fitted")
+        for one, other in zip(before, after, strict=True):
+            assert float(other["landmark_error"]) < min(0.05, 0.5 * float(one["landmark_error"]))
+        together, alone = (np.load(tmp_path / out / "params" / "1.npz") for out in ("fitted", "alone"))
+        assert all(np.array_equal(together[name], alone[name]) for name in ("shape", "expression", "pose", "cam"))
+
     def test_landmark_files(self, checkpoint, photos, faces, tmp_path, capsys):
         assert run(checkpoint, tmp_path / "out", photos, "--landmarks", tmp_path / "points") == 1
         captured = capsys.readouterr()
