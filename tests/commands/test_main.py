@@ -83,6 +83,8 @@ def test_a_command_knows_how_it_was_called(words, name, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, module, raising=False)  # for runpy, which would warn
     if module == "ringnet_ext":
         monkeypatch.setitem(sys.modules, module, ringnet_ext)
+    elif hasattr(ringnet_ext, short := module.removeprefix("ringnet_ext.")):
+        monkeypatch.setattr(ringnet_ext, short, getattr(ringnet_ext, short))  # runpy sets another one
     monkeypatch.setattr(sys, "argv", ["-m", *verb, "--help"])
     assert exit_code(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True)) == 0
     assert capsys.readouterr().out.startswith(f"usage: {name} [")
