@@ -3,8 +3,7 @@
 # has, and on the CUDA kernels as tests/cuda_emulation runs them. Fails on any finding. Needs gcc, its sanitizer libraries, and an
 # environment that has the test packages (README's test command). PYTHON=... chooses the interpreter.
 #
-# At every level: tests/core, and the tests of whatever the kernels of a level read and write. At the highest one also the tests of
-# what lies between Python and the kernels, which is the same at all levels. As many at a time as there are cores.
+# At every level: tests/core, and all tests that call the operators. As many at a time as there are cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
@@ -79,12 +78,9 @@ operators() {
     "$work/operators" 100
     tests "$@"
 }
-of_a_level() {
-    printf 'tests/ops/test_%s.py ' lbs landmarks points jacobian memory subnormals fuzz
-}
-between() {
-    ls tests/ops/test_*.py tests/flame/test_layer.py |
-        grep -v -e architectures -e cuda_emulation -e threads $(printf -- ' -e %s' $(of_a_level))
+# All that calls the operators.
+callers() {
+    ls tests/ops/test_*.py tests/flame/test_layer.py | grep -v -e architectures -e cuda_emulation -e threads
 }
 
 # The CUDA kernels on the host: every address that they use. A fiber's switch costs much here, so a few sizes only: of each tiling one.
@@ -95,15 +91,12 @@ emulated() {
 start "the CUDA kernels on the host" emulated
 start "without OpenMP" "$work/operators_without_openmp" 20
 
-highest=
 for level in baseline avx2 avx512; do
     if RINGNET_SIMD=$level run "$python" -c 'import _ringnet_core; _ringnet_core.simd_level()' 2>/dev/null; then
-        highest=$level
-        RINGNET_SIMD=$level start "$level" operators $(of_a_level)
+        RINGNET_SIMD=$level start "$level" operators $(callers)
     else
         echo "sanitizers: this processor has no $level"
     fi
 done
-RINGNET_SIMD=$highest start "what lies between Python and the kernels" tests $(between)
 wait
 [ "$(wc -l <"$work/clean")" = "$started" ] || exit 1
