@@ -72,25 +72,29 @@ class TestDetectors:
         middle, left, scrambled = (face + 90, confidence), (face + [10, 500], confidence), (face[::-1], confidence)
         faces = found(middle, scrambled, left)
         assert len(faces) == 2 and np.allclose(faces[0][0], left[0]) and np.allclose(faces[1][0], middle[0])
-        with pytest.raises(LandmarkError):
+        with pytest.raises(LandmarkError, match=r"outer eye distances off those of a head|seen from behind"):
             found(scrambled)
-        with pytest.raises(NoFaceError):
+        with pytest.raises(NoFaceError, match="the detector found no face"):
             found()
         # One that finds the largest alone gives that one.
         only = Detectors(finder(middle), 1).faces(self.image)
         assert len(only) == 1 and np.allclose(only[0][0], middle[0])
-        with pytest.raises(NoFaceError):
+        with pytest.raises(NoFaceError, match="the detector found no face"):
             Detectors(finder(None), 1).faces(self.image)
 
     def test_no_face(self):
-        with pytest.raises(NoFaceError):
+        with pytest.raises(NoFaceError, match="it found none"):
             Detectors(finder(None), 1)(self.image)
 
     def test_what_is_found_is_checked_as_a_file_is(self):
-        for value, confidence in ((np.nan, 1), (1e9, 1), (1, -1)):
-            with pytest.raises(LandmarkError):
+        for value, confidence, wrong in (
+            (np.nan, 1, "not finite"),
+            (1e9, 1, "a coordinate of"),
+            (1, -1, "is negative"),
+        ):
+            with pytest.raises(LandmarkError, match=wrong):
                 Detectors(finder((np.full((68, 2), value), np.full(68, confidence))), 1)(self.image)
-        with pytest.raises(NoFaceError):
+        with pytest.raises(NoFaceError, match="no point has a confidence above 0"):
             Detectors(finder((np.ones((68, 2)), np.zeros(68))), 1)(self.image)
 
     @pytest.mark.parametrize("points, confidence", [((478, 2), (478,)), ((68, 3), (68,)), ((68, 2), (68, 1))])

@@ -162,7 +162,9 @@ class TestCommandOnMeshes:
     def test_regions_that_are_missing_or_of_another_head_are_named(self, given, tmp_path, capsys, regions, message):
         assert main([*given, "--regions", str(tmp_path / regions)]) == 1
         assert message in capsys.readouterr().err and not (tmp_path / "c.npz").exists()
-        with pytest.raises((ValueError, OSError)):  # of the built-in head neither are they ignored
+        with pytest.raises(
+            (ValueError, OSError), match=message.split(": ")[-1]
+        ):  # of the built-in head neither are they ignored
             load_head(None, None, tmp_path / regions if regions != "other.pkl" else tmp_path / "landmarks.npz")
 
     def test_ears_without_regions(self, given, capsys):

@@ -187,7 +187,7 @@ def test_other_files_are_refused(tmp_path, data, message):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"none\.pkl"):
         FlameModel.load(tmp_path / "none.pkl")
 
 

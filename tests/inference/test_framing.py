@@ -79,7 +79,7 @@ def test_of_two_faces_the_box_chooses():
 
 def test_a_small_face_in_a_large_picture_is_found_by_its_box():
     image = picture(900, 300, 20, size=(1200, 1600))
-    with pytest.raises(NotAFaceError):
+    with pytest.raises(NotAFaceError, match="not a face as the network knows them"):
         find_face(Seer(), image)
     found = find_face(Seer(), image, (880, 278, 922, 321))
     assert np.abs(found.to_original(np.array([112.0, 112.0])) - (900, 300)).max() < 2
@@ -94,7 +94,7 @@ def test_a_small_face_in_a_large_picture_is_found_by_its_box():
 def test_what_is_no_face_is_said_to_be_none(image):
     with pytest.raises(NotAFaceError, match="not a face as the network knows them"):
         find_face(Seer(), image)
-    with pytest.raises(NotAFaceError):
+    with pytest.raises(NotAFaceError, match="not a face as the network knows them"):
         find_face(Seer(), image, (0, 0, 14, 14))
 
 
@@ -142,7 +142,7 @@ def test_the_limit_is_that_of_faces_the_network_knows():
     limit = calibrated(Seer(), faces)
     assert 0.5 < limit < 0.75  # turns of a disc aren't seen, see above, and hardly vary
     find_face(Seer(limit=limit), picture(60, 50, 30))
-    with pytest.raises(NotAFaceError):
+    with pytest.raises(NotAFaceError, match="when the crop is moved, the landmarks follow it"):
         find_face(Seer(limit=limit, attention=0.1), picture(60, 50, 30))
 
 
@@ -200,7 +200,7 @@ class TestTrainedNetwork:
         assert np.abs(square.to_original(np.array([112.0, 112.0])) - (223, 125)).max() < 20  # her face
         noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
         for image in (data.chelsea(), data.coffee(), noise):
-            with pytest.raises(NotAFaceError):
+            with pytest.raises(NotAFaceError, match="not a face as the network knows them"):
                 find_face(trained, image)
 
 

@@ -175,7 +175,9 @@ def test_reconstruct(model):
     # y up in the world, y down in the image; half a turn about the root joint leads from one to the other
     root = model.flame(face.params.shape).joints[0, 0].detach().numpy()
     assert np.allclose(face.vertices - root, (face.image_vertices - root) * [1, -1, -1], atol=1e-6)
-    with pytest.raises(NotAFaceError):  # to a network that has learnt nothing
+    with pytest.raises(
+        NotAFaceError, match="not a face as the network knows them"
+    ):  # to a network that has learnt nothing
         model.reconstruct(image)
 
 

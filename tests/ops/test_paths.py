@@ -141,7 +141,7 @@ def test_gradients_of_every_kind(call, random_model):
     batch = torch.autograd.grad(out, args, torch.stack([weight, -weight]), retain_graph=True, is_grads_batched=True)
     for a, b in zip(batch, want, strict=True):
         torch.testing.assert_close(a, torch.stack([b, -b]))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="shape"):
         torch.autograd.grad(out, args, weight[:-1])
 
 
