@@ -78,7 +78,7 @@ def test_a_network_that_knows_everything(truth, report, faces):
     assert max(dataclasses.astuple(table.network)) < 1e-3
     assert (
         table.map_fit_together.face < table.map_fit.face < 0.6 * table.mean_shape.face
-        and table.refined.face < table.mean_shape.face
+        and table.refined.face < 0.85 * table.mean_shape.face  # landmarks of a network's accuracy say less, but much
     )
     assert table.intra_mm < 1e-3 < table.inter_mm and table.intra_inter == pytest.approx(
         table.intra_mm / table.inter_mm
