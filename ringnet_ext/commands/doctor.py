@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __config__
 from .._version import __version__
 from ..files.cache import cache_folder
+from ..files.cores import available_cores
 from ..files.errors import explained
 from .options import FAILED, Parser, called, command
 
@@ -60,7 +61,7 @@ def examined() -> dict[str, Any]:
     found: dict[str, Any] = {
         "ringnet_ext": {"version": __version__, "folder": str(Path(__file__).parents[1])},
         "python": {"version": platform.python_version(), "executable": sys.executable},
-        "machine": {"platform": platform.platform(), "cores": _cores()},
+        "machine": {"platform": platform.platform(), "cores": available_cores()},
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_PREFIXES)},
         "cache": _cache(),
     }
@@ -79,10 +80,6 @@ def examined() -> dict[str, Any]:
     found["cuda"] = _cuda(found["core"] is not None, problems)
     found["operators"] = {} if found["core"] is None else _operators(found["cuda"], problems)
     return found | {"warnings": warnings, "problems": problems}
-
-
-def _cores() -> int | None:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _cache() -> dict[str, Any]:

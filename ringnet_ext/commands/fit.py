@@ -25,6 +25,7 @@ from ..files.whole import output_folder, written_whole
 from ..fitting import Fit, fit
 from ..fitting.pictures import uncertainty
 from ..flame import FLAME, FlameModel, builtin_head
+from ..flame.landmarks import OUTER_EYE_CORNERS
 from ..flame.parameters import HeadParams
 from ..flame.sources import require_landmarks
 from ..inference.inputs import image_files, landmarks_of, named
@@ -58,7 +59,6 @@ from .options import (
     report,
 )
 
-_OUTER_EYE_CORNERS = 36, 45
 _WRITTEN = ("panel", "mesh", "neutral", "parameters")
 
 
@@ -336,8 +336,8 @@ def _write_reports(folder: Path, found: Fit, rows: list[tuple[int, _Seen, np.nda
     for i, each, distance, trust in rows:
         known = each.confidence > 0
         person = int(found.person[i])
-        eyes = float(np.linalg.norm(np.subtract(*each.points[list(_OUTER_EYE_CORNERS)])))
-        both = known[list(_OUTER_EYE_CORNERS)].all()
+        eyes = float(np.linalg.norm(np.subtract(*each.points[list(OUTER_EYE_CORNERS)])))
+        both = known[list(OUTER_EYE_CORNERS)].all()
         pixels = float(distance[known].mean())
         error = f"{pixels / max(eyes, 1e-9):.4f}" if both else ""
         writer.writerow(

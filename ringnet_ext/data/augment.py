@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from ..detection.squares import landmark_square
-from .face_set import Augmentation, FaceSet, available_cores
+from ..files.cores import available_cores
+from .face_set import Augmentation, FaceSet
 
 #: ``mirrored[i] = original[FLIP[i]]``: the 68 iBUG points of a mirrored face, numbered as on any face.
 FLIP = np.array(

@@ -18,12 +18,12 @@ from ..detection.landmark_files import SUFFIXES as LANDMARK_SUFFIXES
 from ..detection.landmark_files import LandmarkError, NoFaceError, landmark_file, read_landmarks
 from ..detection.pose import estimate_yaw
 from ..detection.squares import cut_square, landmark_square
+from ..files.cores import available_cores
 from ..files.images import MIN_IMAGE, SUFFIXES, ImageError, read_image, write_image
 from ..files.whole import output_folder, remove_leftovers, written_whole
 from ..progress import progress
 from ..render.pictures import mark_points
 from ..render.sheets import sheet
-from .face_set import available_cores
 from .ledger import Ledger
 from .photographs import IMAGES, load_photographs, record, write_manifest
 from .sources import Photograph, in_folders, in_list

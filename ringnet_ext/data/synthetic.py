@@ -23,6 +23,7 @@ import torch
 
 from ..files.arrays import write_arrays
 from ..files.cache import cache_folder
+from ..files.cores import available_cores
 from ..files.whole import folder_written_whole, remove_leftovers
 from ..flame import FLAME, FlameModel, builtin_head
 from ..flame.sources import require_landmarks
@@ -30,7 +31,7 @@ from ..geometry.camera import UPRIGHT, project, project_to_pixels
 from ..geometry.surface import vertex_normals
 from ..progress import progress
 from ..render.raster import draw_mesh
-from .face_set import FaceSet, available_cores
+from .face_set import FaceSet
 
 #: Raised whenever the same configuration would give other pictures, so that cached ones are not used.
 _VERSION = 2

@@ -10,10 +10,11 @@ import torch
 
 from ..data.face_set import FaceSet
 from ..detection.pose import estimate_yaw
+from ..flame.landmarks import OUTER_EYE_CORNERS
 from ..flame.parameters import HeadParams
 from ..geometry.camera import yaw_of
 from ..network.ringnet import RingNet
-from .synthetic import _OUTER_EYE_CORNERS, _shape_distances, predict
+from .synthetic import _shape_distances, predict
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def evaluate_photographs(model: RingNet, faces: FaceSet, *, people: int = 240, i
     with torch.no_grad():
         on_device = HeadParams(*(value.to(model.flame.v_template.device) for value in params))
         points = model.landmarks(on_device).cpu()
-    both = (confidence[:, _OUTER_EYE_CORNERS] > 0).all(1)
-    eyes = (target[:, _OUTER_EYE_CORNERS[0]] - target[:, _OUTER_EYE_CORNERS[1]]).norm(dim=-1)
+    both = (confidence[:, OUTER_EYE_CORNERS] > 0).all(1)
+    eyes = (target[:, OUTER_EYE_CORNERS[0]] - target[:, OUTER_EYE_CORNERS[1]]).norm(dim=-1)
     weight = (confidence > 0).float()
     errors = ((points - target).norm(dim=-1).nan_to_num() * weight).sum(1) / weight.sum(1).clamp_min(1) / eyes
     yaw, seen = yaw_of(params.global_pose).numpy(), estimate_yaw(target.numpy(), confidence.numpy())

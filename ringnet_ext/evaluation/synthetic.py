@@ -11,6 +11,7 @@ from torch import Tensor
 from ..data.augment import crop
 from ..data.face_set import FaceSet
 from ..fitting import Priors, fit
+from ..flame.landmarks import OUTER_EYE_CORNERS
 from ..flame.parameters import HeadParams
 from ..geometry.alignment import similarity_align
 from ..geometry.camera import yaw_of
@@ -18,7 +19,6 @@ from ..network.encoder import to_input
 from ..network.ringnet import RingNet
 from ..progress import progress
 
-_OUTER_EYE_CORNERS = (36, 45)
 #: Standard deviation of landmarks in half images: of exact ones, where the crops' pixels end, and of a network's.
 _EXACT, _PREDICTED = 0.003, 0.02
 #: Of the faces that are rendered; nothing is said of the jaw.
@@ -118,7 +118,7 @@ def evaluate(model: RingNet, faces: FaceSet) -> Report:
     on_device = HeadParams(*(value.to(device) for value in params))
     with torch.no_grad():
         points = model.landmarks(on_device).cpu()
-    eyes = (target[:, _OUTER_EYE_CORNERS[0]] - target[:, _OUTER_EYE_CORNERS[1]]).norm(dim=-1)
+    eyes = (target[:, OUTER_EYE_CORNERS[0]] - target[:, OUTER_EYE_CORNERS[1]]).norm(dim=-1)
     true_yaw = yaw_of(torch.from_numpy(faces.truth["global_pose"]))
 
     _, first = np.unique(faces.identity, return_index=True)  # the one image of each person

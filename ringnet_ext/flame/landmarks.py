@@ -13,6 +13,9 @@ from .formats import landmark_arguments
 CONTOUR_ROWS = 79
 """Rows of a contour table: 0 frontal, 1..39 = yaw of +1..+39 degrees, 40..78 = yaw of -1..-39 degrees (39 - angle)."""
 
+OUTER_EYE_CORNERS = 36, 45
+"""Of iBUG's 68 landmarks: those whose distance landmark errors are measured in."""
+
 CONTOUR_MAX_DEGREES = 39
 
 

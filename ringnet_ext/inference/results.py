@@ -27,6 +27,7 @@ import numpy as np
 
 from ..files.errors import explained
 from ..files.whole import written_whole
+from ..flame.landmarks import OUTER_EYE_CORNERS
 from .inputs import Picture
 from .pipeline import Face, Outcome
 
@@ -52,7 +53,6 @@ COLUMNS = (
     "files",
 )
 _TEXTS = "image", "name", "error", "files"
-_OUTER_EYE_CORNERS = 36, 45
 _PARQUET_ROWS = 4096  # that are held at a time
 
 
@@ -257,7 +257,7 @@ def _landmark_error(face: Face) -> float | None:
     found, made = face.found, face.reconstruction
     if found is None or made is None or found.points is None or found.confidence is None:
         return None
-    corners = list(_OUTER_EYE_CORNERS)
+    corners = list(OUTER_EYE_CORNERS)
     if not (found.confidence[corners] > 0).all():
         return None
     known = found.confidence > 0
