@@ -31,9 +31,10 @@ set(ringnet_warnings -Wall -Wextra $<$<BOOL:${RINGNET_WERROR}>:-Werror>)
 
 set(ringnet_csrc ${CMAKE_CURRENT_LIST_DIR})
 add_library(ringnet_core STATIC
-  ${ringnet_csrc}/cpu/dispatch.cpp ${ringnet_csrc}/cpu/joints.cpp ${ringnet_csrc}/cpu/points.cpp ${ringnet_csrc}/cpu/threads.cpp)
+  ${ringnet_csrc}/cpu/dispatch.cpp ${ringnet_csrc}/cpu/joints.cpp ${ringnet_csrc}/cpu/mesh.cpp ${ringnet_csrc}/cpu/points.cpp ${ringnet_csrc}/cpu/threads.cpp)
 target_include_directories(ringnet_core PUBLIC ${ringnet_csrc})
 target_compile_options(ringnet_core PRIVATE $<$<COMPILE_LANGUAGE:CXX>:${ringnet_math_flags};${ringnet_warnings}>)
+set_source_files_properties(${ringnet_csrc}/cpu/mesh.cpp PROPERTIES COMPILE_OPTIONS -ffp-contract=off)
 if(RINGNET_OPENMP AND OpenMP_CXX_FOUND)
   target_link_libraries(ringnet_core PUBLIC OpenMP::OpenMP_CXX)
 endif()

@@ -8,6 +8,7 @@ gradients any strides.
 from collections.abc import Callable
 from typing import TypeVar
 
+import numpy as np
 from torch import Tensor
 from typing_extensions import Self
 
@@ -22,6 +23,14 @@ def simd_level() -> str: ...
 def discard(address: int, bytes: int, /) -> None:
     """Lets the system have these pages, if it runs short of them before they are written again. Their values are
     lost."""
+
+def vertex_normals(vertices: np.ndarray, triangles: np.ndarray) -> np.ndarray:
+    """Unit normals (V, 3), in the vertices' dtype, of (V, 3) float32 or float64 vertices and (F, 3) int64 triangles.
+    ValueError for other shapes, IndexError for a vertex that there isn't."""
+
+def number_lines(word: bytes, numbers: np.ndarray, decimals: int) -> bytes | None:
+    """A line for each row of (N, C) float32 or float64 numbers: the word, of four bytes at most, and after a space
+    each number with 4 or 8 decimals. None where one has more than 15 digits or is not finite."""
 
 class Tag:
     """Lies in the ``__dict__`` of a tensor of which there are marks, and dies with the tensor."""

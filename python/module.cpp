@@ -9,6 +9,7 @@
 #include "arrays.h"
 #include "buffers.h"
 #include "marks.h"
+#include "meshes.h"
 #include "ops.h"
 #include "place.h"
 #include "tensors.h"
@@ -380,6 +381,7 @@ PYBIND11_MODULE(_ringnet_core, m) {
     m.def("simd_level", &cpu::simd_level);
     m.def("discard", &discard);
     bind_marks(m);
+    bind_meshes(m);
     m.def("batch_size", &batch_size);
     m.def("shaped_like", &shaped_like, py::arg(), py::arg(), py::arg(), py::arg("contiguous") = false);
     m.def("use_exchange", [](bool wanted) { Torch::get().use_exchange(wanted); });

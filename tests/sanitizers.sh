@@ -78,9 +78,9 @@ operators() {
     "$work/operators" 100
     tests "$@"
 }
-# All that calls the operators.
+# All that calls the operators, and what the core does of meshes.
 callers() {
-    ls tests/ops/test_*.py tests/flame/test_layer.py | grep -v -e architectures -e cuda_emulation -e threads
+    ls tests/ops/test_*.py tests/flame/test_layer.py tests/geometry/test_surface.py tests/files/test_meshes.py | grep -v -e architectures -e cuda_emulation -e threads
 }
 
 # The CUDA kernels on the host: every address that they use. A fiber's switch costs much here, so a few sizes only: of each tiling one.

@@ -8,8 +8,11 @@ import json
 import math
 import os
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +121,30 @@ def write_arrays(path: str | os.PathLike, arrays: Mapping[str, Any]) -> None:
             np.savez(file, **arrays)
     else:
         raise ValueError(f"{os.fspath(path)}: expected a name that ends in .npz or .safetensors")
+
+
+# An .npz as numpy.savez writes it, for small arrays in great number: zipfile takes eight times as long.
+
+_LOCAL, _CENTRAL, _END = struct.Struct("<4s5H3I2H"), struct.Struct("<4s6H3I5H2I"), struct.Struct("<4s4H2IH")
+_VERSION, _UTF8, _STORED, _MIDNIGHT, _OF_1980 = 20, 0x800, 0, 0, 1 << 5 | 1
+
+
+def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The arrays as an uncompressed .npz file of less than 4 GiB."""
+    members, directory, offset = [], [], 0
+    for name, array in arrays.items():
+        file, content = f"{name}.npy".encode(), _npy_header(array.dtype, array.shape) + array.tobytes()
+        facts = (_VERSION, _UTF8, _STORED, _MIDNIGHT, _OF_1980, zlib.crc32(content), len(content), len(content))
+        members += [_LOCAL.pack(b"PK\3\4", *facts, len(file), 0), file, content]
+        directory += [_CENTRAL.pack(b"PK\1\2", _VERSION, *facts, len(file), 0, 0, 0, 0, 0, offset), file]
+        offset += _LOCAL.size + len(file) + len(content)
+    end = b"PK\5\6", 0, 0, len(arrays), len(arrays), sum(map(len, directory)), offset, 0
+    return b"".join([*members, *directory, _END.pack(*end)])
+
+
+@lru_cache(64)
+def _npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    file = io.BytesIO()
+    facts = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, facts)
+    return file.getvalue()

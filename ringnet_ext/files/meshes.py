@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import _ringnet_core as core
 import numpy as np
 
 MESHES = (".obj", ".ply", ".stl", ".off", ".glb")
@@ -128,10 +129,6 @@ def _columns(data):
 
 _POINTS, _INDICES = 34962, 34963  # what a GLB's buffers are for, by the numbers of OpenGL
 _MESH_DECIMALS, _NORMAL_DECIMALS = 8, 4
-# Text four bytes at a time, of which those that are zero are left out in the end.
-_DIGITS = np.frombuffer(b"".join(b"%04d" % number for number in range(10_000)), np.uint32)
-_WHOLE = np.frombuffer(b"".join((b"%d." % number).rjust(4, b"\0") for number in range(1000)), np.uint32)
-_SIGN = np.frombuffer(b"\0\0\0 \0\0 -", np.uint32)
 
 
 def obj_bytes(mesh: Mesh, comments: Sequence[str] = ()) -> bytes:
@@ -148,26 +145,12 @@ def obj_bytes(mesh: Mesh, comments: Sequence[str] = ()) -> bytes:
 
 
 def _lines(word: bytes, rows: np.ndarray, decimals: int) -> bytes:
-    """A line for each row of numbers, all rows at once: Python alone would take fifty times as long.
-
-    decimals: a multiple of four.
-    """
-    rows = np.asarray(rows, np.float64)
-    left = np.rint(np.abs(rows) * 10.0**decimals)  # whole numbers, which float64 divides fastest
-    if not (left < len(_WHOLE) * 10.0**decimals).all():
+    """A line for each row of numbers; the core writes them a hundred times as fast as Python."""
+    text = core.number_lines(word, rows, decimals)
+    if text is None:  # a number of more than 15 digits, or none
         template = b" ".join([word] + [b"%%.%df" % decimals] * rows.shape[1]) + b"\n"
-        return b"".join(template % tuple(row) for row in rows.tolist())
-    count, columns = rows.shape
-    text = np.empty((count, 2 + columns * (2 + decimals // 4)), np.uint32)
-    text[:, 0], text[:, -1] = np.frombuffer(word.ljust(4, b"\0") + b"\n\0\0\0", np.uint32)
-    numbers = text[:, 1:-1].reshape(count, columns, -1)  # a view
-    numbers[..., 0] = _SIGN.take((rows < 0) & (left > 0))
-    for part in range(1, numbers.shape[2]):
-        unit = 10.0 ** (decimals - 4 * (part - 1))
-        digits = np.floor(left / unit)
-        left = left - digits * unit
-        numbers[..., part] = (_WHOLE if part == 1 else _DIGITS).take(digits.astype(np.intp))
-    return text.tobytes().translate(None, b"\0")
+        text = b"".join(template % tuple(row) for row in rows.tolist())
+    return text
 
 
 @lru_cache(4)  # the meshes of one topology have the same triangles

@@ -9,11 +9,14 @@ stands upright in the image is turned over by its own global rotation, whose neu
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from ..ops import batch_rodrigues
+
+Points = TypeVar("Points", np.ndarray, torch.Tensor)
 
 #: Global rotation (axis-angle) of a head that looks straight into RingNet's camera.
 UPRIGHT = (math.pi, 0.0, 0.0)
@@ -44,12 +47,12 @@ def project_to_pixels(vertices: np.ndarray, camera: np.ndarray, size: int) -> np
     return points
 
 
-def to_pixels(points: torch.Tensor, size: int) -> torch.Tensor:
+def to_pixels(points: Points, size: int) -> Points:
     """Normalised coordinates to pixels of a size x size image; the centre of the first pixel is at 0.5."""
     return (points + 1.0) * (size / 2)
 
 
-def to_normalised(points: torch.Tensor, size: int) -> torch.Tensor:
+def to_normalised(points: Points, size: int) -> Points:
     """The inverse of :func:`to_pixels`."""
     return points * (2 / size) - 1.0
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .._version import __version__
+from ..files.arrays import npz_bytes
 from ..files.images import image_bytes, png_bytes, read_png
 from ..files.meshes import Mesh, glb_bytes, obj_bytes, ply_bytes
 from ..files.whole import written_whole
@@ -179,9 +180,7 @@ def _about(face: _Face, names: Iterable[str]) -> dict[str, str]:
 
 def _npz(face: _Face, arrays: Mapping[str, np.ndarray]) -> bytes:
     about = "\n".join(f"{name}: {text}" for name, text in _about(face, arrays).items())
-    buffer = io.BytesIO()
-    np.savez(buffer, **{**arrays, "about": np.array(about)})  # type: ignore[arg-type]
-    return buffer.getvalue()
+    return npz_bytes({**arrays, "about": np.array(about)})
 
 
 def _json(face: _Face) -> bytes:

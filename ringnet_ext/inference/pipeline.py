@@ -193,9 +193,10 @@ def _parts(squares: Sequence[Square], batch: int) -> Iterator[list[Square]]:
 def answers(model: RingNet, images: Sequence[np.ndarray], batch: int) -> HeadParams:
     """What the network says of up to `batch` pictures (S, S, 3) uint8 of one size, in a batch of that many: the rest is
     filled up."""
-    filled = np.zeros((batch, *images[0].shape), np.uint8)
-    filled[: len(images)] = images
-    params = model.answer(torch.from_numpy(filled).permute(0, 3, 1, 2))
+    filled = np.zeros((batch, 3, *images[0].shape[:2]), np.uint8)
+    for image, planes in zip(images, filled, strict=False):
+        cv2.split(image, list(planes))
+    params = model.answer(torch.from_numpy(filled))
     return HeadParams(*(value[: len(images)] for value in params))
 
 

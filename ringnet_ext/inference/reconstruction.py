@@ -153,7 +153,7 @@ class Reconstruction:
 def turned_over(points: np.ndarray, root: np.ndarray) -> np.ndarray:
     """Points (..., 3) after half a turn about x through the root joint, which leads from the camera's frame to FLAME's,
     and back."""
-    return (points - root) * np.array([1, -1, -1], np.float32) + root
+    return np.stack([points[..., 0], *(2 * root[..., i] - points[..., i] for i in (1, 2))], axis=-1)
 
 
 @torch.no_grad()
@@ -166,28 +166,34 @@ def reconstructions(
     eye_pose: Tensor | None = None,
 ) -> list[Reconstruction]:
     """What HeadParams, one for each of some squares, are as meshes and landmarks; head: the model of the layer."""
-    posed = flame(params.shape, params.expression, params.global_pose, neck_pose, params.jaw_pose, eye_pose)
-    neutral = flame(params.shape)
-    seen = project(posed.landmarks, params.camera).cpu()
-    roots = posed.joints[:, 0].cpu().numpy()
-    image_vertices, image_landmarks = posed.vertices.cpu().numpy(), posed.landmarks.cpu().numpy()
-    neutral_vertices, neutral_landmarks = neutral.vertices.cpu().numpy(), neutral.landmarks.cpu().numpy()
+    # Posed and neutral heads at once, as reading the model's directions is what takes the time.
+    poses = params.expression, params.global_pose, neck_pose, params.jaw_pose, eye_pose
+    changes = (None if value is None else torch.cat([value, torch.zeros_like(value)]) for value in poses)
+    heads = flame(params.shape.repeat(2, 1), *changes)
+    count = len(squares)
+    seen = project(heads.landmarks[:count], params.camera).cpu().numpy()
+    all_vertices, all_landmarks, roots = (
+        value.cpu().numpy() for value in (heads.vertices, heads.landmarks, heads.joints[:count, 0])
+    )
+    image_vertices, neutral_vertices = np.split(all_vertices, 2)
+    image_landmarks, neutral_landmarks = np.split(all_landmarks, 2)
+    vertices, landmarks_3d = (turned_over(points, roots[:, None]) for points in (image_vertices, image_landmarks))
     neck, eyes = (
         np.zeros((len(squares), width), np.float32) if pose is None else pose.detach().cpu().numpy()
         for pose, width in ((neck_pose, 3), (eye_pose, 6))
     )
     yaw = yaw_of(params.global_pose).tolist()
-    params = HeadParams(*(value.cpu() for value in params))
+    each = [HeadParams(*values) for values in zip(*(value.cpu().split(1) for value in params), strict=True)]
     faces = []
     for i, square in enumerate(squares):
-        landmarks = to_pixels(seen[i], len(square.image)).numpy()
+        landmarks = to_pixels(seen[i], len(square.image))
         faces.append(
             Reconstruction(
-                params=HeadParams(*(value[i : i + 1] for value in params)),
-                vertices=turned_over(image_vertices[i], roots[i]),
+                params=each[i],
+                vertices=vertices[i],
                 neutral_vertices=neutral_vertices[i],
                 landmarks=square.to_original(landmarks).astype(np.float32),
-                landmarks_3d=turned_over(image_landmarks[i], roots[i]),
+                landmarks_3d=landmarks_3d[i],
                 neutral_landmarks=neutral_landmarks[i],
                 head=head,
                 square=square,

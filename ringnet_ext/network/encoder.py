@@ -67,7 +67,8 @@ class CompactEncoder(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 1 or 3, H, W) in [-1, 1] -> (B, 512)."""
         if images.shape[1] == 3:
-            images = (images * images.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+            red, green, blue = images.split(1, dim=1)
+            images = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
         images = _resize(images, self.input_size)
         # Brightness and contrast belong to the photograph, not to the head.
         mean = images.mean((1, 2, 3), keepdim=True)

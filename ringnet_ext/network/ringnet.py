@@ -111,12 +111,13 @@ class RingNet(nn.Module):
     def answer(self, images: Tensor) -> HeadParams:
         """What the network says of (B, 1 or 3, H, W) uint8 images, as it is used: without dropout, in no training
         mode."""
-        training = self.training
-        self.eval()
-        try:
-            return self(to_input(images.to(self.flame.v_template.device)))
-        finally:
-            self.train(training)
+        if self.training:  # to ask every module for it takes as long as a small encoder
+            self.eval()
+            try:
+                return self.answer(images)
+            finally:
+                self.train()
+        return self(to_input(images.to(self.flame.v_template.device)))
 
     def exportable(self) -> ExportableRingNet:
         """A copy, as it is used, that ONNX and other runtimes can take along: ``module(images)`` returns parameters,

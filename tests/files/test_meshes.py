@@ -176,6 +176,15 @@ class TestWritten:
         assert lines[0] in ("v 0.00000000 0.00000000 1.00000000", "v 0.00000000 -0.00000000 1.00000000")
         assert lines[300:] == [f"f {a} {b} {c}" for a, b, c in faces + 1]
 
+    def test_numbers_are_rounded_to_the_nearest(self):
+        """Of two that are as near, as Python does, to the even one; a number that rounds to zero has no sign."""
+        points = np.array([[0.5 / 2**13, 1.5 / 2**13, -1e-9], [12345.678, -99999.99996, 4e9]], np.float64)
+        text = obj_bytes(Mesh(np.eye(3), np.array([[0, 1, 2]]), normals=points)).decode().splitlines()[3:5]
+        assert text == ["vn 0.0001 0.0002 0.0000", "vn 12345.6780 -100000.0000 4000000000.0000"]
+        single = np.array([[0.1, -0.2, 3.0]], np.float32)
+        double = Mesh(single.astype(np.float64), np.zeros((0, 3), np.int64))
+        assert obj_bytes(double._replace(vertices=single)) == obj_bytes(double)
+
     def test_what_is_not_finite_is_refused_or_shown(self):
         """Never a number made up."""
         points = np.array([[np.nan, 0, 0], [np.inf, 1, 0], [0, 1, 0]])

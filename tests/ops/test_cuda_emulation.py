@@ -113,8 +113,9 @@ def built(tmp_path_factory) -> Emulation:
         run(*include, *module, "-x", "c++", "-c", source, "-o", folder / f"{source.stem}.o")
         return folder / f"{source.stem}.o"
 
-    # Joints are regressed on the host where tensors live there, as the emulated device's do.
-    host = [ROOT / "python" / "module.cpp", ROOT / "csrc" / "cpu" / "joints.cpp", ROOT / "csrc" / "cpu" / "threads.cpp"]
+    # Joints are regressed on the host where tensors live there, as the emulated device's do. Meshes are always there.
+    cpu = [ROOT / "csrc" / "cpu" / name for name in ("joints.cpp", "mesh.cpp", "threads.cpp")]
+    host = [ROOT / "python" / "module.cpp", *cpu]
     sources = [*host, *sorted((ROOT / "csrc" / "cuda").glob("*.cu")), *sorted(here.glob("*.cpp"))]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         module, *kernels = pool.map(compile_source, sources)
