@@ -5,7 +5,6 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
-#include <memory>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -43,15 +42,19 @@ py::object number_lines(const py::bytes& word, const Rows<T>& numbers, int decim
     const std::string_view name = word;
     if (name.size() > 4) throw std::invalid_argument("word: expected four characters at most");
     const NumberLines<T> p{numbers.shape(0), numbers.shape(1), numbers.data(), name.data(), index_t(name.size()), decimals};
-    std::unique_ptr<char[]> text;
+    PyObject* text = PyBytes_FromStringAndSize(nullptr, cpu::number_lines_size(p));
+    if (!text) throw py::error_already_set();
     index_t size = 0;
     {
         const py::gil_scoped_release release;
-        text.reset(new char[cpu::number_lines_size(p)]);
-        size = cpu::number_lines(p, text.get());
+        size = cpu::number_lines(p, PyBytes_AS_STRING(text));
     }
-    if (size < 0) return py::none();
-    return py::bytes(text.get(), size);
+    if (size < 0) {
+        Py_DECREF(text);
+        return py::none();
+    }
+    if (_PyBytes_Resize(&text, size) < 0) throw py::error_already_set();
+    return py::reinterpret_steal<py::bytes>(text);
 }
 
 inline void bind_meshes(py::module_& m) {

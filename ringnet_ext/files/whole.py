@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -22,8 +22,9 @@ def written_whole(path: str | os.PathLike):
 
     An OSError names `path`. What a process that is killed leaves behind is for :func:`remove_leftovers`.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path = os.fspath(path)
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
     try:
         with _locked(temporary) as file:
             yield file
@@ -31,12 +32,12 @@ def written_whole(path: str | os.PathLike):
             if not fcntl:  # Windows renames no open file
                 file.close()
             os.replace(temporary, path)
-    except OSError as error:
-        if error.errno and error.filename in (None, temporary, os.fspath(temporary)):
-            error.filename, error.filename2 = os.fspath(path), None
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
+            error.filename, error.filename2 = path, None
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -67,7 +68,7 @@ def folder_written_whole(path: str | os.PathLike):
 # machines.
 
 
-def _locked(temporary: Path):
+def _locked(temporary: str):
     while True:
         file = open(temporary, "wb")
         _lock(file)

@@ -16,7 +16,7 @@ import numpy as np
 from .._version import __version__
 from ..files.arrays import npz_bytes
 from ..files.images import image_bytes, png_bytes, read_png
-from ..files.meshes import Mesh, glb_bytes, obj_bytes, ply_bytes
+from ..files.meshes import Mesh, glb_bytes, obj_parts, ply_bytes
 from ..files.whole import written_whole
 from ..flame.formats import ringnet_parameters
 from ..geometry.camera import project_to_pixels
@@ -231,22 +231,23 @@ def read_map(path: str | os.PathLike) -> np.ndarray:
 
 
 class Kind(NamedTuple):
-    """A file of a face: the folder that it is in, the end of its name, what it is, and its content."""
+    """A file of a face: the folder that it is in, the end of its name, what it is, and its content, whole or in parts
+    that follow each other."""
 
     folder: str
     suffix: str
     what: str
-    content: Callable[[_Face], bytes]
+    content: Callable[[_Face], bytes | list[bytes]]
 
 
 #: What can be written of a face, by the names of ``--write``.
 KINDS: dict[str, Kind] = {
     "panel": Kind("images", ".png", "input, overlay, head, head turned, neutral head", _panel),
     "overlay": Kind("overlay", ".jpg", "the head over the original image", _overlay),
-    "mesh": Kind("mesh", ".obj", "posed head", lambda face: obj_bytes(face.posed, _posed_comments(face))),
+    "mesh": Kind("mesh", ".obj", "posed head", lambda face: obj_parts(face.posed, _posed_comments(face))),
     "ply": Kind("mesh", ".ply", "posed head", lambda face: ply_bytes(face.posed, _posed_comments(face))),
     "glb": Kind("mesh", ".glb", "posed head", _glb),
-    "neutral": Kind("neutral_mesh", ".obj", "neutral head", lambda face: obj_bytes(face.neutral, _NEUTRAL)),
+    "neutral": Kind("neutral_mesh", ".obj", "neutral head", lambda face: obj_parts(face.neutral, _NEUTRAL)),
     "neutral-ply": Kind("neutral_mesh", ".ply", "neutral head", lambda face: ply_bytes(face.neutral, _NEUTRAL)),
     "now": Kind("neutral_mesh", ".npy", "NoW's 7 landmarks on the neutral head", _now_landmarks),
     "landmarks": Kind("landmarks", ".pts", "68 landmarks in the image", _pts),
@@ -310,7 +311,7 @@ def write(
         with ExitStack() as stack:  # all are complete before the first gets its name
             for target, content in contents.items():
                 file = stack.enter_context(written_whole(target))
-                file.write(content)
+                file.writelines(content if isinstance(content, list) else [content])
                 file.flush()
     except BaseException:
         for target in contents:

@@ -9,6 +9,7 @@ begins anew.
 
 from __future__ import annotations
 
+import base64
 import csv
 import errno
 import hashlib
@@ -153,7 +154,8 @@ class Results:
             if entry["error"] is not None:
                 yield {"image": entry["image"], "face": None, "error": entry["error"]}
             for row in entry["rows"]:
-                yield {"image": entry["image"], **row, "files": ";".join(row["files"])}
+                values = _numbers(row.get("parameters", ""))
+                yield {"image": entry["image"], **row, "files": ";".join(row["files"]), "parameters": values}
 
     def write(self, file: Path, pictures: Sequence[Picture], parameters: Sequence[str]) -> None:
         """Write the table of what there is so far: .csv, or .parquet."""
@@ -230,7 +232,6 @@ def _row(face: Face, name: str, files: Sequence[str]) -> dict[str, Any]:
     made, square = face.reconstruction, face.reconstruction.square
     left, top = square.to_original(_ORIGIN)
     trust = made.trust
-    parameters = made.params.to_vector()[0].double().numpy().round(9).tolist()
     return row | {
         "score": _rounded(trust.score),
         "agreement": _rounded(trust.agreement),
@@ -240,11 +241,22 @@ def _row(face: Face, name: str, files: Sequence[str]) -> dict[str, Any]:
         "top": round(float(top), 1),
         "side": round(len(square.image) / square.scale, 1),
         "landmark_error": _rounded(_landmark_error(face)),
-        "parameters": parameters,
+        "parameters": _text(made.params.to_vector()[0].numpy()),
     }
 
 
 _ORIGIN = np.zeros(2)
+_FLOATS = "<f4"
+
+
+def _text(numbers: np.ndarray) -> str:
+    """Numbers as a line holds them, written twenty times as fast as their digits."""
+    return base64.b64encode(numbers.astype(_FLOATS).tobytes()).decode()
+
+
+def _numbers(text: str) -> list[float]:
+    return np.frombuffer(base64.b64decode(text), _FLOATS).astype(np.float64).round(9).tolist()
+
 
 
 def _rounded(value: float | None) -> float | None:
