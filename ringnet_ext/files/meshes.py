@@ -139,11 +139,11 @@ def obj_bytes(mesh: Mesh, comments: Sequence[str] = ()) -> bytes:
 def obj_parts(mesh: Mesh, comments: Sequence[str] = ()) -> list[bytes]:
     """The mesh as an OBJ file, in parts that follow each other: vertices and texture coordinates to 1e-8, normals to
     1e-4. Seams keep their vertices whole, as each corner of a triangle names its texture coordinate."""
-    parts = [b"# %s\n" % comment.encode() for comment in comments] + [_lines(b"v", mesh.vertices, _MESH_DECIMALS)]
+    parts = [b"# %s\n" % comment.encode() for comment in comments] + [number_lines(b"v", mesh.vertices, _MESH_DECIMALS)]
     if mesh.uv is not None:
-        parts.append(_lines(b"vt", mesh.uv, _MESH_DECIMALS))
+        parts.append(number_lines(b"vt", mesh.uv, _MESH_DECIMALS))
     if mesh.normals is not None:
-        parts.append(_lines(b"vn", mesh.normals, _NORMAL_DECIMALS))
+        parts.append(number_lines(b"vn", mesh.normals, _NORMAL_DECIMALS))
     faces, textures = (
         None if each is None else _Indices(np.asarray(each, np.int64).tobytes()) for each in (mesh.faces, mesh.uv_faces)
     )
@@ -157,8 +157,9 @@ class _Indices(bytes):
         return len(self)
 
 
-def _lines(word: bytes, rows: np.ndarray, decimals: int) -> bytes:
-    """A line for each row of numbers; the core writes them a hundred times as fast as Python."""
+def number_lines(word: bytes, rows: np.ndarray, decimals: int) -> bytes:
+    """A line for each row of (N, C) numbers: the word, of up to four letters, and after a space each number with 4 or 8
+    decimals. The core writes them a hundred times as fast as Python does."""
     text = core.number_lines(word, rows, decimals)
     if text is None:  # a number of more than 15 digits, or none
         template = b" ".join([word] + [b"%%.%df" % decimals] * rows.shape[1]) + b"\n"

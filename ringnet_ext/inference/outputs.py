@@ -301,12 +301,12 @@ def write(
     """
     if frame not in FRAMES:
         raise ValueError(f"frame: expected one of {', '.join(FRAMES)}, got {frame!r}")
-    folder, source, contents = Path(folder), _Face(face, frame, more or {}), {}
+    folder, source, contents = os.fspath(folder), _Face(face, frame, more or {}), {}
     for each in dict.fromkeys(kinds):
         kind = _kind(each)
-        contents[folder / kind.folder / f"{name}{kind.suffix}"] = kind.content(source)
-    for parent in {target.parent for target in contents}:
-        parent.mkdir(parents=True, exist_ok=True)
+        contents[os.path.join(folder, kind.folder, f"{name}{kind.suffix}")] = kind.content(source)
+    for parent in {os.path.dirname(target) for target in contents}:
+        os.makedirs(parent, exist_ok=True)
     try:
         with ExitStack() as stack:  # all are complete before the first gets its name
             for target, content in contents.items():
@@ -316,9 +316,9 @@ def write(
     except BaseException:
         for target in contents:
             with suppress(OSError):  # not there, or what stood in the way
-                target.unlink()
+                os.unlink(target)
         raise
-    return list(contents)
+    return [Path(target) for target in contents]
 
 
 def _kind(name: str) -> Kind:

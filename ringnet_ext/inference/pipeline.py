@@ -4,7 +4,7 @@ decoder in batches, and what is done with the faces (rendering, writing) in thre
 Between the stages there are never more than some batches of pictures, however many there are in all. The network
 always sees batches of one size, the last filled up: so a face's numbers don't depend on which other faces it is
 computed with. They don't to the last bit where the library of matrix products takes all rows of a batch alike (MKL,
-with batches of 8), and within 1e-6 of the largest with other libraries and sizes.
+with batches of 8 or 16), and within 1e-6 of the largest with other libraries and sizes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-#: Squares that the network sees at a time, on a CPU and elsewhere.
-BATCH, BATCH_ELSEWHERE = 8, 64
+#: Squares that the network sees at a time: on a CPU, there with a light encoder, and elsewhere. A light encoder's
+#: weights take longer to read than to compute with.
+BATCH, BATCH_LIGHT, BATCH_ELSEWHERE = 8, 16, 64
 THREADS = max(2, min(8, os.cpu_count() or 2))
 _BATCHES_BETWEEN = 2  # stages, at most
 
@@ -92,17 +93,19 @@ def reconstruct_all(
     Args:
         find: where the faces of a picture are; called in several threads.
         finish: what is done with each outcome; called in several threads. What it returns is handed on.
-        batch: squares that the network sees at a time; None for 8 on a CPU and 64 elsewhere.
+        batch: squares that the network sees at a time; None for :func:`batch_of`.
         trust: ask the network about a second crop too, for each face's agreement.
         refine: fit the network's answer to the landmarks by which a face was cut, where it was.
-        threads: of reading, and of finishing.
+        threads: of reading, and of finishing; 0: everything in the caller's.
     """
     if batch is None:
-        batch = BATCH if model.flame.v_template.device.type == "cpu" else BATCH_ELSEWHERE
+        batch = batch_of(model)
     model.eval()
     coming = iter(pictures)
     between = _BATCHES_BETWEEN * batch
-    readers, finishers = ThreadPoolExecutor(threads, "reading"), ThreadPoolExecutor(threads, "finishing")
+    readers, finishers = (
+        ThreadPoolExecutor(threads, name) if threads else _AtOnce() for name in ("reading", "finishing")
+    )
     reading: deque[Future[_Read]] = deque()
     finishing: deque[Future[Outcome]] = deque()
     group: list[_Read] = []
@@ -127,6 +130,25 @@ def reconstruct_all(
     finally:
         for pool in (readers, finishers):
             pool.shutdown(cancel_futures=True)
+
+
+class _AtOnce(Executor):
+    """Does what it is asked to, before it answers."""
+
+    def submit(self, function, /, *args, **kwargs):
+        done: Future = Future()
+        try:
+            done.set_result(function(*args, **kwargs))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+def batch_of(model: RingNet) -> int:
+    """Squares that the network sees at a time, where it isn't said how many."""
+    if model.flame.v_template.device.type != "cpu":
+        return BATCH_ELSEWHERE
+    return BATCH_LIGHT if model.encoder.light else BATCH
 
 
 def _read(picture: Picture, find: Finder) -> _Read:

@@ -287,10 +287,12 @@ class RingNet(network.RingNet):
         own = lambda picture, image: (whole if isinstance(picture.image, Square) else find)(picture, image)
 
         training = self.training
-        batch = min(len(pictures), pipeline.BATCH) if self.flame.v_template.device.type == "cpu" else None
+        batch = pipeline.batch_of(self)
+        if self.flame.v_template.device.type == "cpu":
+            batch = max(1, min(len(pictures), batch))
         faces: list[Reconstruction] = []
         try:
-            for outcome in pipeline.reconstruct_all(self, pictures, own, batch=batch and max(batch, 1)):
+            for outcome in pipeline.reconstruct_all(self, pictures, own, batch=batch):
                 for error in outcome.errors:
                     raise _named(error, outcome.picture.label) if many else error
                 source = int(outcome.picture.name)

@@ -9,7 +9,6 @@ begins anew.
 
 from __future__ import annotations
 
-import base64
 import csv
 import errno
 import hashlib
@@ -19,14 +18,16 @@ import os
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import count as counted
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from ..files.errors import explained
+from ..files.meshes import number_lines
 from ..files.whole import written_whole
 from ..flame.landmarks import OUTER_EYE_CORNERS
 from .inputs import Picture
@@ -103,7 +104,8 @@ class Results:
         place = self._places.get(picture.name)
         if place is None or not place.done:
             return False
-        entry = _at(place)
+        with open(place.file, "rb") as lines:
+            entry = _at(lines, place.offset)
         return (
             entry["image"] == picture.label
             and entry["stamp"] == _stamp(picture)
@@ -122,9 +124,8 @@ class Results:
         entry = {"image": picture.label, "name": picture.name, "stamp": _stamp(picture), "error": error, "rows": rows}
         line = (json.dumps(entry) + "\n").encode()
         with self._lock:
-            if self._own is None:  # one that was there before may end in half a line
-                number = 1 + max(map(_number, self._parts.glob("*.jsonl")), default=0)
-                self._own = open(self._parts / f"{self.rank}-{number}.jsonl", "xb", buffering=0)
+            if self._own is None:
+                self._own = self._new_file()
             start = self._own.tell()
             try:
                 if self._own.write(line) < len(line):
@@ -133,6 +134,13 @@ class Results:
                 self._own.truncate(start)
                 self._own.seek(start)
                 raise
+
+    def _new_file(self) -> io.FileIO:
+        """One that was there before may end in half a line."""
+        for number in counted(1 + max(map(_number, self._parts.glob("*.jsonl")), default=0)):
+            with suppress(FileExistsError):  # another process of this rank was quicker
+                return open(self._parts / f"{self.rank}-{number}.jsonl", "xb", buffering=0)
+        raise AssertionError
 
     def _finished(self, rank: int) -> Path:
         return self._parts / f"{rank}-of-{self.count}.finished"
@@ -146,16 +154,17 @@ class Results:
     def rows(self, pictures: Iterable[Picture]) -> Iterator[dict[str, Any]]:
         """The table's rows so far, in the order of these pictures."""
         places = self._read()
-        for picture in pictures:
-            place = places.get(picture.name)
-            entry = None if place is None else _at(place)
-            if entry is None or entry["image"] != picture.label:
-                continue
-            if entry["error"] is not None:
-                yield {"image": entry["image"], "face": None, "error": entry["error"]}
-            for row in entry["rows"]:
-                values = _numbers(row.get("parameters", ""))
-                yield {"image": entry["image"], **row, "files": ";".join(row["files"]), "parameters": values}
+        with ExitStack() as stack:
+            opened = {file: stack.enter_context(open(file, "rb")) for file in {each.file for each in places.values()}}
+            for picture in pictures:
+                place = places.get(picture.name)
+                entry = None if place is None else _at(opened[place.file], place.offset)
+                if entry is None or entry["image"] != picture.label:
+                    continue
+                if entry["error"] is not None:
+                    yield {"image": entry["image"], "face": None, "error": entry["error"]}
+                for row in entry["rows"]:
+                    yield {"image": entry["image"], **row, "files": ";".join(row["files"])}
 
     def write(self, file: Path, pictures: Sequence[Picture], parameters: Sequence[str]) -> None:
         """Write the table of what there is so far: .csv, or .parquet."""
@@ -183,10 +192,9 @@ class Results:
             return True
 
 
-def _at(place: _Place) -> dict:
-    with open(place.file, "rb") as lines:
-        lines.seek(place.offset)
-        return json.loads(lines.readline())
+def _at(lines: BinaryIO, offset: int) -> dict:
+    lines.seek(offset)
+    return json.loads(lines.readline())
 
 
 def _failed(entry: dict) -> bool:
@@ -245,18 +253,13 @@ def _row(face: Face, name: str, files: Sequence[str]) -> dict[str, Any]:
     }
 
 
-_ORIGIN = np.zeros(2)
-_FLOATS = "<f4"
+_ORIGIN, _DECIMALS = np.zeros(2), 8
 
 
 def _text(numbers: np.ndarray) -> str:
-    """Numbers as a line holds them, written twenty times as fast as their digits."""
-    return base64.b64encode(numbers.astype(_FLOATS).tobytes()).decode()
-
-
-def _numbers(text: str) -> list[float]:
-    return np.frombuffer(base64.b64decode(text), _FLOATS).astype(np.float64).round(9).tolist()
-
+    """Numbers as the table has them, each after a comma. They are most of what it says, hence written once, where each
+    process writes its own."""
+    return number_lines(b"", numbers[None], _DECIMALS).decode().strip("\n").replace(" ", ",")
 
 
 def _rounded(value: float | None) -> float | None:
@@ -283,17 +286,24 @@ def parameter_columns(shape_params: int, expression_params: int) -> list[str]:
     return [f"{name}_{i}" for name, size in sizes.items() for i in range(size)]
 
 
-def _values(row: dict[str, Any], parameters: Sequence[str]) -> list[Any]:
-    return [*(row.get(name) for name in COLUMNS), *(row.get("parameters") or [None] * len(parameters))]
-
-
 def _write_csv(file: Path, rows: Iterator[dict[str, Any]], parameters: Sequence[str]) -> None:
     with written_whole(file) as target:
-        text = io.TextIOWrapper(target, "utf-8", "surrogateescape", newline="", write_through=True)
-        writer = csv.writer(text, lineterminator="\n")
+        text = io.TextIOWrapper(target, "utf-8", "surrogateescape", newline="")
+        writer = csv.writer(text, lineterminator="")
         writer.writerow([*COLUMNS, *parameters])
-        writer.writerows(_values(row, parameters) for row in rows)
+        none = "," * len(parameters)
+        for row in rows:
+            text.write("\n")
+            writer.writerow([row.get(name) for name in COLUMNS])
+            text.write(row.get("parameters") or none)
+        text.write("\n")
+        text.flush()
         text.detach()
+
+
+def _values(row: dict[str, Any], parameters: Sequence[str]) -> list[Any]:
+    numbers = row["parameters"].split(",")[1:] if "parameters" in row else None
+    return [*(row.get(name) for name in COLUMNS), *(map(float, numbers) if numbers else [None] * len(parameters))]
 
 
 def _write_parquet(file: Path, rows: Iterator[dict[str, Any]], parameters: Sequence[str]) -> None:

@@ -1,7 +1,8 @@
 """From an image to a vector of head parameters: convolutional features, then an iterative regressor.
 
 Every encoder takes (B, 1 or 3, H, W) images with values in [-1, 1], RGB where there are three channels, of any size:
-what the network wants to see (its resolution, its colours, its normalisation) is the encoder's own business.
+what the network wants to see (its resolution, its colours, its normalisation) is the encoder's own business. Of a
+``light`` one a CPU does hundreds of images a second; several cores are no faster with a few images than one is.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class CompactEncoder(nn.Module):
         leak: slope of the features' activation below zero; 0 is ReLU.
     """
 
+    light = True
     input_size = 64
     channels = 1
     features = 512
@@ -105,6 +107,7 @@ class ResNet50(nn.Module):
     Parameter names are torchvision's, so that its weights load as they are; the normalisation is ImageNet's.
     """
 
+    light = False
     input_size = 224
     channels = 3
     features = 2048

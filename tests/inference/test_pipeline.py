@@ -13,7 +13,7 @@ from ringnet_ext.detection.squares import cut_square, fit_square
 from ringnet_ext.files.images import ImageError, write_image
 from ringnet_ext.inference import finders
 from ringnet_ext.inference.finders import Found, whole
-from ringnet_ext.inference.pipeline import BATCH, ahead, pictures_from, reconstruct_all, side_by_side
+from ringnet_ext.inference.pipeline import ahead, batch_of, pictures_from, reconstruct_all, side_by_side
 
 
 @pytest.fixture(scope="module", params=["compact", "resnet50"])
@@ -57,15 +57,16 @@ class TestPipeline:
     def test_a_face_s_numbers_don_t_depend_on_its_company(self, model):
         """To the last bit with the usual batch, where the library of matrix products takes all its rows alike, as MKL
         does; within 1e-6 of the largest with others."""
-        count = 9 if model.configuration["encoder"] == "compact" else 4  # more than one batch, or one that is filled up
+        usual = batch_of(model)
+        count = usual + 1 if model.encoder.light else 4  # more than one batch, or one that is filled up
         some = images(count)
-        together = vectors(model, some, BATCH)
+        together = vectors(model, some, usual)
         assert np.abs(together - together[0]).max() > 1e-4
         order = np.random.default_rng(1).permutation(count)
-        for which, batch in [(order, BATCH), (order[:3], BATCH), (order[:3], 1), (order[:2], 2), (order[:3], 5)]:
+        for which, batch in [(order, usual), (order[:3], usual), (order[:3], 1), (order[:2], 2), (order[:3], 5)]:
             found = vectors(model, [some[i] for i in which], batch)
             assert np.abs(found - together[which]).max() < 1e-6 * np.abs(together).max()
-            if batch == BATCH and torch.backends.mkl.is_available():
+            if batch == usual and torch.backends.mkl.is_available():
                 assert np.array_equal(found, together[which])
 
     def test_vertices_neither(self, compact):
