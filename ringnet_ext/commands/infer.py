@@ -331,6 +331,9 @@ def _infer_images(options, model: RingNet, processes: Processes) -> int:
             f"interrupted after {done} of {len(own)} images; {'' if table is None else f'{table} names them, and '}"
             "the same command goes on from there"
         ) from None
+    except ChildProcessError as error:
+        _write_so_far(results, table, pictures, columns)
+        raise ChildProcessError(f"{error}; the same command goes on from there") from None
     outcomes.close()
     if not_found:
         print(

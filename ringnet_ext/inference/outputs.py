@@ -311,7 +311,8 @@ def write(
         with ExitStack() as stack:  # all are complete before the first gets its name
             for target, content in contents.items():
                 file = stack.enter_context(written_whole(target))
-                file.writelines(content if isinstance(content, list) else [content])
+                for part in content if isinstance(content, list) else [content]:
+                    file.write(part)
                 file.flush()
     except BaseException:
         for target in contents:

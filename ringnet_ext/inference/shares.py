@@ -80,11 +80,8 @@ def _received(receiver: Connection, process: Any) -> list:
         results, failure = receiver.recv()
     except EOFError:
         process.join()
-        raise ChildProcessError(
-            f"a process that shared the work was ended by signal {-process.exitcode}; out of memory?"
-            if process.exitcode < 0
-            else f"a process that shared the work ended with exit code {process.exitcode}"
-        ) from None
+        end = f"was killed by signal {-process.exitcode}" if process.exitcode < 0 else f"ended by {process.exitcode}"
+        raise ChildProcessError(f"a process that shared the work {end}") from None
     if failure is not None:
         error, text = failure
         raise error from RuntimeError(f"in a process that shared the work:\n{text}")

@@ -312,13 +312,15 @@ def test_a_full_disk_ends_the_batch_and_keeps_what_is_done(places, tmp_path, mon
     """Every image after it would fail the same way."""
     for index in range(5):
         cv2.imwrite(str(tmp_path / f"{index}.png"), cv2.imread(places["image"]))
-    written = 0
+    files_so_far = 0
 
     class Full:
-        """A file whose disk is full."""
+        """A file whose disk is full after eight of them."""
 
         def __init__(self, file):
-            self.file = file
+            nonlocal files_so_far
+            files_so_far += 1
+            self.file, self.full = file, files_so_far > 8  # three files an image
 
         def __getattr__(self, name):
             return getattr(self.file, name)
@@ -330,9 +332,7 @@ def test_a_full_disk_ends_the_batch_and_keeps_what_is_done(places, tmp_path, mon
             self.file.close()
 
         def write(self, data):
-            nonlocal written
-            written += 1
-            if written > 8:  # three files an image
+            if self.full:
                 self.file.write(data[:10])
                 raise OSError(errno.ENOSPC, "No space left on device")
             return self.file.write(data)

@@ -1,6 +1,7 @@
 """The infer command: where the face is, what is none, what the outputs are called and which frame they are in."""
 
 import csv
+import multiprocessing
 import os
 import re
 import signal
@@ -29,6 +30,7 @@ from ringnet_ext.flame import FLAME, builtin_head
 from ringnet_ext.flame.landmarks import contour_row
 from ringnet_ext.geometry.camera import yaw_of
 from ringnet_ext.inference import finders, outputs
+from ringnet_ext.inference.shares import shared
 from ringnet_ext.training.processes import Processes
 
 
@@ -407,6 +409,51 @@ class TestShares:
         assert run(checkpoint, tmp_path / "two", *arguments) == 0
         assert all(file.stat().st_mtime_ns == time for file, time in times.items())  # nothing was done twice
         assert same(contents(tmp_path / "one"), contents(tmp_path / "two"))
+
+    @pytest.mark.skipif(not infer.can_share(), reason="processes are copied on Linux")
+    def test_a_process_for_each_thread(self, checkpoint, many, tmp_path, monkeypatch, capsys):
+        """Files, table and complaints are those of one process, also after one was killed and after an interrupt."""
+        (many / "05 broken.png").write_bytes(b"no image")
+        threads, started, write = torch.get_num_threads(), [], outputs.write
+        arguments = many, "--cropped", "--write", "mesh,parameters", "--threads", 2
+
+        def counted(work, items, processes):
+            started.append(processes)
+            return shared(work, items, processes)
+
+        def killed(folder, name, *arguments, **options):
+            if name == "07":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return write(folder, name, *arguments, **options)
+
+        def interrupted(outcomes, **options):
+            yield next(outcomes)
+            raise KeyboardInterrupt
+
+        try:
+            assert run(checkpoint, tmp_path / "one", *arguments) == 1  # too few for several
+            alone = capsys.readouterr()
+            monkeypatch.setattr(infer, "_SHARE", 2)
+            monkeypatch.setattr(infer, "shared", counted)
+            assert run(checkpoint, tmp_path / "two", *arguments) == 1
+            together = capsys.readouterr()
+            assert started == [2] and together.err == alone.err and "05 broken.png: not an image" in alone.err
+            assert together.out.replace("/two", "/one") == alone.out and "14 of 15 images" in alone.out
+            with monkeypatch.context() as patch:
+                patch.setattr(infer, "write", killed)
+                assert run(checkpoint, tmp_path / "killed", *arguments) == 1
+            assert "killed by signal 9; the same command goes on from there" in capsys.readouterr().err
+            assert 0 < len(contents(tmp_path / "killed" / "mesh")) < 14
+            with monkeypatch.context() as patch:
+                patch.setattr(infer, "progress", interrupted)
+                assert run(checkpoint, tmp_path / "killed", *arguments) == 130
+            assert not multiprocessing.active_children()
+            assert run(checkpoint, tmp_path / "killed", *arguments) == 1
+            assert "going on with a run that was interrupted" in capsys.readouterr().out
+        finally:
+            torch.set_num_threads(threads)
+        for other in ("two", "killed"):
+            assert same(contents(tmp_path / "one"), contents(tmp_path / other))
 
     def test_torchrun_and_a_kill(self, checkpoint, many, tmp_path):
         arguments = [str(many), "--cropped", "--checkpoint", str(checkpoint), "--device", "cpu"]
