@@ -29,7 +29,7 @@ from ..flame.parameters import HeadParams
 from ..inference.finders import Finder, by_boxes, by_face_boxes, by_landmarks, by_network, whole
 from ..inference.framing import NotAFaceError, limit_of
 from ..inference.inputs import Box, Picture, face_name, image_files, landmarks_of, pictures_of, read_boxes
-from ..inference.outputs import DEFAULT, KINDS, folders, write
+from ..inference.outputs import DEFAULT, KINDS, folders, place, write
 from ..inference.pipeline import OF_ONE_PICTURE, THREADS, Outcome, batch_of, reconstruct_all
 from ..inference.reconstruction import FRAMES, RingNet
 from ..inference.results import Results, parameter_columns
@@ -168,7 +168,7 @@ def make_parser() -> Parser:
         "--batch",
         type=whole_number(1, 4096),
         metavar="N",
-        help="faces that the network sees at a time [on a CPU 16 with the compact encoder and 8 with ResNet-50, 64 "
+        help="faces that the network sees at a time [on a CPU 24 with the compact encoder and 8 with ResNet-50, 64 "
         "elsewhere]",
     )
     add_head(parser, "head model file, if it has moved since training [the one trained on]")
@@ -426,15 +426,17 @@ def _writer(folder: Path, results: Results, kinds: Sequence[str], frame: str) ->
     def write_all(outcome: Outcome) -> Outcome:
         count = len(outcome.faces)
         names = [face_name(outcome.picture.name, face.number, count) for face in outcome.faces]
-        files: list[list[Path]] = [[] for _ in names]
+        there = [face.reconstruction is not None for face in outcome.faces]
+        written: list[Path] = []
         try:
-            for face, name, written in zip(outcome.faces, names, files, strict=True):
+            for face, name in zip(outcome.faces, names, strict=True):
                 if face.reconstruction is not None:
                     written += write(folder, name, face.reconstruction, kinds, frame=frame)
-            results.add(outcome, names, [[file.relative_to(folder).as_posix() for file in each] for each in files])
+            places = [[place(kind, name) for kind in kinds if made] for name, made in zip(names, there, strict=True)]
+            results.add(outcome, names, places)
             return outcome
         except OF_ONE_PICTURE as error:
-            for file in (file for each in files for file in each):
+            for file in written:
                 file.unlink(missing_ok=True)
             outcome = replace(outcome, faces=(), error=error)
             if not (isinstance(error, OSError) and error.errno in _NOWHERE_TO_WRITE):

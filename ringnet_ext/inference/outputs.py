@@ -273,6 +273,11 @@ def folders(kinds: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(_kind(kind).folder for kind in kinds))
 
 
+def place(kind: str, name: str) -> str:
+    """Where in the output folder a kind's file of a face is; name: as for :func:`write`."""
+    return f"{_kind(kind).folder}/{name}{_kind(kind).suffix}"
+
+
 def write(
     folder: str | os.PathLike,
     name: str,
@@ -303,10 +308,11 @@ def write(
         raise ValueError(f"frame: expected one of {', '.join(FRAMES)}, got {frame!r}")
     folder, source, contents = os.fspath(folder), _Face(face, frame, more or {}), {}
     for each in dict.fromkeys(kinds):
-        kind = _kind(each)
-        contents[os.path.join(folder, kind.folder, f"{name}{kind.suffix}")] = kind.content(source)
+        target = os.path.join(folder, place(each, name))
+        contents[target] = KINDS[each].content(source)
     for parent in {os.path.dirname(target) for target in contents}:
-        os.makedirs(parent, exist_ok=True)
+        if not os.path.isdir(parent):
+            os.makedirs(parent, exist_ok=True)
     try:
         with ExitStack() as stack:  # all are complete before the first gets its name
             for target, content in contents.items():

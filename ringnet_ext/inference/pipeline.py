@@ -4,7 +4,7 @@ decoder in batches, and what is done with the faces (rendering, writing) in thre
 Between the stages there are never more than some batches of pictures, however many there are in all. The network
 always sees batches of one size, the last filled up: so a face's numbers don't depend on which other faces it is
 computed with. They don't to the last bit where the library of matrix products takes all rows of a batch alike (MKL,
-with batches of 8 or 16), and within 1e-6 of the largest with other libraries and sizes.
+with batches of 8 or 24), and within 1e-6 of the largest with other libraries and sizes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ R = TypeVar("R")
 
 #: Squares that the network sees at a time: on a CPU, there with a light encoder, and elsewhere. A light encoder's
 #: weights take longer to read than to compute with.
-BATCH, BATCH_LIGHT, BATCH_ELSEWHERE = 8, 16, 64
+BATCH, BATCH_LIGHT, BATCH_ELSEWHERE = 8, 24, 64
 THREADS = max(2, min(8, os.cpu_count() or 2))
 _BATCHES_BETWEEN = 2  # stages, at most
 

@@ -104,15 +104,16 @@ class Reconstruction:
     def projection(self, frame: str = "flame") -> np.ndarray:
         """The camera as a matrix (2, 4), float64: ``projection @ (x, y, z, 1)`` is where a point of the posed head, in
         metres and that frame, lies in the original image, in pixels."""
-        scale, *shift = self.params.camera[0].double().tolist()
+        scale, *shift = self.params.camera[0].tolist()
         half = len(self.square.image) / 2
-        ring = np.array([[scale, 0, 0, scale * shift[0]], [0, scale, 0, scale * shift[1]]])
-        ring[:, 3] += 1
-        pixels = (half * ring - np.column_stack([np.zeros((2, 3)), self.square.offset])) / self.square.scale
-        turn = np.eye(4)
-        if frame == "flame":
-            turn[1:3, 1:3], turn[1:3, 3] = -np.eye(2), 2 * self.root[1:].astype(np.float64)
-        return pixels @ turn
+        size = half * scale / self.square.scale
+        x, y = (
+            (half * (scale * by + 1) - offset) / self.square.scale
+            for by, offset in zip(shift, self.square.offset, strict=True)
+        )
+        if frame == "ringnet":
+            return np.array([[size, 0, 0, x], [0, size, 0, y]])
+        return np.array([[size, 0, 0, x], [0, -size, 0, y + 2 * size * float(self.root[1])]])  # turned over
 
     def mesh(self) -> trimesh.Trimesh:
         """The posed head in FLAME's frame, with normals, its vertices in the model's order."""

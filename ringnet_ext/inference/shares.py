@@ -7,6 +7,7 @@ pictures, and does it in one thread.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import pickle
 import signal
@@ -95,6 +96,7 @@ def _work(work: Callable, items: Sequence, sender: Connection, others: Sequence[
     for receiver in others:
         receiver.close()
     torch.set_num_threads(1)
+    gc.freeze()  # what was there before needs no collecting, and its memory stays shared
     ready, sent, failure = [], time.monotonic(), None
     try:
         for result in work(items):
