@@ -6,7 +6,8 @@ confidences (68,) in [0, 1]. A point of confidence 0 is unknown, and its coordin
 ======  ==============================================================================================================
 .json   OpenPose: ``face_keypoints_2d`` of each person, 70 times x, y, confidence; the 68 points come first, 0-based
 .pts    iBUG: ``version``, ``n_points: 68``, the points in braces; 1-based
-.npy    (68, 2) or (68, 3) x, y[, confidence]; 0-based. Or 70 rows: the last two, OpenPose's pupils, are left out
+.npy    (68, 2) or (68, 3) x, y[, confidence]; 0-based. Or 70 rows: the last two, OpenPose's pupils, are left out.
+        Those of a video, see :func:`read_landmark_array`, are (T, 68, 2) or (T, 68, 3)
 .npz    the same as ``landmarks`` (or as the only array), and the confidences as ``confidence`` if they are separate;
         a number ``pixel_centres`` says where the first pixel's centre is: 0 without it, 0.5 in what ``infer`` writes
 .csv    the same, a point a line; a line of column names, if there is one, says which are x, y, confidence and index
@@ -21,6 +22,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -72,13 +74,7 @@ def read_landmarks(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise LandmarkError(f"expected one of {', '.join(readers)}, got {path.suffix!r}")
-    try:
-        rows = reader(path.read_bytes())
-    except (LandmarkError, FileNotFoundError):
-        raise
-    except Exception as error:  # whatever a damaged file makes its parser say
-        raise LandmarkError(f"not readable as {path.suffix}: {error}") from None
-    return checked_landmarks(rows)
+    return checked_landmarks(_parsed(path, reader))
 
 
 def checked_landmarks(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -187,8 +183,8 @@ def _mean_head() -> tuple[np.ndarray, np.ndarray, float]:
 def _zero_based(rows) -> np.ndarray:
     """Coordinates that count from 0 at the centre of the first pixel -> the same counted from its corner."""
     rows = np.array(rows, np.float64)
-    if rows.ndim == 2:
-        rows[:, :2] += 0.5
+    if rows.ndim > 1:
+        rows[..., :2] += 0.5
     return rows
 
 
@@ -221,6 +217,30 @@ def _pts(data: bytes) -> np.ndarray:
     return np.array(rows, np.float64) - 0.5
 
 
+def read_landmark_array(path: str | os.PathLike) -> np.ndarray:
+    """What an .npy or .npz file says of one face or of many, (..., 2 or 3) float64: x, y[, confidence], unchecked.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        LandmarkError: the file is damaged, or holds something else.
+    """
+    path = Path(path)
+    readers = {".npy": _npy, ".npz": _npz}
+    if path.suffix.lower() not in readers:
+        raise LandmarkError(f"expected one of {', '.join(readers)}, got {path.suffix!r}")
+    return _parsed(path, readers[path.suffix.lower()])
+
+
+def _parsed(path: Path, reader: Callable[[bytes], np.ndarray]) -> np.ndarray:
+    data = path.read_bytes()
+    try:
+        return reader(data)
+    except LandmarkError:
+        raise
+    except Exception as error:  # whatever a damaged file makes its parser say
+        raise LandmarkError(f"not readable as {path.suffix}: {error}") from None
+
+
 def _npy(data: bytes) -> np.ndarray:
     return _zero_based(np.load(io.BytesIO(data), allow_pickle=False))
 
@@ -235,10 +255,10 @@ def _npz(data: bytes) -> np.ndarray:
             centre = arrays["pixel_centres"]
             if centre.shape != () or centre.dtype.kind not in "iuf" or not np.isfinite(centre):
                 raise LandmarkError(f"pixel_centres: expected a number, got {centre.dtype} of shape {centre.shape}")
-            if rows.ndim == 2:
-                rows[:, :2] -= float(centre)
+            if rows.ndim > 1:
+                rows[..., :2] -= float(centre)
         if "confidence" in names:
-            rows = np.column_stack([rows[:, :2], arrays["confidence"]])
+            rows = np.concatenate([rows[..., :2], arrays["confidence"][..., None]], axis=-1)
     return rows
 
 

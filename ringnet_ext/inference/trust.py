@@ -28,8 +28,8 @@ class Trust(NamedTuple):
 
     agreement: how far the network's landmarks stay with the face when the crop is moved and scaled, instead of moving
     with it. inside: the part of the landmarks that lie in the image. certainty: of a head that was fitted to landmarks,
-    by how much they have narrowed its surface down: 1 less the mean standard deviation of a vertex, in terms of that
-    before anything is seen.
+    the part of what was unknown of its surface that they have told: 1 less the variance of its vertices, in terms of
+    that before anything is seen.
     """
 
     agreement: float | None = None
@@ -79,8 +79,8 @@ def inside(landmarks: np.ndarray, size: tuple[int, int]) -> float:
 def certainties(found: Fit, flame: FLAME) -> list[float]:
     """Of every person of a fit, see :class:`Trust`."""
     directions = flame.shapedirs[..., : flame.shape_params]
-    before = directions.square().sum((1, 2)).sqrt().mean()  # shapes have a standard deviation of 1 in every direction
-    after = found.vertex_std().to(before).mean(1)
+    before = directions.square().sum((1, 2)).mean()  # shapes have a standard deviation of 1 in every direction
+    after = found.vertex_std().to(before).square().mean(1)
     return (1 - after / before).clamp(0, 1).tolist()
 
 

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 
 from ..detection.detectors import Detectors
-from ..detection.landmark_files import POINTS, LandmarkError
+from ..detection.landmark_files import POINTS, LandmarkError, read_landmark_array
 from ..detection.squares import Square, around_landmarks, cut_square, fit_square
-from ..files.arrays import read_file
 from ..files.videos import Video
 from ..fitting import Fit, Walk, fit
 from ..flame import FLAME, FlameModel
@@ -80,24 +79,18 @@ Landmarks = tuple[np.ndarray, np.ndarray]
 
 def read_video_landmarks(file: Path, video: Video) -> Landmarks:
     """Landmarks of every frame, from an .npy or .npz file of (T, 68, 2 or 3): x, y and perhaps confidence, NaN where
-    there is no face.
+    there is no face. Pixels as in the files of images: see :mod:`..detection.landmark_files`.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: naming the file, which holds something else.
     """
-    values = read_file(file)
-    if isinstance(values, dict):
-        values = values.get("landmarks", next(iter(values.values()), None))
-    if (
-        not isinstance(values, np.ndarray)
-        or values.dtype.kind != "f"
-        or values.ndim != 3
-        or values.shape[1] != POINTS
-        or values.shape[2] not in (2, 3)
-    ):
-        got = values.shape if isinstance(values, np.ndarray) else type(values).__name__
-        raise ValueError(f"{file}: expected numbers of shape (frames, {POINTS}, 2 or 3), got {got}")
+    try:
+        values = read_landmark_array(file)
+    except LandmarkError as error:
+        raise ValueError(f"{file}: {error}") from None
+    if values.ndim != 3 or values.shape[1] != POINTS or values.shape[2] not in (2, 3):
+        raise ValueError(f"{file}: expected numbers of shape (frames, {POINTS}, 2 or 3), got {values.shape}")
     count = sum(1 for _ in video)
     if len(values) != count:
         raise ValueError(f"{file}: landmarks of {len(values)} frames, and {video.path} has {count}")

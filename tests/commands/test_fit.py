@@ -13,6 +13,7 @@ from ringnet_ext import FLAME, builtin_head
 from ringnet_ext.commands.fit import main
 from ringnet_ext.files.videos import Video, VideoError, write_video
 from ringnet_ext.geometry.camera import project
+from ringnet_ext.inference.video import read_video_landmarks
 from ringnet_ext.render.pictures import overlay
 
 SIZE = 160
@@ -171,7 +172,7 @@ def video(flame, tmp_path_factory):
     write_video(folder / "v.mp4", (np.pad(picture, ((0, 0), (20, 20), (0, 0))) for picture, _ in seen), 25)
     points = np.stack([points for _, points in seen]) + [20, 0]
     points[10:15] = np.nan
-    np.save(folder / "v.npy", points.astype(np.float32))
+    np.save(folder / "v.npy", (points - 0.5).astype(np.float32))
     return folder / "v.mp4", points
 
 
@@ -190,6 +191,16 @@ def test_a_video(video, tmp_path, capsys):
     drawn = Video(out / "overlay.mp4")
     assert len(list(drawn)) == 24 and drawn.fps == pytest.approx(25)
     assert (out / "uncertainty.png").is_file()
+
+
+def test_an_npz_says_where_pixels_begin_and_how_sure_it_is(video, tmp_path):
+    file, points = video
+    confidence = np.isfinite(points[..., 0]).astype(np.float32)
+    confidence[:, :17] *= 0.5
+    np.savez(tmp_path / "l.npz", landmarks=points, pixel_centres=0.5, confidence=confidence, cam=np.zeros(3))
+    for name, saved in ((tmp_path / "l.npz", confidence), (file.with_suffix(".npy"), confidence > 0)):
+        read, known = read_video_landmarks(name, Video(file))
+        assert np.allclose(read, np.nan_to_num(points), atol=1e-3) and np.array_equal(known, saved)
 
 
 def test_frames_of_their_own(video, tmp_path):

@@ -563,7 +563,7 @@ def video(faces, tmp_path_factory):
         frames.append(frame)
         points.append((faces.landmarks[0] + 1) * 48 + [20 + 2 * i, 10] if there else np.full((68, 2), np.nan))
     write_video(folder / "v.mp4", frames, 25)
-    np.save(folder / "v.npy", np.array(points, np.float32))
+    np.save(folder / "v.npy", np.array(points, np.float32) - 0.5)
     return folder / "v.mp4", np.array(points)
 
 

@@ -55,6 +55,18 @@ def test_more_landmarks_make_a_fit_more_certain():
     assert 1 > sure > unsure > 0 and sure > vague > 0
 
 
+def test_certainty_is_the_part_of_the_shape_s_variance_that_is_found():
+    """Of people as the prior expects them, who are seen with the noise that the fit assumes."""
+    flame, g, sigma = FLAME(), torch.Generator().manual_seed(0), 0.01
+    shape = torch.randn(60, flame.shape_params, generator=g)
+    turned = torch.tensor([[torch.pi, 0.2, 0.0]]).expand(60, -1)
+    points = flame.landmarks(shape, global_pose=turned)[..., :2] * 7
+    found = fit(flame, points + sigma * torch.randn(points.shape, generator=g), sigma=sigma)
+    truth, guess = flame(shape).vertices, flame(found.shape).vertices
+    left = (guess - truth).square().sum() / (truth - flame.v_template).square().sum()
+    assert float(left) == pytest.approx(1 - sum(certainties(found, flame)) / 60, rel=0.15)
+
+
 @pytest.mark.parametrize(
     "trained_on, said", [("synthetic faces", "ringnet fit"), ("photographs", "photographs"), (None, "doesn't say")]
 )
