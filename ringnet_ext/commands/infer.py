@@ -30,7 +30,7 @@ from ..inference.finders import Finder, by_boxes, by_face_boxes, by_landmarks, b
 from ..inference.framing import NotAFaceError, limit_of
 from ..inference.inputs import Box, Picture, face_name, image_files, landmarks_of, pictures_of, read_boxes
 from ..inference.outputs import DEFAULT, KINDS, folders, place, write
-from ..inference.pipeline import OF_ONE_PICTURE, THREADS, Outcome, batch_of, reconstruct_all
+from ..inference.pipeline import OF_ONE_PICTURE, THREADS, Outcome, reconstruct_all
 from ..inference.reconstruction import FRAMES, RingNet
 from ..inference.results import Results, parameter_columns
 from ..inference.shares import can_share, shared
@@ -301,14 +301,18 @@ def _infer_images(options, model: RingNet, processes: Processes) -> int:
     table = options.out / TABLES[options.table] if options.table else None
     failed = bool(failures) and first
     tried, not_found = 0, 0
-    count = _number_of_processes(options, model, processes, len(left))
-    batch = options.batch or batch_of(model)
+    count, threads = _workers(options, model, processes, len(left))
 
     def work(pictures: Sequence[Picture]) -> Generator[_Done]:
-        writer = _writer(options.out, results, options.write, options.frame)
-        threads = THREADS if count == 1 else 0
         made = reconstruct_all(
-            model, pictures, find, writer, batch=batch, trust=options.score, refine=options.refine, threads=threads
+            model,
+            pictures,
+            find,
+            _writer(options.out, results, options.write, options.frame),
+            batch=options.batch,
+            trust=options.score,
+            refine=options.refine,
+            threads=threads,
         )
         with closing(made):
             yield from map(_Done.of, made)
@@ -381,15 +385,20 @@ class _Done(NamedTuple):
         )
 
 
-def _number_of_processes(options, model: RingNet, processes: Processes, pictures: int) -> int:
-    """Where one core is enough for the network, each of those that there are to use takes a share of the pictures, if
-    they are so many that starting it pays. MediaPipe's detectors have threads of their own."""
-    if processes.count > 1 or processes.device.type != "cpu" or not model.encoder.light or not can_share():
-        return 1
-    count = 1 if _finds_landmarks(options) else min(torch.get_num_threads(), pictures // _SHARE)
+def _workers(options, model: RingNet, processes: Processes, pictures: int) -> tuple[int, int]:
+    """How many processes take a share of the pictures, and how many threads read and write in each; 0: the one that
+    computes.
+
+    Where one core is enough for the network, each core that there is to use gets a process, if the pictures are so many
+    that starting it pays. MediaPipe's detectors have threads of their own.
+    """
+    cores = torch.get_num_threads()
+    if processes.device.type != "cpu" or not model.encoder.light or _finds_landmarks(options):
+        return 1, THREADS
+    count = min(cores, pictures // _SHARE) if processes.count == 1 and can_share() else 1
     if count > 1 and not options.cropped and options.landmarks is None:
         limit_of(model)  # measured once, if it has to be
-    return max(1, count)
+    return max(1, count), 0 if count > 1 or cores == 1 else THREADS
 
 
 def _complaints(outcome: Outcome) -> list[str]:
