@@ -32,16 +32,17 @@ from ringnet_ext.files.cores import available_cores
 from ringnet_ext.files.images import write_image
 from ringnet_ext.files.meshes import Mesh, obj_parts
 from ringnet_ext.inference.pipeline import batch_of
+from ringnet_ext.inference.shares import shared
 from ringnet_ext.network.encoder import to_input
 
 MEMORY = Path("/dev/shm")
 PARTS = "decoding", "encoder", "regressor and decoder", "normals and numbers", "writing"
 REPEATS = 3
-#: Options, and the share of the images.
+#: Of the command: which images, and options.
 WAYS = {
-    "parameters and mesh": (["--write", "parameters,mesh", "--no-score"], 1),
-    "with score": (["--write", "parameters,mesh"], 1),
-    "with score and panel": ([], 0.2),
+    "parameters and mesh": ("many", ["--write", "parameters,mesh", "--no-score"]),
+    "with score": ("many", ["--write", "parameters,mesh"]),
+    "with score and panel": ("some", []),
 }
 
 
@@ -66,7 +67,7 @@ def encoder_alone(model: RingNet, threads: int) -> float:
 
 @torch.inference_mode()
 def floor(model: RingNet, squares: list[Path], out: Path) -> np.ndarray:
-    """Milliseconds of one core that each of PARTS takes for an image, the least of several tries."""
+    """Milliseconds of a core that each of PARTS takes for an image, the least of several tries."""
     batch, faces, parameters = batch_of(model), model.head.faces, bytes(8000)
     files = [squares[i % len(squares)].read_bytes() for i in range(batch)]
     triangles = obj_parts(Mesh(np.eye(3), faces, normals=np.eye(3)))[-1]
@@ -74,8 +75,8 @@ def floor(model: RingNet, squares: list[Path], out: Path) -> np.ndarray:
     torch.set_num_threads(1)
     tries = []
     for attempt in range(10 * REPEATS if model.encoder.light else REPEATS):
-        folder = out / f"floor {attempt}"
-        folder.mkdir()
+        folder = out / str(attempt)
+        folder.mkdir(parents=True)
         times = [time.perf_counter()]
         images = [cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR_RGB) for file in files]
         times.append(time.perf_counter())
@@ -103,9 +104,9 @@ def floor(model: RingNet, squares: list[Path], out: Path) -> np.ndarray:
     return np.min(tries, axis=0) / batch * 1e3
 
 
-def run(network: Path, out: Path, images: list[Path], more: list[str]) -> np.ndarray:
+def run(network: Path, out: Path, images: Path, more: list[str]) -> np.ndarray:
     """Seconds that the command takes, and seconds that cores work for it."""
-    command = [sys.executable, "-m", "ringnet_ext", "infer", *map(str, images), "--checkpoint", str(network)]
+    command = [sys.executable, "-m", "ringnet_ext", "infer", str(images), "--checkpoint", str(network)]
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([*command, "--out", str(out), "--cropped", *more], check=True, capture_output=True)
     seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -113,12 +114,26 @@ def run(network: Path, out: Path, images: list[Path], more: list[str]) -> np.nda
     return np.array([seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime])
 
 
-def whole_way(network: Path, out: Path, images: list[Path], more: list[str]) -> np.ndarray:
+def whole_way(network: Path, folder: Path, more: list[str]) -> np.ndarray:
     """Seconds of an image, and of the cores for it; the least of several tries, without the command's start."""
+    images = sorted(folder.iterdir())
     one, every = (
-        np.min([run(network, out, each, more) for _ in range(REPEATS)], axis=0) for each in (images[:1], images)
+        np.min([run(network, folder.parent / "out", each, more) for _ in range(REPEATS)], axis=0)
+        for each in (images[0], folder)
     )
     return (every - one) / (len(images) - 1)
+
+
+def some_squares(folder: Path, count: int) -> list[Path]:
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    squares = [folder / f"{i:06}.jpg" for i in range(count)]
+    for i, square in enumerate(squares):
+        if i < 16:
+            write_image(square, random.integers(0, 256, (14, 14, 3), np.uint8).repeat(16, 0).repeat(16, 1))
+        else:
+            os.link(squares[i % 16], square)
+    return squares
 
 
 def main() -> None:
@@ -132,21 +147,17 @@ def main() -> None:
         place = Path(name)
         model = RingNet(encoder=options.encoder) if options.run is None else RingNet.load(options.run)
         model.eval().save(place / "network.safetensors")
-        random = np.random.default_rng(0)
-        squares = [place / f"{i:06}.jpg" for i in range(options.images)]
-        for i, square in enumerate(squares):
-            if i < 16:
-                write_image(square, random.integers(0, 256, (14, 14, 3), np.uint8).repeat(16, 0).repeat(16, 1))
-            else:
-                os.link(squares[i % 16], square)
-        parts = floor(model, squares, place)
+        squares = some_squares(place / "many", options.images)
+        some_squares(place / "some", max(2, options.images // 5))
+        (place / "floor").mkdir()
+        works = lambda items: (floor(model, squares, place / "floor" / str(item)) for item in items)
+        parts = np.mean(list(shared(works, range(cores), cores)), axis=0)
         table = [[part, f"{value:.3f}"] for part, value in [*zip(PARTS, parts, strict=True), ("all", parts.sum())]]
-        print(markdown(["the floor", "ms of a core for an image"], table))
+        print(markdown(["the floor, on all cores at once", "ms of a core for an image"], table))
         rows = [[f"encoder alone, {n} threads", f"{encoder_alone(model, n):.0f}", ""] for n in sorted({1, cores})]
         rows.append([f"the floor, {cores} cores", f"{cores * 1e3 / parts.sum():.0f}", f"{parts.sum():.2f}"])
-        for way, (more, share) in WAYS.items():
-            network, images = place / "network.safetensors", squares[: max(2, int(share * len(squares)))]
-            seconds, work = whole_way(network, place / "out", images, more)
+        for way, (images, more) in WAYS.items():
+            seconds, work = whole_way(place / "network.safetensors", place / images, more)
             rows.append([f"ringnet infer, {way}", f"{1 / seconds:.0f}", f"{work * 1e3:.2f}"])
     print(markdown(["", "images a second", "ms of the cores for an image"], rows))
 

@@ -116,13 +116,12 @@ def image_files(paths: Sequence[Path], recursive: bool = False) -> tuple[list[Pa
     others: Counter[str] = Counter()
     for each in paths:
         if not each.is_dir():
-            found = [Path(name) for name in sorted(glob.glob(str(each), recursive=True))]
-            if each.exists() or not glob.has_magic(str(each)):
+            if not glob.has_magic(str(each)) or each.exists():
                 files.append(each)
-            elif not found:
-                complaints.append(f"{each}: no file's name is like this")
+            elif found := sorted(glob.glob(str(each), recursive=True)):
+                files += [file for file in map(Path, found) if file.is_file()]
             else:
-                files += [file for file in found if file.is_file()]
+                complaints.append(f"{each}: no file's name is like this")
             continue
         try:
             content = _content(each, recursive)
