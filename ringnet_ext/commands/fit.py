@@ -57,6 +57,7 @@ from .options import (
     path,
     real,
     report,
+    require_apart,
 )
 
 _WRITTEN = ("panel", "mesh", "neutral", "parameters")
@@ -173,7 +174,10 @@ def _fit_images(options, flame: FLAME, head: FlameModel, network: RingNet | None
     files, failures, _ = image_files(options.images)
     for failure in failures:
         report(failure)
-    output_folder(options.out, (*folders(_WRITTEN), "uncertainty"))
+    parts = (*folders(_WRITTEN), "uncertainty")
+    sources = {file.parent for file in files} | ({options.landmarks} if options.landmarks else set())
+    require_apart(options.out, parts, sources)
+    output_folder(options.out, parts)
     (options.out / "uncertainty").mkdir(exist_ok=True)
     seen: list[_Seen] = []
     answers = []
@@ -384,6 +388,8 @@ def _write_reports(folder: Path, found: Fit, rows: list[tuple[int, _Seen, np.nda
 
 def _fit_video(options, flame: FLAME, head: FlameModel) -> int:
     video = Video(options.images[0])
+    sources = [video.path, *([options.landmarks] if options.landmarks else [])]
+    require_apart(options.out, ("params.npz", "overlay.mp4"), sources)
     output_folder(options.out)
     points, confidence = _video_landmarks(options, video)
     known = np.asarray((confidence > 0).any(1))

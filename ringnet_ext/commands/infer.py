@@ -55,11 +55,12 @@ from .options import (
     command,
     path,
     report,
+    require_apart,
     use_threads,
 )
 from .options import whole as whole_number
 
-CAMERA = "camera.mp4"
+CAMERA, PARAMETERS, OVERLAY = "camera.mp4", "params.npz", "overlay.mp4"
 TABLES = {"csv": "results.csv", "parquet": "results.parquet"}
 _NOWHERE_TO_WRITE = errno.ENOSPC, errno.EDQUOT, errno.EROFS  # every image after it would fail the same way
 _MOST_FACES = 20  # of an image, that MediaPipe looks for
@@ -274,7 +275,9 @@ def _require_table(kind: str) -> None:
 
 def _infer_images(options, model: RingNet, processes: Processes) -> int:
     find = _finder(model, options)
-    files, failures, others = image_files(options.images, options.recursive)
+    files, failures, others = image_files(options.images, options.recursive, options.out)
+    sources = {file.parent for file in files} | ({options.landmarks} if options.landmarks else set())
+    require_apart(options.out, folders(options.write), sources)
     first = processes.rank == 0
     if first:
         for failure in failures:
@@ -339,6 +342,7 @@ def _infer_images(options, model: RingNet, processes: Processes) -> int:
     except OSError as error:
         report(error)
         failed = True
+    processes.meet()  # torchrun ends the others as soon as one exits with an error
     return FAILED if failed else 0
 
 
@@ -413,6 +417,8 @@ def _infer_video(options, model: RingNet, processes: Processes) -> int:
     if len(options.images) + (options.camera is not None) > 1:
         raise OptionError("IMAGE: expected one video alone, or --camera")
     find = None if options.landmarks is not None or _finds_landmarks(options) else _finder(model, options)
+    sources = [*options.images, *([options.landmarks] if options.landmarks else [])]
+    require_apart(options.out, (PARAMETERS, OVERLAY), sources)
     video = Video(options.images[0]) if options.camera is None else None
     output_folder(options.out)
     print(described(model))
@@ -432,17 +438,17 @@ def _infer_video(options, model: RingNet, processes: Processes) -> int:
     values = {"cam": params.camera, "pose": pose, "shape": params.shape[0], "expression": params.expression}
     arrays = {name: value.cpu().numpy() for name, value in values.items()} | arrays
     arrays |= {"seen": seen, "fps": video.fps, "size": np.array(video.size), "pixel_centres": 0.5}
-    with written_whole(options.out / "params.npz") as file:
+    with written_whole(options.out / PARAMETERS) as file:
         np.savez(file, **arrays)
     drawn = overlays(video, model.flame, model.head, params, seen)
     began = time.perf_counter()
-    write_video(options.out / "overlay.mp4", progress(drawn, total=len(seen), desc="drawing", unit="frame"), video.fps)
+    write_video(options.out / OVERLAY, progress(drawn, total=len(seen), desc="drawing", unit="frame"), video.fps)
     drawing = time.perf_counter() - began
     print(
         f"{len(seen)} frames reconstructed in {seconds:.2f} s, {len(seen) / seconds:.1f} a second, and drawn in "
         f"{drawing:.2f} s, {len(seen) / drawing:.1f} a second; {int((~seen).sum())} without a face, bridged"
     )
-    print(f"{options.out}: params.npz, overlay.mp4")
+    print(f"{options.out}: {PARAMETERS}, {OVERLAY}")
     lost = video.count - len(seen)
     if lost > max(2, video.count // 50):
         report(f"{video.path}: damaged: it says that it has {video.count} frames, and ends after {len(seen)}")

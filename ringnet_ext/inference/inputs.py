@@ -101,11 +101,14 @@ def pictures_of(files: Sequence[Path]) -> list[Picture]:
     return [Picture(str(file), name, file) for name, file in named(list(files))]
 
 
-def image_files(paths: Sequence[Path], recursive: bool = False) -> tuple[list[Path], list[str], Counter[str]]:
-    """The image files that paths stand for: files, folders, and patterns such as ``photos/*.jpg``.
+def image_files(
+    paths: Sequence[Path], recursive: bool = False, out: Path | None = None
+) -> tuple[list[Path], list[str], Counter[str]]:
+    """The image files that paths stand for: files, folders, and patterns such as ``photos/*.jpg``; each once.
 
     Args:
         recursive: the folders' folders too. Files and folders whose names begin with a dot are left out of folders.
+        out: the folder of results, which is left out where it lies in one of the folders.
 
     Returns:
         The files, those of a folder by name; a complaint for each folder or pattern without one; and how many other
@@ -125,7 +128,7 @@ def image_files(paths: Sequence[Path], recursive: bool = False) -> tuple[list[Pa
                 files += [file for file in found if file.is_file()]
             continue
         try:
-            content = _content(each, recursive)
+            content = _content(each, recursive, out)
         except OSError as error:
             complaints.append(explained(error))
             continue
@@ -136,20 +139,28 @@ def image_files(paths: Sequence[Path], recursive: bool = False) -> tuple[list[Pa
         if not images:
             complaints.append(f"{each}: no images in this folder, which are files in {', '.join(SUFFIXES)}")
         files += images
-    return files, complaints, others
+    once: dict[str, Path] = {}
+    for file in files:
+        once.setdefault(os.path.abspath(file), file)
+    return list(once.values()), complaints, others
 
 
-def _content(folder: Path, recursive: bool) -> list[Path]:
+def _content(folder: Path, recursive: bool, out: Path | None) -> list[Path]:
     """The files in a folder, by name, without hidden ones."""
     if not recursive:
         return sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_file())
     found: list[Path] = []
+    results = None if out is None else os.path.realpath(out)
 
     def fail(error: OSError):
         raise error
 
     for where, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.realpath(os.path.join(where, name)) != results
+        ]
         found += [Path(where, name) for name in names if not name.startswith(".")]
     return sorted(file for file in found if file.is_file())
 

@@ -120,6 +120,15 @@ def test_a_pinhole_camera(photos, tmp_path):
     assert arrays["focal"] == pytest.approx(900, rel=1e-4) and 0.5 < arrays["translation"][2] < 10
 
 
+def test_no_photograph_is_written_over(photos, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    picture = tmp_path / "images" / "00.png"
+    picture.write_bytes((photos / "p0" / "00.png").read_bytes())
+    assert main([str(picture), "--landmarks", str(photos), "--out", str(tmp_path)]) == 2
+    assert "images, which is read; expected another folder" in capsys.readouterr().err
+    assert picture.read_bytes() == (photos / "p0" / "00.png").read_bytes()
+
+
 def test_the_rest_is_done(photos, tmp_path, capsys):
     missing = tmp_path / "nothing.png"
     stray = tmp_path / "stray.png"

@@ -228,6 +228,42 @@ def test_folders_are_read_in_every_format_and_what_is_left_out_is_told(checkpoin
     assert "4 of 4 images" in out and "left out of the folders: 1 .txt, 2 .xcf" in out
 
 
+class TestResultsBesideWhatIsRead:
+    @pytest.mark.parametrize("out", [".", "photos/..", "link"])
+    def test_no_photograph_is_written_over(self, checkpoint, faces, tmp_path, monkeypatch, capsys, out):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "images").mkdir()
+        (tmp_path / "photos").mkdir()
+        (tmp_path / "link").symlink_to(".")
+        write_image(tmp_path / "images" / "a.png", faces.images[0])
+        before = contents(tmp_path)
+        for given in ("images", "images/a.png", "images/*.png"):
+            assert run(checkpoint, out, given, "--cropped") == 2
+            message = "results would be written to images, which is read; expected another folder"
+            assert capsys.readouterr().err == f"error: --out: {out}: {message}\n"
+        assert contents(tmp_path) == before
+        assert run(checkpoint, out, "images", "--cropped", "--write", "mesh") == 0  # not to images/
+
+    def test_nor_landmarks(self, checkpoint, photos, tmp_path, capsys):
+        own = photos / "0.png"
+        assert run(checkpoint, tmp_path, own, "--landmarks", tmp_path / "points", "--write", "landmarks") == 0
+        assert run(checkpoint, tmp_path, own, "--landmarks", tmp_path / "landmarks", "--write", "landmarks") == 2
+        assert "landmarks, which is read" in capsys.readouterr().err
+
+    def test_nor_a_video(self, checkpoint, video, tmp_path, capsys):
+        file, _ = video
+        (tmp_path / "overlay.mp4").write_bytes(file.read_bytes())
+        assert run(checkpoint, tmp_path, tmp_path / "overlay.mp4", "--cropped") == 2
+        assert "overlay.mp4, which is read" in capsys.readouterr().err
+        assert run(checkpoint, tmp_path, file, "--cropped") == 0
+        assert run(checkpoint, tmp_path, file, "--landmarks", tmp_path / "params.npz") == 2
+
+    def test_results_in_a_folder_of_photographs_are_none(self, checkpoint, photos, tmp_path):
+        for _ in range(2):
+            assert run(checkpoint, photos / "heads", photos, "--recursive", "--cropped") == 0
+            assert [row["name"] for row in index(photos / "heads")] == ["0", "1", "2"]
+
+
 def test_all_outputs_of_a_face_are_in_one_frame(checkpoint, photos, tmp_path):
     """The meshes are what the flame command makes of the parameters, and lie where each other lies."""
     out = tmp_path / "out"
@@ -407,6 +443,20 @@ class TestShares:
         assert run(checkpoint, tmp_path / "two", *arguments) == 0
         assert all(file.stat().st_mtime_ns == time for file, time in times.items())  # nothing was done twice
         assert same(contents(tmp_path / "one"), contents(tmp_path / "two"))
+
+    def test_one_with_a_bad_image_ends_no_sooner_than_the_others(self, checkpoint, many, tmp_path, monkeypatch):
+        """torchrun ends all processes when one exits with an error."""
+        (many / "00.png").write_bytes(b"")
+        out, met = tmp_path / "out", []
+
+        @contextmanager
+        def first(device):
+            yield Processes(torch.device("cpu"), 0, 2)
+
+        monkeypatch.setattr(Processes, "meet", lambda self: met.append(len(list(out.glob("mesh/*.obj")))))
+        monkeypatch.setattr(infer, "joined_processes", first)
+        assert run(checkpoint, out, many, "--cropped", "--write", "mesh") == 1
+        assert met[-1] == 6  # of seven
 
     def test_torchrun_and_a_kill(self, checkpoint, many, tmp_path):
         arguments = [str(many), "--cropped", "--checkpoint", str(checkpoint), "--device", "cpu"]

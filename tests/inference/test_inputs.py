@@ -150,6 +150,12 @@ class TestFolders:
         assert found("[x].png") == (["[x].png"], 0)  # there is a file of that very name
         assert found("nothing.png") == (["nothing.png"], 0)  # reading it will say that there is none
 
+    def test_each_once(self, tmp_path):
+        touch(tmp_path, "a.png", "b.png", "sub/a.png")
+        given = [tmp_path / "b.png", tmp_path, tmp_path / "*.png", tmp_path / "sub" / ".." / "a.png", tmp_path / "sub"]
+        files, _, _ = image_files(given)
+        assert files == [tmp_path / "b.png", tmp_path / "a.png", tmp_path / "sub" / "a.png"]
+
     def test_a_folder_without_images(self, tmp_path):
         touch(tmp_path, "a.txt")
         assert "no images in this folder" in image_files([tmp_path])[1][0]
