@@ -40,6 +40,7 @@ from ..inference.video import (
     overlays,
     pixels,
     read_video_landmarks,
+    through_pinhole,
     whole_frame,
 )
 from ..progress import progress
@@ -224,10 +225,13 @@ def _fit_images(options, flame: FLAME, head: FlameModel, network: RingNet | None
                 found.neck_pose[i : i + 1],
                 found.eye_pose[i : i + 1],
             )
-            more = {}
+            more: dict[str, Any] = {}
             if found.focal is not None and found.translation is not None:
-                more["translation"] = found.translation[i].cpu().numpy()
-                more["focal"] = found.focal[i].item() * max(each.size) / 2
+                focal, translation = found.focal[i].item(), found.translation[i].cpu().numpy()
+                face = through_pinhole(face, focal, translation, each.size)
+                more["camera_translation"] = translation
+                more["focal"] = focal * max(each.size) / 2
+                more["projection"] = _pinhole(more["focal"], translation, each.size, face.root)
             trust = Trust(inside=inside(face.landmarks, each.size), certainty=certain[person])
             face = replace(face, original=each.file, trust=trust)
             more["shape_std"] = found.shape_std[person].cpu().numpy()
@@ -313,6 +317,19 @@ def _in_square(found: Fit, i: int, each: _Seen, square: Square, flame: FLAME) ->
     b = square.normalised(np.array(each.size) / 2)
     scale = a * params.camera[:, :1]
     return params._replace(camera=torch.cat([scale, params.camera[:, 1:] + params.camera.new_tensor(b) / scale], dim=1))
+
+
+def _pinhole(focal: float, translation: np.ndarray, size: tuple[int, int], root: np.ndarray) -> np.ndarray:
+    """The camera as a matrix (3, 4): ``projection @ (x, y, z, 1)``, divided by its last number, is where a point of the
+    posed head, in FLAME's frame, lies in the image.
+
+    Args:
+        focal: pixels. translation: (3,) metres. size: of the image. root: (3,), about which FLAME's frame is half a
+            turn from the camera's.
+    """
+    turned = np.diag([1.0, -1.0, -1.0])
+    moved = (root - turned @ root + translation)[:, None]
+    return np.array([[focal, 0, size[0] / 2], [0, focal, size[1] / 2], [0, 0, 1]]) @ np.hstack([turned, moved])
 
 
 def _write_reports(folder: Path, found: Fit, rows: list[tuple[int, _Seen, np.ndarray, Trust]]) -> None:
@@ -423,7 +440,7 @@ def _fit_video(options, flame: FLAME, head: FlameModel) -> int:
         "expression": p.expression, "shape_std": found.shape_std[0],
     }  # fmt: skip
     if found.focal is not None and found.translation is not None:
-        tensors |= {"translation": found.translation, "focal": found.focal * half}
+        tensors |= {"camera_translation": found.translation, "focal": found.focal * half}
     arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in tensors.items()}
     arrays["landmarks"] = pixels(found.landmarks.cpu().numpy(), video.size)
     arrays["pixel_centres"] = 0.5
@@ -453,7 +470,10 @@ def _fit_video(options, flame: FLAME, head: FlameModel) -> int:
     }
     with written_whole(options.out / "report.json") as file:
         file.write((json.dumps(facts, indent=1) + "\n").encode())
-    drawn = overlays(video, flame, head, found.params, known)
+    pinhole = None
+    if found.focal is not None and found.translation is not None:
+        pinhole = found.focal.cpu().numpy(), found.translation.cpu().numpy()
+    drawn = overlays(video, flame, head, found.params, known, pinhole)
     frames = progress(drawn, total=len(points), desc="drawing", unit="frame")
     write_video(options.out / "overlay.mp4", frames, video.fps)
     print(f"{options.out}: params.npz, overlay.mp4, uncertainty.png, report.json")

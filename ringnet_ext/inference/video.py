@@ -7,7 +7,7 @@ longer side from its middle, as :func:`whole_frame` has it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from .finders import Finder, Found
 from .framing import limit_of, settled
 from .inputs import Picture
 from .pipeline import BATCH, ahead, reconstructed, side_by_side
-from .reconstruction import RingNet, reconstruction
+from .reconstruction import Reconstruction, RingNet, reconstruction
 
 _MOST_OVERLAY = 720  # pixels along the longer side of an overlay video
 _SEARCHES = 16  # frames without a face between two searches through the whole frame, at most
@@ -69,6 +69,29 @@ def in_whole_frame(params: HeadParams, square: Square, size: tuple[int, int]) ->
     b = square.normalised(np.array(size) / 2)
     scale = params.camera[:, :1]
     return params._replace(camera=torch.cat([scale / a, params.camera[:, 1:] - scale.new_tensor(b) / scale], dim=1))
+
+
+def through_pinhole(
+    face: Reconstruction, focal: float, translation: np.ndarray, size: tuple[int, int]
+) -> Reconstruction:
+    """A face as a pinhole camera sees it: its landmarks, and vertices that its weak-perspective camera has in the same
+    places. Otherwise a head that is near, or far from the middle, would be drawn beside the one in the image.
+
+    Args:
+        focal: in halves of the longer side of the frame, in whose middle the camera looks. translation: (3,) metres,
+            from the head's frame (y down) to the camera's. size: width and height of the frame.
+    """
+
+    def seen(points: np.ndarray) -> np.ndarray:
+        moved = points + translation.astype(np.float64)
+        return pixels(focal * moved[:, :2] / moved[:, 2:], size)
+
+    scale, *shift = face.params.camera[0].double().tolist()
+    flat = face.image_vertices.copy()
+    flat[:, :2] = face.square.normalised(seen(face.image_vertices)) / scale - shift
+    landmarks = seen(face.in_frame(face.landmarks_3d, "ringnet"))
+    on_square = landmarks * face.square.scale + face.square.offset
+    return replace(face, image_vertices=flat, landmarks=landmarks.astype(np.float32), square_landmarks=on_square)
 
 
 # Landmarks.
@@ -291,19 +314,28 @@ def _between(vectors: torch.Tensor, before: torch.Tensor, after: torch.Tensor, p
 
 
 def overlays(
-    frames: Iterable[np.ndarray], flame: FLAME, head: FlameModel, params: HeadParams, seen: np.ndarray
+    frames: Iterable[np.ndarray],
+    flame: FLAME,
+    head: FlameModel,
+    params: HeadParams,
+    seen: np.ndarray,
+    pinhole: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Iterator[np.ndarray]:
     """A video's frames with the head over them, for a video of up to 720 pixels. Frames in which no face was seen are
     marked, and the head in them is paler.
 
     Args:
-        params: a row a frame. seen: (T,).
+        params: a row a frame. seen: (T,). pinhole: the focal lengths (T,) and translations (T, 3) of such a camera, see
+            :func:`through_pinhole`.
     """
 
     def draw(numbered: tuple[int, np.ndarray]) -> np.ndarray:
         i, frame = numbered
         square = fit_square(frame, _MOST_OVERLAY)
         face = reconstruction(flame, head, square, HeadParams(*(value[i : i + 1] for value in params)))
+        if pinhole is not None:
+            focal, translation = pinhole
+            face = through_pinhole(face, float(focal[i]), translation[i], frame.shape[1::-1])
         drawn = overlay(
             square.image,
             face.image_vertices,

@@ -11,6 +11,8 @@ import torch
 
 from ringnet_ext import FLAME, builtin_head
 from ringnet_ext.commands.fit import main
+from ringnet_ext.commands.pose import main as pose
+from ringnet_ext.files.meshes import read_mesh
 from ringnet_ext.files.videos import Video, VideoError, write_video
 from ringnet_ext.geometry.camera import project
 from ringnet_ext.inference.video import read_video_landmarks
@@ -117,7 +119,16 @@ def test_a_pinhole_camera(photos, tmp_path):
         == 0
     )
     arrays = np.load(out / "params" / "00.npz")
-    assert arrays["focal"] == pytest.approx(900, rel=1e-4) and 0.5 < arrays["translation"][2] < 10
+    assert arrays["focal"] == pytest.approx(900, rel=1e-4) and 0.5 < arrays["camera_translation"][2] < 10
+    # Of the pinhole, not of a camera like it: the landmarks, and the matrix of the posed mesh.
+    given = np.load(photos / "00.npy") + 0.5
+    error = np.linalg.norm(arrays["landmarks"] - given, axis=1).mean()
+    assert error == pytest.approx(float(rows(out / "report.csv")[0]["pixels"]), abs=0.002)
+    seen = np.column_stack([arrays["landmarks_3d"], np.ones(68)]) @ arrays["projection"].T
+    assert np.abs(seen[:, :2] / seen[:, 2:] - arrays["landmarks"]).max() < 0.01
+    assert pose(["--parameters", str(out / "params" / "00.npz"), "--out", str(tmp_path / "m.obj")]) == 0
+    meshes = [read_mesh(file).vertices for file in (tmp_path / "m.obj", out / "mesh" / "00.obj")]
+    assert np.abs(meshes[0] - meshes[1]).max() < 1e-6
 
 
 def test_no_photograph_is_written_over(photos, tmp_path, capsys):
