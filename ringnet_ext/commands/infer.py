@@ -221,6 +221,10 @@ def _options(arguments: list[str]):
             report("--save_texture: textures are not written yet; all else is", kind="note")
         if not (options.landmarks or options.detector or options.boxes):
             options.cropped = True
+    if _is_video(options):
+        for name in ("write", "frame", "refine"):
+            if getattr(options, name) is not None:
+                parser.error(f"--{name}: of images alone; a video gets {PARAMETERS} and {OVERLAY}")
     if options.refine is None:
         options.refine = not as_demo
     if options.frames is not None and options.camera is None:
@@ -241,6 +245,10 @@ def _options(arguments: list[str]):
     return options
 
 
+def _is_video(options) -> bool:
+    return options.camera is not None or any(file.suffix.lower() in VIDEO_SUFFIXES for file in options.images)
+
+
 def _kinds(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     wrong = [name for name in names if name not in KINDS]
@@ -257,7 +265,7 @@ def main(arguments: list[str]) -> int:
     use_threads(options)
     with joined_processes(options.device) as processes:
         model = RingNet.load(options.checkpoint, head=options.head).to(processes.device)
-        if options.camera is not None or any(file.suffix.lower() in VIDEO_SUFFIXES for file in options.images):
+        if _is_video(options):
             return _infer_video(options, model, processes)
         return _infer_images(options, model, processes)
 
@@ -328,9 +336,10 @@ def _infer_images(options, model: RingNet, processes: Processes) -> int:
         ) from None
     outcomes.close()
     if not_found:
+        where = "boxes that lie closer, or" if options.boxes or options.detector else "--detector or --boxes, or"
         print(
-            f"in {not_found} images no face was found: --landmarks, --detector or --boxes say where it is, --cropped "
-            "takes images as they are"
+            f"in {not_found} images a face was not found: {where} --landmarks say where it is, --cropped takes images "
+            "as they are"
         )
     share = f" (process {processes.rank} of {processes.count})" if processes.count > 1 else ""
     print(f"{done} of {len(own)} images reconstructed in {options.out}{share}")

@@ -9,7 +9,8 @@ confidences (68,) in [0, 1]. A point of confidence 0 is unknown, and its coordin
 .npy    (68, 2) or (68, 3) x, y[, confidence]; 0-based. Or 70 rows: the last two, OpenPose's pupils, are left out.
         Those of a video, see :func:`read_landmark_array`, are (T, 68, 2) or (T, 68, 3)
 .npz    the same as ``landmarks`` (or as the only array), and the confidences as ``confidence`` if they are separate;
-        a number ``pixel_centres`` says where the first pixel's centre is: 0 without it, 0.5 in what ``infer`` writes
+        a number ``pixel_centres`` says where the first pixel's centre is: 0 without it, 0.5 in what ``infer`` writes;
+        of a video ``seen`` (T,) bool says which frames show a face, the others are bridged and not read
 .csv    the same, a point a line; a line of column names, if there is one, says which are x, y, confidence and index
 ======  ==============================================================================================================
 
@@ -259,6 +260,11 @@ def _npz(data: bytes) -> np.ndarray:
                 rows[..., :2] -= float(centre)
         if "confidence" in names:
             rows = np.concatenate([rows[..., :2], arrays["confidence"][..., None]], axis=-1)
+        if "seen" in names and rows.ndim == 3:
+            seen = arrays["seen"]
+            if seen.shape != rows.shape[:1] or seen.dtype != bool:
+                raise LandmarkError(f"seen: expected ({len(rows)},) bool, got {seen.shape} {seen.dtype}")
+            rows[~seen] = np.nan
     return rows
 
 

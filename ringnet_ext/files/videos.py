@@ -9,6 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+# What FFmpeg has to say of broken files we say. OpenCV reads this when it opens a video.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
 #: Names that are taken for videos.
 SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 

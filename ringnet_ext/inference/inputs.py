@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import io
 import os
 import re
 from collections import Counter
@@ -219,25 +220,28 @@ def read_boxes(file: Path) -> dict[str, list[Box]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: naming the line that cannot be used.
+        ValueError: naming the file, and the line that cannot be used.
     """
     boxes: dict[str, list[Box]] = {}
-    with open(file, newline="", encoding="utf-8-sig") as lines:
-        for number, row in enumerate(csv.reader(lines), start=1):
-            if not row or (
-                number == 1 and [value.strip().lower() for value in row[1:]] == ["left", "top", "right", "bottom"]
-            ):
-                continue
-            try:
-                image, (left, top, right, bottom) = row[0].strip(), map(float, row[1:])
-            except ValueError:
-                raise ValueError(
-                    f"{file}, line {number}: expected image,left,top,right,bottom, got {','.join(row)}"
-                ) from None
-            if not (np.isfinite([left, top, right, bottom]).all() and left < right and top < bottom):
-                raise ValueError(f"{file}, line {number}: expected left < right and top < bottom, got {','.join(row)}")
-            box = left, top, right, bottom
-            if box in boxes.setdefault(image, []):
-                raise ValueError(f"{file}, line {number}: the same box of {image} again")
-            boxes[image].append(box)
+    try:
+        rows = list(csv.reader(io.StringIO(file.read_text("utf-8-sig"), newline="")))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{file}: not a text in UTF-8 with lines image,left,top,right,bottom: {error}") from None
+    for number, row in enumerate(rows, start=1):
+        if not row or (
+            number == 1 and [value.strip().lower() for value in row[1:]] == ["left", "top", "right", "bottom"]
+        ):
+            continue
+        try:
+            image, (left, top, right, bottom) = row[0].strip(), map(float, row[1:])
+        except ValueError:
+            raise ValueError(
+                f"{file}, line {number}: expected image,left,top,right,bottom, got {','.join(row)}"
+            ) from None
+        if not (np.isfinite([left, top, right, bottom]).all() and left < right and top < bottom):
+            raise ValueError(f"{file}, line {number}: expected left < right and top < bottom, got {','.join(row)}")
+        box = left, top, right, bottom
+        if box in boxes.setdefault(image, []):
+            raise ValueError(f"{file}, line {number}: the same box of {image} again")
+        boxes[image].append(box)
     return {image: sorted(each, key=lambda box: box[0] + box[2]) for image, each in boxes.items()}

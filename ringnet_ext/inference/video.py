@@ -192,9 +192,10 @@ def follow(model: RingNet, video: Video, find: Finder, *, every: bool = False) -
         every: look for it anew in every frame.
 
     Raises:
-        ValueError: no frame can be read, or none shows a face.
+        ValueError: no frame can be read, or none shows a face, and why the first doesn't.
     """
     size, label = video.size, str(video.path)
+    why: list[ValueError] = []
     rows: list[HeadParams | None] = []
     scores: list[float] = []
     last: Square | None = None
@@ -202,22 +203,29 @@ def follow(model: RingNet, video: Video, find: Finder, *, every: bool = False) -
     for frame in progress(ahead(video), total=video.count or None, desc="reconstructing", unit="frame"):
         face = None if last is None or every else _again(model, frame, last)
         if (face is None and lost & (lost - 1) == 0) or (lost % _SEARCHES == 0 and face is None):
-            face = _first(model, frame, find, Picture(label, "", frame))
+            face = _first(model, frame, find, Picture(label, "", frame), why)
         rows.append(None if face is None else in_whole_frame(face.params, face.square, size))
         scores.append(np.nan if face is None else float(face.trust.score or 0))
         lost = 0 if face is not None else lost + 1
         last = last if face is None else face.square
     if not rows:
         raise ValueError(f"{video.path}: no frame of it can be read")
-    return _bridged(model, rows, np.array(scores), size, video)
+    if not any(row is not None for row in rows):
+        reason = f"; in the first: {why[0]}" if why else ""
+        raise ValueError(f"{label}: no face in any of its {len(rows)} frames{reason}")
+    return _bridged(model, rows, np.array(scores), size)
 
 
-def _first(model: RingNet, frame: np.ndarray, find: Finder, picture: Picture):
+def _first(model: RingNet, frame: np.ndarray, find: Finder, picture: Picture, why: list[ValueError]):
+    """The first face that is found, or None; why there is none is added to a list."""
     try:
-        found = [one for one in find(picture, frame) if isinstance(one, Found)]
-    except ValueError:
+        found = find(picture, frame)
+    except ValueError as error:
+        why.append(error)
         return None
-    return reconstructed(model, [found[0].square], 1)[0] if found else None
+    faces = [one for one in found if isinstance(one, Found)]
+    why += [one for one in found if not isinstance(one, Found)]
+    return reconstructed(model, [faces[0].square], 1)[0] if faces else None
 
 
 def _again(model: RingNet, frame: np.ndarray, last: Square):
@@ -254,10 +262,8 @@ def at_landmarks(model: RingNet, video: Video, landmarks: Landmarks) -> HeadPara
     return bridge(rows)
 
 
-def _bridged(model: RingNet, rows: list[HeadParams | None], scores: np.ndarray, size, video: Video) -> Heads:
+def _bridged(model: RingNet, rows: list[HeadParams | None], scores: np.ndarray, size) -> Heads:
     seen = np.array([row is not None for row in rows])
-    if not seen.any():
-        raise ValueError(f"{video.path}: no face in any of its {len(rows)} frames")
     params = bridge(rows)
     shape = params.shape[torch.from_numpy(seen)].mean(0, keepdim=True)
     params = params._replace(shape=shape.expand(len(rows), -1).contiguous())

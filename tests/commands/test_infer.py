@@ -156,6 +156,18 @@ class TestWhereTheFaceIs:
         assert run(checkpoint, tmp_path / "out", photos, "--boxes", tmp_path / "boxes.csv") == 1
         assert f"{tmp_path / 'boxes.csv'}, {message}" in capsys.readouterr().err
 
+    @pytest.mark.parametrize("content", [b"caf\xe9.png,1,2,3,4\n", b"x" * 200_000])
+    def test_boxes_that_are_no_such_text_are_named(self, checkpoint, photos, tmp_path, capsys, content):
+        (tmp_path / "boxes.csv").write_bytes(content)
+        assert run(checkpoint, tmp_path / "out", photos, "--boxes", tmp_path / "boxes.csv") == 1
+        assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'boxes.csv'}: not a text in UTF-8 with lines")
+
+    def test_a_box_outside(self, checkpoint, photos, tmp_path, capsys):
+        (tmp_path / "boxes.csv").write_text("0.png,100,10,130,40\n")
+        assert run(checkpoint, tmp_path / "out", photos / "0.png", "--boxes", tmp_path / "boxes.csv") == 1
+        expected = "0.png: box: expected part of the image of 96 x 96 pixels, got (100.0, 10.0, 130.0, 40.0)\n"
+        assert capsys.readouterr().err.endswith(expected)
+
     def test_missing_files_and_two_ways_at_once_are_refused_before_the_work(self, checkpoint, photos, tmp_path, capsys):
         for arguments, code in (
             (["--landmarks", tmp_path / "nowhere"], 2),
@@ -588,6 +600,14 @@ class TestVideos:
         assert len(list(Video(tmp_path / "o" / "overlay.mp4"))) == 12
         assert flame(["--parameters", str(tmp_path / "o" / "params.npz"), "--out", str(tmp_path / "m.npz")]) == 0
 
+    def test_what_was_bridged_is_no_landmark(self, checkpoint, video, tmp_path):
+        points = "--landmarks", video[0].with_suffix(".npy")
+        assert run(checkpoint, tmp_path / "one", video[0], *points) == 0
+        assert run(checkpoint, tmp_path / "two", video[0], "--landmarks", tmp_path / "one" / "params.npz") == 0
+        one, two = (np.load(tmp_path / name / "params.npz") for name in ("one", "two"))
+        assert np.array_equal(one["seen"], two["seen"]) and not one["seen"].all()
+        assert np.array_equal(np.isfinite(two["residuals"]).any(1), two["seen"])
+
     def test_frames_that_are_such_squares(self, checkpoint, video, tmp_path):
         assert run(checkpoint, tmp_path / "o", video[0], "--cropped") == 0
         arrays = np.load(tmp_path / "o" / "params.npz")
@@ -615,14 +635,22 @@ class TestVideos:
             (["{video}", "--landmarks", "{folder}"], 2, "--landmarks: .*expected a .npy or .npz file for a video"),
             (["--camera", "97", "--cropped"], 1, "camera 97: there is none that OpenCV can open"),
             (["{video}", "--frames", "3"], 2, "--frames: expected --camera with it"),
-            (["{video}"], 1, "v.mp4: no face in any of its 12 frames"),
+            (["{video}"], 1, "v.mp4: no face in any of its 12 frames; in the first: not a face as the network"),
+            (["{video}", "--boxes", "{boxes}"], 1, "in the first: no box: .*boxes.csv has no line of .*v.mp4"),
+            (["{video}", "--write", "glb"], 2, "--write: of images alone; a video gets params.npz and overlay.mp4"),
+            (["{video}", "--frame", "ringnet"], 2, "--frame: of images alone"),
+            (["{text}"], 1, "text.mp4: not a video that OpenCV can read"),
         ],
     )
-    def test_what_is_wrong_is_said(self, checkpoint, video, tmp_path, capsys, arguments, code, message):
-        arguments = [text.format(video=video[0], folder=video[0].parent) for text in arguments]
+    def test_what_is_wrong_is_said(self, checkpoint, video, tmp_path, capfd, arguments, code, message):
+        """In one line, FFmpeg's included."""
+        names = {"boxes": tmp_path / "boxes.csv", "text": tmp_path / "text.mp4"}
+        names["boxes"].write_text("other.mp4,1,2,3,4\n")
+        names["text"].write_text("hello")
+        arguments = [text.format(video=video[0], folder=video[0].parent, **names) for text in arguments]
         try:
             got = run(checkpoint, tmp_path / "o", *arguments)
         except SystemExit as stop:
             got = stop.code
-        err = capsys.readouterr().err
+        err = capfd.readouterr().err
         assert got == code and err.count("\n") == 1 and re.search(message, err)
