@@ -111,8 +111,8 @@ def checked_landmarks(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         raise LandmarkError(
             f"all points within {span:.3g} pixels: expected pixels of the image, not normalised coordinates"
         )
-    _require_head(points, confidence)
     points = np.where(known[:, None], points, 0)
+    _require_head(points, confidence)
     return points.astype(np.float32), np.minimum(confidence, 1).astype(np.float32)
 
 

@@ -92,6 +92,8 @@ def _by_pillow(data: np.ndarray, path: Path) -> np.ndarray:
             return upright_rgb(opened)
     except ImageError:
         raise
+    except UnidentifiedImageError:
+        raise ImageError(f"{path}: not an image, or a damaged one") from None
     except Exception as error:  # whatever the decoders of broken files raise
         raise ImageError(f"{path}: not an image, or a damaged one: {error}") from None
 

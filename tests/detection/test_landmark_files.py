@@ -255,3 +255,12 @@ def test_prepare_says_why(tmp_path, write):
         kind, detail = dropped.value.args
         assert kind == "malformed landmarks" and message in detail and detail.startswith("a.npy: ")
     check(tmp_path / "a.png", write("a.npy", FACE), PrepareSettings())
+
+
+@pytest.mark.parametrize("unknown", [np.nan, np.inf])
+def test_unknown_points_may_be_no_numbers(write, unknown):
+    rows = np.column_stack([FACE, np.ones(68)])
+    rows[:20] = unknown, unknown, 0
+    points, confidence = read_landmarks(write("a.npy", rows))
+    assert np.allclose(points[20:], FACE[20:] + 0.5, atol=1e-3) and not confidence[:20].any()
+    assert np.isfinite(points).all()
