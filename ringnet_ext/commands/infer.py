@@ -26,7 +26,16 @@ from ..files.whole import output_folder, written_whole
 from ..flame.parameters import HeadParams
 from ..inference.finders import Finder, by_boxes, by_face_boxes, by_landmarks, by_network, whole
 from ..inference.framing import NotAFaceError
-from ..inference.inputs import Box, Picture, face_name, image_files, landmarks_of, pictures_of, read_boxes
+from ..inference.inputs import (
+    Box,
+    Picture,
+    face_name,
+    image_files,
+    landmark_place,
+    landmarks_of,
+    pictures_of,
+    read_boxes,
+)
 from ..inference.outputs import DEFAULT, KINDS, folders, write
 from ..inference.pipeline import OF_ONE_PICTURE, THREADS, Outcome, reconstruct_all
 from ..inference.reconstruction import FRAMES, RingNet
@@ -296,7 +305,10 @@ def _infer_images(options, model: RingNet, processes: Processes) -> int:
     if first:
         print(described(model))
     pictures = pictures_of(files)
-    results = Results(options.out, _settings(options), processes.rank, processes.count)
+    beside = lambda picture: (
+        None if options.landmarks is None else landmark_place(Path(picture.label), options.landmarks)
+    )
+    results = Results(options.out, _settings(options), processes.rank, processes.count, beside)
     processes.meet()
     own = pictures[processes.rank :: processes.count]
     left = [picture for picture in own if not results.has(picture)]
@@ -383,14 +395,16 @@ def _of(label: str, error: Exception) -> str:
 
 
 def _settings(options) -> dict:
-    """What the files depend on beside the images."""
-    file = options.checkpoint / "best.safetensors" if options.checkpoint.is_dir() else options.checkpoint
+    """What the files depend on beside the images and their landmarks."""
+    network = options.checkpoint / "best.safetensors" if options.checkpoint.is_dir() else options.checkpoint
+    read = {"network": network, "lines": options.boxes}
+    contents = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in read.items() if file is not None}
     named = {
         name: str(value)
         for name, value in vars(options).items()
         if name not in ("images", "out", "device", "recursive")
     }
-    return named | {"network": hashlib.sha256(file.read_bytes()).hexdigest(), "version": __version__}
+    return named | contents | {"version": __version__}
 
 
 def _writer(folder: Path, results: Results, kinds: Sequence[str], frame: str) -> Callable[[Outcome], Outcome]:

@@ -197,12 +197,17 @@ def face_name(name: str, number: int, count: int) -> str:
 # Where the faces are.
 
 
-def landmarks_of(file: Path, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The landmarks of an image in a folder of landmark files, laid out like the image's own or flat: of a/b/c.jpg the
-    file c.npy (say) in a/b, else in b, else in the folder itself."""
+def landmark_place(file: Path, folder: Path) -> Path | None:
+    """The landmark file of an image in a folder of them, laid out like the image's own or flat: of a/b/c.jpg the file
+    c.npy (say) in a/b, else in b, else in the folder itself."""
     parts = [part for part in file.parts if part != file.anchor]
     places = (landmark_file(folder, os.path.join(*parts[i:])) for i in range(len(parts)))
-    found = next((place for place in places if place is not None), None)
+    return next((place for place in places if place is not None), None)
+
+
+def landmarks_of(file: Path, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The landmarks of an image and their confidences, from its :func:`landmark_place`."""
+    found = landmark_place(file, folder)
     if found is None:
         raise LandmarkError(f"no landmarks: no file {folder / file.stem} ending in {', '.join(LANDMARK_SUFFIXES)}")
     try:

@@ -456,6 +456,32 @@ class TestShares:
         assert all(file.stat().st_mtime_ns == time for file, time in times.items())  # nothing was done twice
         assert same(contents(tmp_path / "one"), contents(tmp_path / "two"))
 
+    @pytest.mark.parametrize("way", ["boxes", "landmarks"])
+    def test_other_boxes_or_landmarks_begin_anew(self, checkpoint, photos, faces, tmp_path, monkeypatch, way):
+        boxes, points = tmp_path / "boxes.csv", tmp_path / "points"
+        boxes.write_text("0.png,10,10,80,80\n1.png,10,10,80,80\n")
+        monkeypatch.setattr(
+            finders, "find_face", lambda model, image, box: cut_square(image, np.array(box[:2]) + 30, 60)
+        )
+        out, given = tmp_path / "out", ("--boxes", boxes) if way == "boxes" else ("--landmarks", points)
+        arguments = photos / "0.png", photos / "1.png", *given, "--write", "parameters"
+        write = outputs.write
+
+        def stopped(folder, name, *more, **options):
+            if name == "1":
+                raise KeyboardInterrupt
+            return write(folder, name, *more, **options)
+
+        monkeypatch.setattr(infer, "write", stopped)
+        assert run(checkpoint, out, *arguments) == 130
+        before = np.load(out / "params" / "0.npz")["square"]
+        boxes.write_text("0.png,15,10,80,80\n1.png,10,10,80,80\n")
+        np.save(points / "0.npy", (faces.landmarks[0] + 1) * 48 + 4.5)
+        monkeypatch.setattr(infer, "write", write)
+        assert run(checkpoint, out, *arguments) == 0
+        moved = np.load(out / "params" / "0.npz")["square"] - before
+        assert np.allclose(moved, [5, 0, 0] if way == "boxes" else [5, 5, 0], atol=0.01)
+
     def test_one_with_a_bad_image_ends_no_sooner_than_the_others(self, checkpoint, many, tmp_path, monkeypatch):
         """torchrun ends all processes when one exits with an error."""
         (many / "00.png").write_bytes(b"")
