@@ -105,7 +105,17 @@ def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: floa
             count += 1
         if writer is not None:
             writer.release()
+            if _frames_in(unfinished) != count:  # OpenCV says nothing of a full disk
+                raise OSError(f"{path}: cannot be written as a whole: is the disk full?")
             unfinished.replace(path)
         return count
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _frames_in(path: Path) -> int:
+    capture = cv2.VideoCapture(str(path))
+    try:
+        return int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+    finally:
+        capture.release()

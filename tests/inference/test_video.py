@@ -156,6 +156,21 @@ def test_no_face_anywhere(clip):
         follow(RingNet(), Video(clip[0]), find)
 
 
+def test_a_video_that_finds_no_room_is_said_and_leaves_the_former_one(tmp_path):
+    resource = pytest.importorskip("resource")
+    frames = [np.random.default_rng(i).integers(0, 256, (96, 96, 3), dtype=np.uint8) for i in range(20)]
+    file = tmp_path / "v.mp4"
+    assert write_video(file, frames[:3], 25) == 3
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"v.mp4: cannot be written as a whole: is the disk full\?"):
+            write_video(file, frames, 25)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(list(Video(file))) == 3 and [each.name for each in tmp_path.iterdir()] == ["v.mp4"]
+
+
 class TestCamera:
     def test_so_many_frames_are_recorded(self, clip, tmp_path, monkeypatch):
         """OpenCV's capture of a file in place of a camera's."""
@@ -186,9 +201,11 @@ class TestCamera:
                     raise KeyboardInterrupt
                 return True, np.zeros((48, 64, 3), np.uint8)
 
-        monkeypatch.setattr(videos.cv2, "VideoCapture", Camera)
+        capture = videos.cv2.VideoCapture
+        monkeypatch.setattr(
+            videos.cv2, "VideoCapture", lambda source: Camera(source) if source == 0 else capture(source)
+        )
         assert record(tmp_path / "camera.mp4", 0) == 5
-        monkeypatch.undo()
         assert len(list(Video(tmp_path / "camera.mp4"))) == 5
 
     def test_no_camera(self, tmp_path):
