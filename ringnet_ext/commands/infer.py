@@ -6,12 +6,14 @@ import argparse
 import errno
 import hashlib
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
+import PIL.Image
 import torch
 
 from .._version import __version__
@@ -270,6 +272,7 @@ def _kinds(text: str) -> tuple[str, ...]:
 def main(arguments: list[str]) -> int:
     options = _options(arguments)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what it has to say of broken files we say
+    warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)  # of photographs that are large
     _require_table(options.table)
     use_threads(options)
     with joined_processes(options.device) as processes:

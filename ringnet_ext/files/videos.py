@@ -27,6 +27,8 @@ class Video:
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path}: no such file")
+        with open(self.path, "rb"):  # OpenCV doesn't say why it can't
+            pass
         capture = self._open()
         self.fps = capture.get(cv2.CAP_PROP_FPS) or 25.0
         self.count = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))

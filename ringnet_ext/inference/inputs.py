@@ -119,14 +119,14 @@ def image_files(
     complaints: list[str] = []
     others: Counter[str] = Counter()
     for each in paths:
-        if not each.is_dir():
+        if not os.path.isdir(each):  # which is False, and no error, where it can't be seen
             found = [Path(name) for name in sorted(glob.glob(str(each), recursive=True))]
-            if each.exists() or not glob.has_magic(str(each)):
+            if os.path.exists(each) or not glob.has_magic(str(each)):
                 files.append(each)
             elif not found:
                 complaints.append(f"{each}: no file's name is like this")
             else:
-                files += [file for file in found if file.is_file()]
+                files += [file for file in found if os.path.isfile(file)]
             continue
         try:
             content = _content(each, recursive, out)

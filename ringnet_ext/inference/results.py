@@ -148,7 +148,11 @@ class Results:
                 raise
 
     def _stamps(self, picture: Picture) -> list[list[int] | None]:
-        return [_stamp(picture.image), _stamp(self._beside(picture))]
+        try:
+            beside = self._beside(picture)
+        except OSError:  # which reading it says
+            beside = None
+        return [_stamp(picture.image), _stamp(beside)]
 
     def _finished(self, rank: int) -> Path:
         return self._parts / f"{rank}-of-{self.count}.finished"

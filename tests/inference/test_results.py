@@ -100,7 +100,9 @@ def test_a_picture_whose_landmarks_have_changed_is_done_anew(tmp_path, pictures,
     points.write_bytes(b"one")
 
     def beside(picture):
-        return points if picture is pictures[0] else None
+        if picture is pictures[1]:
+            raise PermissionError("the folder can't be read")
+        return points
 
     first = Results(out, {}, beside=beside)
     add(first, pictures[0], face)
