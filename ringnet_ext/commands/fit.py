@@ -18,7 +18,7 @@ from ..detection.detectors import Detectors, FaceLandmarker
 from ..detection.landmark_files import SUFFIXES as LANDMARK_SUFFIXES
 from ..detection.squares import Square, around_landmarks
 from ..files.errors import explained
-from ..files.images import read_image, write_image
+from ..files.images import read_image, silence_decoders, write_image
 from ..files.videos import SUFFIXES as VIDEO_SUFFIXES
 from ..files.videos import Video, write_video
 from ..files.whole import output_folder, written_whole
@@ -138,6 +138,7 @@ def make_parser() -> Parser:
 @command
 def main(arguments: list[str]) -> int:
     options = make_parser().parse_args(arguments)
+    silence_decoders()
     if options.focal is not None and options.camera != "perspective":
         raise OptionError("--focal: expected --camera perspective with it")
     device = chosen_device(options)

@@ -6,14 +6,11 @@ import argparse
 import errno
 import hashlib
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
-import PIL.Image
 import torch
 
 from .._version import __version__
@@ -21,7 +18,7 @@ from ..detection.boxes import FaceBoxes
 from ..detection.detectors import Detectors, FaceLandmarker
 from ..detection.landmark_files import SUFFIXES as LANDMARK_SUFFIXES
 from ..files.errors import explained
-from ..files.images import SUFFIXES
+from ..files.images import SUFFIXES, silence_decoders
 from ..files.videos import SUFFIXES as VIDEO_SUFFIXES
 from ..files.videos import Video, record, write_video
 from ..files.whole import output_folder, written_whole
@@ -271,8 +268,7 @@ def _kinds(text: str) -> tuple[str, ...]:
 @command
 def main(arguments: list[str]) -> int:
     options = _options(arguments)
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what it has to say of broken files we say
-    warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)  # of photographs that are large
+    silence_decoders()
     _require_table(options.table)
     use_threads(options)
     with joined_processes(options.device) as processes:

@@ -140,6 +140,12 @@ def test_no_photograph_is_written_over(photos, tmp_path, capsys):
     assert picture.read_bytes() == (photos / "p0" / "00.png").read_bytes()
 
 
+def test_what_is_wrong_with_an_image_is_one_line(photos, tmp_path, capfd):
+    cv2.imwrite(str(tmp_path / "00.tif"), np.zeros((20, 20, 3), np.float32))  # of which OpenCV has something to say
+    assert main([str(tmp_path / "00.tif"), "--landmarks", str(photos), "--out", str(tmp_path / "o")]) == 1
+    assert capfd.readouterr().err == f"error: {tmp_path / '00.tif'}: not an image, or a damaged one\n"
+
+
 def test_the_rest_is_done(photos, tmp_path, capsys):
     missing = tmp_path / "nothing.png"
     stray = tmp_path / "stray.png"
