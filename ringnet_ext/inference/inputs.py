@@ -151,17 +151,18 @@ def _content(folder: Path, recursive: bool, out: Path | None) -> list[Path]:
     if not recursive:
         return sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_file())
     found: list[Path] = []
-    results = None if out is None else os.path.realpath(out)
+    seen = {os.path.realpath(folder)} | ({os.path.realpath(out)} if out is not None else set())
 
     def fail(error: OSError):
         raise error
 
-    for where, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".") and os.path.realpath(os.path.join(where, name)) != results
-        ]
+    def new(place: str) -> bool:  # links lead into a folder again, or round and round
+        before = len(seen)
+        seen.add(os.path.realpath(place))
+        return len(seen) > before
+
+    for where, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        folders[:] = [name for name in sorted(folders) if not name.startswith(".") and new(os.path.join(where, name))]
         found += [Path(where, name) for name in names if not name.startswith(".")]
     return sorted(file for file in found if file.is_file())
 

@@ -137,6 +137,14 @@ class TestFolders:
         assert [str(file.relative_to(tmp_path)) for file in files] == ["b.png", "sub/c.heic", "sub/deep/a.png"]
         assert not complaints
 
+    def test_links_to_folders_are_followed_once(self, tmp_path):
+        touch(tmp_path, "photos/a.png", "elsewhere/b.png")
+        (tmp_path / "photos" / "link").symlink_to("../elsewhere")
+        (tmp_path / "photos" / "same").symlink_to("../elsewhere")
+        (tmp_path / "elsewhere" / "round").symlink_to("../photos")
+        files, _, _ = image_files([tmp_path / "photos"], recursive=True)
+        assert [str(file.relative_to(tmp_path)) for file in files] == ["photos/a.png", "photos/link/b.png"]
+
     def test_patterns(self, tmp_path):
         touch(tmp_path, "a1.png", "a2.png", "b.png", ".a3.png", "sub/a4.png", "[x].png")
 
