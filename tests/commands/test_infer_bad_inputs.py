@@ -143,6 +143,7 @@ FILES = {
     "spaces and a new line": (content("a b\nc .png", b"text"), "not an image"),
     "a name that is no text": (content(b"\xff\xfe.png", b"text"), "not an image"),
     "a name that is too long": (lambda folder: folder / f"{'x' * 300}.png", "File name too long"),
+    "a name too long for results": (content(f"{'x' * 250}.png", encoded(".png")), r"out/mesh/x+\.obj: File name too"),
     "a path through a file": (lambda folder: content("file", b"x")(folder) / "a.png", "no such image"),
 }
 
