@@ -473,7 +473,10 @@ def _infer_video(options, model: RingNet, processes: Processes) -> int:
     print(f"{options.out}: {PARAMETERS}, {OVERLAY}")
     lost = video.count - len(seen)
     if lost > max(2, video.count // 50):
-        report(f"{video.path}: damaged: it says that it has {video.count} frames, and ends after {len(seen)}")
+        report(
+            f"{video.path}: damaged, or trimmed without being encoded anew: it says that it has {video.count} frames, "
+            f"and ends after {len(seen)}"
+        )
         return FAILED
     return 0
 
