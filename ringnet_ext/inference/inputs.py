@@ -149,7 +149,7 @@ def image_files(
 def _content(folder: Path, recursive: bool, out: Path | None) -> list[Path]:
     """The files in a folder, by name, without hidden ones."""
     if not recursive:
-        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_file())
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and _is_file(entry))
     found: list[Path] = []
     seen = {os.path.realpath(folder)} | ({os.path.realpath(out)} if out is not None else set())
 
@@ -162,9 +162,15 @@ def _content(folder: Path, recursive: bool, out: Path | None) -> list[Path]:
         return len(seen) > before
 
     for where, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-        folders[:] = [name for name in sorted(folders) if not name.startswith(".") and new(os.path.join(where, name))]
+        links_last = sorted(folders, key=lambda name: (os.path.islink(os.path.join(where, name)), name))
+        folders[:] = [name for name in links_last if not name.startswith(".") and new(os.path.join(where, name))]
         found += [Path(where, name) for name in names if not name.startswith(".")]
-    return sorted(file for file in found if file.is_file())
+    return sorted(file for file in found if _is_file(file))
+
+
+def _is_file(entry: Path) -> bool:
+    """Also a link to nothing: reading it says that it is one, where to leave it out would say nothing."""
+    return os.path.isfile(entry) or (os.path.islink(entry) and not os.path.exists(entry))
 
 
 def named(files: list[Path]) -> list[tuple[str, Path]]:

@@ -41,7 +41,7 @@ FRAMES = {
 _UNKNOWN = Trust()
 
 
-@dataclass(frozen=True, eq=False)  # of arrays nobody can say in a word whether they are equal
+@dataclass(frozen=True, eq=False, repr=False)  # arrays have no one answer to whether they are equal, and are long
 class Reconstruction:
     """One reconstructed face. Arrays are numpy, float32.
 
@@ -76,6 +76,10 @@ class Reconstruction:
     original: np.ndarray | str | os.PathLike | None = None
     trust: Trust = _UNKNOWN
     source: int = 0
+
+    def __repr__(self) -> str:
+        score = "" if self.trust.score is None else f", score {self.trust.score:.2f}"
+        return f"<Reconstruction: {len(self.vertices)} vertices, yaw {np.degrees(self.yaw):.0f} degrees{score}>"
 
     @property
     def faces(self) -> np.ndarray:

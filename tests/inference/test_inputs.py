@@ -145,6 +145,15 @@ class TestFolders:
         files, _, _ = image_files([tmp_path / "photos"], recursive=True)
         assert [str(file.relative_to(tmp_path)) for file in files] == ["photos/a.png", "photos/link/b.png"]
 
+    def test_links_to_nothing_are_not_left_out(self, tmp_path):
+        touch(tmp_path, "a.png", "sub/c.png")
+        (tmp_path / "b.png").symlink_to("moved.png")
+        (tmp_path / "d.png").symlink_to("sub")
+        for recursive in (False, True):
+            files, _, _ = image_files([tmp_path], recursive)
+            names = [str(file.relative_to(tmp_path)) for file in files]
+            assert names == ["a.png", "b.png"] + ["sub/c.png"] * recursive
+
     def test_patterns(self, tmp_path):
         touch(tmp_path, "a1.png", "a2.png", "b.png", ".a3.png", "sub/a4.png", "[x].png")
 
