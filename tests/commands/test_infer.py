@@ -240,6 +240,18 @@ def test_folders_are_read_in_every_format_and_what_is_left_out_is_told(checkpoin
     assert "4 of 4 images" in out and "left out of the folders: 1 .txt, 2 .xcf" in out
 
 
+@pytest.mark.parametrize("kinds", ["parameters", "json", "landmarks", "json,ringnet,parameters", "ringnet,parameters"])
+def test_the_landmarks_that_were_written_can_be_given(checkpoint, photos, tmp_path, kinds):
+    own = photos / "0.png"
+    assert run(checkpoint, tmp_path / "one", own, "--landmarks", tmp_path / "points", "--write", kinds) == 0
+    given = tmp_path / "one" / ("landmarks" if kinds == "landmarks" else "params")
+    assert run(checkpoint, tmp_path / "two", own, "--landmarks", given, "--write", "parameters") == 0
+    row = index(tmp_path / "one")[0]
+    points = np.load(tmp_path / "two" / "params" / "0.npz")["landmarks"]
+    middle, side = landmark_square(points)
+    assert np.abs(middle - side / 2 - [float(row["left"]), float(row["top"])]).max() < 2
+
+
 class TestResultsBesideWhatIsRead:
     @pytest.mark.parametrize("out", [".", "photos/..", "link"])
     def test_no_photograph_is_written_over(self, checkpoint, faces, tmp_path, monkeypatch, capsys, out):

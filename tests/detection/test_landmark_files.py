@@ -88,6 +88,8 @@ def test_an_npz_says_where_the_first_pixel_s_centre_is(write, centre):
     buffer = io.BytesIO()
     np.savez(buffer, landmarks=FACE, cam=np.zeros(3), pixel_centres=np.array(centre))
     assert np.allclose(read_landmarks(write("a.npz", buffer.getvalue()))[0], FACE + 0.5 - centre, atol=1e-3)
+    text = json.dumps({"about": {}, "landmarks": FACE.tolist(), "cam": [0, 0, 0], "pixel_centres": centre})
+    assert np.allclose(read_landmarks(write("a.json", text))[0], FACE + 0.5 - centre, atol=1e-3)
 
 
 @pytest.mark.parametrize("centre", [[0.5, 0.5], "half", np.nan])
