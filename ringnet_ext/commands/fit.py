@@ -35,6 +35,7 @@ from ..inference.reconstruction import RingNet, reconstruction
 from ..inference.trust import Trust, certainties, inside
 from ..inference.video import (
     Landmarks,
+    at_landmarks,
     detected_landmarks,
     fit_landmarks,
     overlays,
@@ -100,7 +101,7 @@ def make_parser() -> Parser:
         "--checkpoint",
         type=path,
         metavar="RUN",
-        help="begin at what this network says, and use its head; a run folder "
+        help="begin at what this network says (with --camera weak), and use its head; a run folder "
         "of training, or a checkpoint file [begin at the mean head]",
     )
     add_head(parser, "head model file with landmarks [the built-in one, or the checkpoint's]")
@@ -153,7 +154,7 @@ def main(arguments: list[str]) -> int:
     if any(file.suffix.lower() in VIDEO_SUFFIXES for file in options.images):
         if len(options.images) > 1 or options.same_person or options.by_folder:
             raise OptionError("IMAGE: expected one video alone, without --same-person and --by-folder")
-        return _fit_video(options, flame, head)
+        return _fit_video(options, flame, head, network)
     return _fit_images(options, flame, head, network)
 
 
@@ -404,7 +405,7 @@ def _write_reports(folder: Path, found: Fit, rows: list[tuple[int, _Seen, np.nda
 # A video.
 
 
-def _fit_video(options, flame: FLAME, head: FlameModel) -> int:
+def _fit_video(options, flame: FLAME, head: FlameModel, network: RingNet | None) -> int:
     video = Video(options.images[0])
     sources = [video.path, *([options.landmarks] if options.landmarks else [])]
     require_apart(options.out, ("params.npz", "overlay.mp4"), sources)
@@ -412,6 +413,11 @@ def _fit_video(options, flame: FLAME, head: FlameModel) -> int:
     points, confidence = _video_landmarks(options, video)
     known = np.asarray((confidence > 0).any(1))
     half = max(video.size) / 2
+    start = None
+    if network is not None and options.camera == "weak":
+        start = HeadParams(
+            *(value.to(flame.v_template) for value in at_landmarks(network, video, (points, confidence)))
+        )
     began = time.perf_counter()
     bar = progress(total=1, desc="fitting", unit="video")
     try:
@@ -420,6 +426,7 @@ def _fit_video(options, flame: FLAME, head: FlameModel) -> int:
             (points, confidence),
             video.size,
             smoothness=options.smoothness,
+            start=start,
             sigma=options.sigma,
             camera=options.camera,
             focal=None if options.focal is None else options.focal / half,

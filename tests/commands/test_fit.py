@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from ringnet_ext import FLAME, builtin_head
+from ringnet_ext import FLAME, RingNet, builtin_head
+from ringnet_ext.commands import fit
 from ringnet_ext.commands.fit import main
 from ringnet_ext.commands.pose import main as pose
 from ringnet_ext.files.meshes import read_mesh
 from ringnet_ext.files.videos import Video, VideoError, write_video
 from ringnet_ext.geometry.camera import project
-from ringnet_ext.inference.video import read_video_landmarks
+from ringnet_ext.inference.video import fit_landmarks, read_video_landmarks
 from ringnet_ext.render.pictures import overlay
 
 SIZE = 160
@@ -217,6 +218,27 @@ def test_a_video(video, tmp_path, capsys):
     drawn = Video(out / "overlay.mp4")
     assert len(list(drawn)) == 24 and drawn.fps == pytest.approx(25)
     assert (out / "uncertainty.png").is_file()
+
+
+def test_a_video_s_fit_begins_at_what_a_network_says(video, tmp_path, monkeypatch):
+    file, _ = video
+    network = RingNet()
+    network.save(tmp_path / "network.safetensors")
+    begun = []
+
+    def fitted(*arguments, start, **options):
+        begun.append(start)
+        return fit_landmarks(*arguments, start=start, **options)
+
+    monkeypatch.setattr(fit, "fit_landmarks", fitted)
+    arguments = [str(file), "--landmarks", str(file.with_suffix(".npy")), "--out", str(tmp_path / "o")]
+    assert main(arguments) == 0 and begun.pop() is None
+    assert main([*arguments, "--checkpoint", str(tmp_path / "network.safetensors")]) == 0
+    start = begun.pop()
+    assert start.shape.shape == (24, 100)
+    with torch.no_grad():
+        said = network(torch.zeros(1, 3, 224, 224))
+    assert (start.global_pose - said.global_pose).abs().max() < 0.1  # it has learnt nothing, and says about the same
 
 
 def test_an_npz_says_where_pixels_begin_and_how_sure_it_is(video, tmp_path):
