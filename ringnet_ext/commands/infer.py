@@ -317,7 +317,7 @@ def _infer_images(options, model: RingNet, processes: Processes) -> int:
     columns = parameter_columns(model.flame.shape_params, model.flame.expression_params)
     table = options.out / TABLES[options.table] if options.table else None
     failed = bool(failures) and first
-    faces, tried, not_found = 0, 0, 0
+    tried, not_found = 0, 0
     outcomes = reconstruct_all(
         model,
         left,
@@ -331,7 +331,6 @@ def _infer_images(options, model: RingNet, processes: Processes) -> int:
         for outcome in progress(outcomes, total=len(own), initial=done, desc="reconstructing", unit="image"):
             tried += 1
             done += not outcome.errors
-            faces += sum(face.error is None for face in outcome.faces)
             for line in _complaints(outcome):
                 report(line)
             failed = failed or bool(outcome.errors)
