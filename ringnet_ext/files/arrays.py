@@ -129,10 +129,10 @@ _LOCAL, _CENTRAL, _END = struct.Struct("<4s5H3I2H"), struct.Struct("<4s6H3I5H2I"
 _VERSION, _UTF8, _STORED, _MIDNIGHT, _OF_1980 = 20, 0x800, 0, 0, 1 << 5 | 1
 
 
-def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """The arrays as an uncompressed .npz file of less than 4 GiB."""
+def npz_bytes(arrays: Mapping[str, Any]) -> bytes:
+    """Arrays, and what becomes one, as an uncompressed .npz file of less than 4 GiB."""
     members, directory, offset = [], [], 0
-    for name, array in arrays.items():
+    for name, array in ((name, np.asarray(value)) for name, value in arrays.items()):
         file, content = f"{name}.npy".encode(), _npy_header(array.dtype, array.shape) + array.tobytes()
         facts = (_VERSION, _UTF8, _STORED, _MIDNIGHT, _OF_1980, zlib.crc32(content), len(content), len(content))
         members += [_LOCAL.pack(b"PK\3\4", *facts, len(file), 0), file, content]

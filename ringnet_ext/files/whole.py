@@ -35,7 +35,7 @@ def written_whole(path: str | os.PathLike):
     except BaseException as error:
         if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
             error.filename, error.filename2 = path, None
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # beside the error that is on its way
             os.unlink(temporary)
         raise
 

@@ -115,12 +115,11 @@ def reconstruct_all(
             if reading:
                 group.append(reading.popleft().result())
             if not reading or sum(len(each.found) for each in group) >= batch or len(group) >= between:
-                finishing.extend(
-                    finishers.submit(finish, each) for each in _outcomes(model, group, batch, trust, refine)
-                )
+                for outcome in _outcomes(model, group, batch, trust, refine):
+                    finishing.append(finishers.submit(finish, outcome))
+                    while finishing and (finishing[0].done() or len(finishing) > between):
+                        yield finishing.popleft().result()
                 group = []
-                while len(finishing) > between:
-                    yield finishing.popleft().result()
             while finishing and finishing[0].done():
                 yield finishing.popleft().result()
             if not reading and not group:
