@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -20,6 +19,11 @@ from ..files.checkpoint import CheckpointError, read_checkpoint
 from ..files.whole import written_whole
 
 _CONFIGURATION = "config.json"
+#: What else a run leaves in its folder.
+_RESULTS = (
+    "checkpoints/step-*.safetensors", "tensorboard/events.out.tfevents.*", "best.safetensors", "history.csv",
+    "curves.png", "report.json", "reconstructions.png", "examples/[0-9]*.png",
+)  # fmt: skip
 
 
 def checkpoints(folder: str | os.PathLike) -> list[Path]:
@@ -58,12 +62,12 @@ def newest_checkpoint(folder: str | os.PathLike) -> tuple[Path, dict[str, torch.
 def begin_run(folder: str | os.PathLike, description: dict) -> None:
     """Write what a new run comes from to the folder's ``config.json``.
 
-    Of an earlier run the checkpoints, the events and the best model are removed.
+    What an earlier run has left is removed, so that nothing of it passes for the new one's; other files stay.
     """
     folder = Path(folder)
-    for earlier in ("checkpoints", "tensorboard"):
-        shutil.rmtree(folder / earlier, ignore_errors=True)
-    (folder / "best.safetensors").unlink(missing_ok=True)
+    if (folder / _CONFIGURATION).is_file() or checkpoints(folder):
+        for earlier in [path for pattern in _RESULTS for path in folder.glob(pattern)]:
+            earlier.unlink()
     write_json(folder / _CONFIGURATION, description)
 
 
