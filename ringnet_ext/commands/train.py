@@ -33,7 +33,7 @@ from ..network.encoder import ENCODERS, PRETRAINED, ResNet50
 from ..training.duration import days_of_training
 from ..training.history import write_curves
 from ..training.processes import Processes, joined_processes, restarted
-from ..training.run_folder import begin_run, checkpoints, described, shares_of_run, write_json
+from ..training.run_folder import begin_run, checkpoints, configuration_path, described, shares_of_run, write_json
 from ..training.settings import PRECISIONS, PRESETS, Execution, Preset, TrainingSettings
 from ..training.trainer import Trainer
 from .option_files import file_arguments
@@ -245,11 +245,7 @@ def main(arguments: list[str]) -> int:
             return _run(options, processes)
     except KeyboardInterrupt:
         kept = checkpoints(options.out)
-        how = (
-            f"--resume --out {options.out} continues from {kept[-1].name}"
-            if kept
-            else "no checkpoint had been written yet"
-        )
+        how = f"{_continuing(options)} continues from {kept[-1].name}" if kept else "no checkpoint had been written yet"
         raise KeyboardInterrupt(f"interrupted; {how}") from None
 
 
@@ -292,7 +288,7 @@ def _run(options: argparse.Namespace, processes: Processes) -> int:
     if trainer.history:
         write_curves(options.out / "curves.png", trainer.history)
     if not complete:
-        print(f"stopped at step {trainer.step} of {settings.steps}; continue with --resume --out {options.out}")
+        print(f"stopped at step {trainer.step} of {settings.steps}; continue with {_continuing(options)}")
         return STOPPED
     trained = time.perf_counter()
 
@@ -312,6 +308,11 @@ def _run(options: argparse.Namespace, processes: Processes) -> int:
         f"{time.perf_counter() - began:.0f} s; everything is in {options.out}"
     )
     return 0
+
+
+def _continuing(options: argparse.Namespace) -> str:
+    """The options that continue a run, which must be all that it began with."""
+    return f"--resume --config {configuration_path(options.out)}"
 
 
 def _training_settings(options: argparse.Namespace) -> TrainingSettings:

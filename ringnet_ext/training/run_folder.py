@@ -18,7 +18,6 @@ from .._version import __version__
 from ..files.checkpoint import CheckpointError, read_checkpoint
 from ..files.whole import written_whole
 
-_CONFIGURATION = "config.json"
 #: What else a run leaves in its folder.
 _RESULTS = (
     "checkpoints/step-*.safetensors", "tensorboard/events.out.tfevents.*", "best.safetensors", "history.csv",
@@ -59,16 +58,21 @@ def newest_checkpoint(folder: str | os.PathLike) -> tuple[Path, dict[str, torch.
         raise
 
 
+def configuration_path(folder: str | os.PathLike) -> Path:
+    """What the run in a folder came from, and ``ringnet train --config`` reads."""
+    return Path(folder) / "config.json"
+
+
 def begin_run(folder: str | os.PathLike, description: dict) -> None:
     """Write what a new run comes from to the folder's ``config.json``.
 
     What an earlier run has left is removed, so that nothing of it passes for the new one's; other files stay.
     """
     folder = Path(folder)
-    if (folder / _CONFIGURATION).is_file() or checkpoints(folder):
+    if configuration_path(folder).is_file() or checkpoints(folder):
         for earlier in [path for pattern in _RESULTS for path in folder.glob(pattern)]:
             earlier.unlink()
-    write_json(folder / _CONFIGURATION, description)
+    write_json(configuration_path(folder), description)
 
 
 def shares_of_run(folder: str | os.PathLike) -> int:
@@ -77,7 +81,7 @@ def shares_of_run(folder: str | os.PathLike) -> int:
     Raises:
         ValueError: its ``config.json`` doesn't say so.
     """
-    path = Path(folder) / _CONFIGURATION
+    path = configuration_path(folder)
     try:
         shares = json.loads(path.read_text())["options"]["shares"]
     except (OSError, KeyError, TypeError, ValueError):

@@ -10,6 +10,7 @@ import torch
 
 from ..files.checkpoint import CheckpointError
 from ..network.ringnet import described_head, same_head
+from .run_folder import configuration_path
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -82,7 +83,11 @@ def _require_same_run(trainer: Trainer, path: Path, state: dict, facts: dict, te
     changed = [name for name in settings if settings[name] != before.get(name)]
     if changed:
         names = ", ".join(f"{name} {before.get(name)} -> {settings[name]}" for name in changed)
-        raise CheckpointError(f"{path}: a run is resumed with the settings it began with, and these differ: {names}")
+        file = configuration_path(trainer.folder)
+        raise CheckpointError(
+            f"{path}: a run is resumed with the settings it began with, and these differ: {names}"
+            + (f"; --config {file} repeats those it began with" if file.is_file() else "")
+        )
     if not same_head(trainer.model, facts["head"], tensors):
         raise CheckpointError(
             f"{path}: a run is resumed with the head it began with, {described_head(facts['head'])}; give it with "

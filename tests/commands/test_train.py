@@ -83,6 +83,23 @@ def test_two_interrupts_still_end_with_a_checkpoint_and_the_third_at_once(faces,
     model.eval()
 
 
+def test_a_run_that_was_stopped_says_how_it_is_continued(cache, tmp_path, monkeypatch, capsys):
+    update = Trainer._update
+
+    def pressed(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return update(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_update", pressed)
+        assert train.main(options(tmp_path / "run", cache, "--rings", "2", "--learning-rate", "0.001")) == 130
+    advice = capsys.readouterr().out.splitlines()[-1].partition("continue with ")[2]
+    assert train.main(["--out", str(tmp_path / "run"), "--resume"]) == 1
+    assert advice.removeprefix("--resume ") in capsys.readouterr().err
+    assert train.main(advice.split()) == 0
+    assert checkpoints(tmp_path / "run")[-1].name == "step-00000003.safetensors"
+
+
 def test_an_interrupt_before_the_first_step_is_one_line(cache, tmp_path, monkeypatch, capsys):
     def interrupted(*arguments):
         raise KeyboardInterrupt
