@@ -23,8 +23,8 @@ def write_curves(path: str | os.PathLike, history: list[dict[str, float]]) -> No
         "ring": "ring shape loss",
     }
     for axes, (name, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
-        axes.plot(steps, [row[name] for row in history], label="training")
-        axes.plot(steps, [row[f"validation_{name}"] for row in history], label="held out")
+        for key, label in ((name, "training"), (f"validation_{name}", "held out")):
+            axes.plot(steps, [row[key] for row in history], label=label, marker="." if len(history) == 1 else "")
         axes.set(title=title, xlabel="step", yscale="log" if name != "ring" else "linear")
         axes.grid(alpha=0.3)
     figure.axes[0].legend()

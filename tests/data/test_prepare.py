@@ -302,6 +302,7 @@ class TestPrepare:
             Image.fromarray(faces.images[index]).save(images / f"{index:06d}.jpg")
             (landmarks / f"{index:06d}.pts").write_text(pts(pixels[index]))
             lines.append(f"{index:06d}.jpg{separator}{-1 if index == 5 else 2880 + index // 2}")
+        lines += [f"./000001.jpg{separator}2880"]  # the same once more
         lines += [f"missing.jpg{separator}7", f"../img/000000.jpg{separator}7"]
         (tmp_path / "identity.txt").write_text("\n".join(lines) + "\n")
         prepare.prepare(
