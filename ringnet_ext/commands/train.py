@@ -143,7 +143,6 @@ def _add_photographs(group) -> None:
 
 
 def _add_faces(group) -> None:
-    add_head(group, "head model file with landmarks [the built-in head]")
     _add(group, "--identities", "people to train on", type=whole(2))
     _add(group, "--images-per-identity", "images of each of them", type=whole(1))
     _add(group, "--image-size", "side of the rendered images, which are then cropped", "pixels", type=whole(16, 4096))
@@ -155,6 +154,7 @@ def _add_faces(group) -> None:
 
 
 def _add_network(group) -> None:
+    add_head(group, "head model file with landmarks [the built-in head]")
     _add(group, "--encoder", "features of the image", choices=list(ENCODERS))
     group.add_argument("--pretrained", metavar="FILE|NAME", help="torchvision's weights for --encoder resnet50: a .pth "
                        f"or .safetensors file, or to download: {', '.join(PRETRAINED)} [none: random]")  # fmt: skip
