@@ -25,7 +25,7 @@ from ..progress import progress
 from ..render.pictures import mark_points
 from ..render.sheets import sheet
 from .ledger import Ledger
-from .photographs import IMAGES, load_photographs, record, write_manifest
+from .photographs import IMAGES, MANIFEST, load_photographs, record, write_manifest
 from .sources import Photograph, in_folders, in_list
 
 #: Part of a prepared crop that the larger side of the landmarks' box fills. Looser than what the network sees, so that
@@ -236,6 +236,7 @@ def _prepare_one(
     stamp = " ".join([repr(person), _stat(source / name) if inside else "", origin])
     if earlier is not None and earlier[0] == stamp and (earlier[1] is None or (out / IMAGES / earlier[1]).exists()):
         return text
+    (out / MANIFEST).unlink(missing_ok=True)  # of crops that are about to change: there is no set until all is done
     path = name if name.endswith(f".{settings.format}") else f"{name}.{settings.format}"
     try:
         if not inside:
@@ -273,6 +274,7 @@ def _text(name: str) -> str:
 def _finish(ledger: Ledger, out: Path) -> str:
     """Write the manifest, the tables and the report of all that has been done."""
     for path in ledger.forget_others():
+        (out / MANIFEST).unlink(missing_ok=True)
         (out / IMAGES / path).unlink(missing_ok=True)
     people = ledger.people()
     kept, path_length = ledger.count()

@@ -291,6 +291,33 @@ class TestPrepare:
         assert before - after == {"n000004/gray.jpg", "n000001/0000_01.jpg"}
         assert {str(path.relative_to(out / "images")) for path in (out / "images").rglob("*.*")} == after
 
+    def test_a_set_that_is_being_changed_is_none(self, rendered, tmp_path, monkeypatch):
+        """Its manifest is of the crops as they were."""
+        person, pixels = tmp_path / "source" / "person", rendered[1]
+        person.mkdir(parents=True)
+        for index in range(2):
+            Image.fromarray(rendered[0].images[index]).save(person / f"{index}.png")
+            (person / f"{index}.pts").write_text(pts(pixels[index]))
+        arguments = tmp_path / "source", tmp_path / "set"
+        prepare.prepare(*arguments)
+
+        def killed(*arguments):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(prepare, "_finish", killed)
+            with pytest.raises(KeyboardInterrupt):
+                prepare.prepare(*arguments)
+            assert len(load_photographs(tmp_path / "set")) == 2  # nothing was changed
+            (person / "1.pts").write_text(pts(pixels[1] + 2))
+            with pytest.raises(KeyboardInterrupt):
+                prepare.prepare(*arguments)
+            with pytest.raises(FileNotFoundError, match="ringnet prepare"):
+                load_photographs(tmp_path / "set")
+        prepare.prepare(*arguments)
+        prepare.prepare(tmp_path / "source", tmp_path / "fresh")
+        assert (tmp_path / "set" / "manifest.npy").read_bytes() == (tmp_path / "fresh" / "manifest.npy").read_bytes()
+
     @pytest.mark.parametrize("separator", [" ", ","])
     def test_celeba_and_lists(self, rendered, tmp_path, separator):
         """One folder of images, identities in a file, landmarks in a folder of their own."""
