@@ -41,7 +41,7 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, history[0].keys())
     writer.writeheader()
-    writer.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in history)
+    writer.writerows({**{key: f"{value:.6g}" for key, value in row.items()}, "step": row["step"]} for row in history)
     with written_whole(path) as file:
         file.write(text.getvalue().encode())
 

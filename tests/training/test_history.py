@@ -3,7 +3,12 @@
 import numpy as np
 
 from ringnet_ext.files.images import read_image
-from ringnet_ext.training.history import write_curves
+from ringnet_ext.training.history import write_curves, write_history
+
+
+def test_a_step_is_written_with_all_its_digits(tmp_path):
+    write_history(tmp_path / "history.csv", [{"step": 1_234_567, "loss": 1.23456789}])
+    assert (tmp_path / "history.csv").read_text().splitlines() == ["step,loss", "1234567,1.23457"]
 
 
 def test_the_curves_of_a_short_run_are_points(tmp_path):
