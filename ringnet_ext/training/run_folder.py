@@ -7,6 +7,8 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -17,6 +19,11 @@ from tqdm import tqdm
 from .._version import __version__
 from ..files.checkpoint import CheckpointError, read_checkpoint
 from ..files.whole import written_whole
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 #: What else a run leaves in its folder.
 _RESULTS = (
@@ -56,6 +63,28 @@ def newest_checkpoint(folder: str | os.PathLike) -> tuple[Path, dict[str, torch.
             tqdm.write(f"{error}; using {path.name}")
             return found
         raise
+
+
+@contextmanager
+def alone_in(folder: str | os.PathLike) -> Iterator[None]:
+    """While the block runs, no other run may be at work in the folder: each would remove the other's checkpoints.
+
+    Raises:
+        OSError: one is.
+    """
+    descriptor = os.open(folder, os.O_RDONLY) if fcntl else None
+    try:
+        try:
+            if descriptor is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(f"--out: {os.fspath(folder)}: another run is at work in it; choose another folder") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def configuration_path(folder: str | os.PathLike) -> Path:

@@ -17,7 +17,7 @@ from ringnet_ext.evaluation.photographs import evaluate_photographs
 from ringnet_ext.files.checkpoint import read_checkpoint
 from ringnet_ext.flame.parameters import HeadParams
 from ringnet_ext.training.duration import days_of_training
-from ringnet_ext.training.run_folder import checkpoints
+from ringnet_ext.training.run_folder import alone_in, checkpoints
 from ringnet_ext.training.settings import TrainingSettings
 from ringnet_ext.training.trainer import Trainer
 
@@ -98,6 +98,16 @@ def test_a_run_that_was_stopped_says_how_it_is_continued(cache, tmp_path, monkey
     assert advice.removeprefix("--resume ") in capsys.readouterr().err
     assert train.main(advice.split()) == 0
     assert checkpoints(tmp_path / "run")[-1].name == "step-00000003.safetensors"
+
+
+def test_two_runs_at_once_in_a_folder_are_refused(cache, tmp_path, capsys):
+    """Each would remove the other's checkpoints, and both would say that all went well."""
+    (tmp_path / "run").mkdir()
+    with alone_in(tmp_path / "run"):
+        assert train.main(options(tmp_path / "run", cache, "--overwrite")) == 1
+        assert "another run is at work" in capsys.readouterr().err and not os.listdir(tmp_path / "run")
+    with alone_in(tmp_path / "run"):
+        pass
 
 
 def test_an_interrupt_before_the_first_step_is_one_line(cache, tmp_path, monkeypatch, capsys):
