@@ -245,6 +245,8 @@ def _prepare_one(
             raise Dropped("name is not UTF-8", "rename the file")
         if too_long:
             raise Dropped("name too long", f"rename the file: expected a name of at most {_LONGEST_NAME} bytes")
+        if path != name and (source / path).exists():  # whose crop has this name
+            raise Dropped("two of one name", f"beside {PurePosixPath(path).name}, their crops would be one; rename it")
         if person is None:
             raise Dropped("no identity", "expected in a folder of its person, or of --anonymous, or in --identities")
         image, points, confidence = check(source / name, points_file, settings, detectors)

@@ -353,6 +353,18 @@ class TestPrepare:
         prepare.prepare(tmp_path / "source", tmp_path / "set")
         assert [row["reason"] for row in rows(tmp_path / "set" / "dropped.csv")] == ["name is not UTF-8"]
 
+    def test_two_photographs_have_not_one_crop(self, rendered, tmp_path):
+        person = tmp_path / "source" / "person"
+        person.mkdir(parents=True)
+        for index, name in enumerate(("a.png", "a.png.jpg")):
+            Image.fromarray(rendered[0].images[index]).save(person / name)
+            (person / name).with_suffix(".pts").write_text(pts(rendered[1][index]))
+        prepare.prepare(tmp_path / "source", tmp_path / "set")
+        assert [(row["image"], row["reason"]) for row in rows(tmp_path / "set" / "dropped.csv")] == [
+            ("person/a.png", "two of one name")
+        ]
+        assert names(tmp_path / "set") == ["person/a.png.jpg"]
+
     def test_a_name_that_no_crop_can_have_drops_its_image_alone(self, rendered, tmp_path):
         person = tmp_path / "source" / "person"
         person.mkdir(parents=True)
