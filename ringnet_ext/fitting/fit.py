@@ -25,6 +25,7 @@ from .result import Fit, first_images, posterior
 from .track import Video, Walk, clips, nearest_usable, ties
 
 
+@torch.no_grad()
 def fit(
     flame: FLAME,
     landmarks: Tensor,
@@ -50,7 +51,7 @@ def fit(
     """The most probable heads given landmarks: maximum a posteriori, by Levenberg-Marquardt with exact derivatives.
 
     Minimises, for every person, half the sum of ``|landmark residual / sigma|^2`` and of the priors' squares. Images
-    of one person are fitted together, with one shape::
+    of one person are fitted together, with one shape. No gradient flows to the landmarks::
 
         fit(flame, landmarks)                             # (N, 68, 2): N people, an image each
         fit(flame, landmarks, person=[0, 0, 0, 1, 1])     # three images of one person, two of another

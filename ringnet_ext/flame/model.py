@@ -6,10 +6,12 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
 from ..files.arrays import read_file, write_arrays
+from ..files.meshes import MESHES
 from .formats import (
     MODEL_ARRAYS,
     OPTIONAL_ARRAYS,
@@ -19,6 +21,16 @@ from .formats import (
     require_parents_first,
 )
 from .landmarks import LandmarkEmbedding, index_range, integer_array, real_array
+
+
+def read_head_file(path: str | os.PathLike):
+    """What is in a file that is no mesh. Raises ValueError, naming the file, for a mesh and for what cannot be read."""
+    if Path(path).suffix.lower() in MESHES:
+        raise ValueError(
+            f"{os.fspath(path)}: expected a head model file, got a mesh, which has no directions; "
+            "ringnet_ext.flame.sources.load_head makes a rigid head of it"
+        )
+    return read_file(path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +180,7 @@ class FlameModel:
         Raises:
             ValueError: naming the file and the reason, for anything else.
         """
-        content = read_file(path)
+        content = read_head_file(path)
         try:
             arguments = model_arguments(content)
             if "landmarks" in arguments:

@@ -221,14 +221,22 @@ class FlameParams(NamedTuple):
         return upright, _turned_over(params.camera, root)
 
     def to_vhap(self, vertices: int) -> dict[str, np.ndarray]:
-        """The arrays of VHAP's and GaussianAvatars' ``flame_param.npz``, float32, of a batch of one: 300 shape and 100
-        expression coefficients, and a static offset of that many vertices.
+        """The arrays of VHAP's and GaussianAvatars' ``flame_param.npz``, float32, of one person's frames: 300 shape and
+        100 expression coefficients, and a static offset of that many vertices.
 
-        Raises ValueError where eyelids are not zero: VHAP has none.
+        Raises ValueError where eyelids are not zero, which VHAP has none of, or where shape or static offset, which it
+        has once for all frames, are not the same in all rows.
         """
         self._require_zero("VHAP", "eyelids")
+        for name in ("shape", "static_offset"):
+            rows = getattr(self, name)
+            if len(rows) == 0 or (rows != rows[:1]).any():
+                raise ValueError(
+                    f"{name}: VHAP has one for all frames of a person, expected the same in all rows, "
+                    f"got {'different ones' if len(rows) else 'no rows'}"
+                )
         sized = self.resized(300, 100, vertices)
-        offset = sized.static_offset if sized.static_offset.shape[1] else torch.zeros(1, vertices, 3)
+        offset = sized.static_offset[:1] if sized.static_offset.shape[1] else torch.zeros(1, vertices, 3)
         arrays = {
             "shape": sized.shape[0],
             "expr": sized.expression,

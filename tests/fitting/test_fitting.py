@@ -172,6 +172,13 @@ def test_the_truth_is_as_far_off_as_is_said(flame):
     )
 
 
+def test_no_gradient_flows_to_the_landmarks(small):
+    landmarks = Heads(small, 2).landmarks.requires_grad_()
+    for found in (fit(small, landmarks, sigma=None), fit(small, landmarks, person=[0, 0], video=True)):
+        tensors = *found.params, found.landmarks, found.residuals, found.shape_std, found.vertex_std()
+        assert not any(t.requires_grad for t in tensors)
+
+
 def test_sigma_is_estimated(flame):
     heads = Heads(flame, 60, 2, noise=0.02)
     assert fit(flame, heads.landmarks, person=heads.person, sigma=None).sigma == pytest.approx(0.02, rel=0.05)

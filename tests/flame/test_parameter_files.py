@@ -379,6 +379,19 @@ def test_what_others_cannot_hold_is_refused():
         FlameParams.make(shape=torch.zeros(1, 5), eyelids=torch.ones(1, 2)).to_full()
 
 
+def test_vhap_has_one_shape_for_all_frames(tmp_path):
+    random = torch.Generator().manual_seed(0)
+    shape, frames = torch.randn(1, 20, generator=random), torch.randn(3, 10, generator=random)
+    params = FlameParams.make(shape=shape, expression=frames, jaw_pose=frames[:, :3], static_offset=torch.ones(1, 4, 3))
+    np.savez(tmp_path / "flame_param.npz", **params.to_vhap(6))
+    for value, want in zip(read_parameters(tmp_path / "flame_param.npz"), params.resized(300, 100, 6), strict=True):
+        assert torch.equal(value, want) or (not value.any() and not want.any())
+    with pytest.raises(ValueError, match="shape: VHAP has one for all frames of a person, expected the same in all"):
+        FlameParams.make(shape=frames).to_vhap(6)
+    with pytest.raises(ValueError, match="static_offset: VHAP has one for all frames"):
+        params._replace(static_offset=torch.randn(3, 4, 3, generator=random)).to_vhap(6)
+
+
 def test_the_command_takes_a_tracked_head(model, tmp_path, capsys):
     content = numbers()
     path, content = vhap_frame(tmp_path, content)
