@@ -255,8 +255,10 @@ class FLAME(HeadBuffers):
         if offset is not None:
             template = template + offset[0].double()
             layer._folded += ("static_offset",)
-        layer.v_template = template.to(like.dtype)
-        layer.shapedirs = torch.cat([*free, eyelids], dim=-1)
+        directions = torch.cat([*free, eyelids], dim=-1)
+        for name, value in (("v_template", template.to(like.dtype)), ("shapedirs", directions)):
+            layer._parameters.pop(name, None)  # where the buffer was replaced by one
+            layer.register_buffer(name, value)
         return layer
 
     def exportable(self) -> ExportableFLAME:

@@ -399,6 +399,19 @@ def test_wrong_arguments_are_named(model, arguments, message):
         FLAME(model)(**arguments)
 
 
+def test_a_layer_with_a_parameter_for_a_buffer_is_fixed_and_exported(model):
+    layer, parameter = FLAME(model, dtype=torch.float64), FLAME(model, dtype=torch.float64)
+    del parameter.v_template
+    parameter.v_template = torch.nn.Parameter(layer.v_template.clone())
+    shape, jaw = torch.ones(1, 7, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64)
+    want = layer(shape, jaw_pose=jaw).vertices
+    fixed = parameter.fixed(shape)
+    assert torch.allclose(fixed(jaw_pose=jaw).vertices, want, atol=1e-12) and not list(fixed.parameters())
+    assert fixed.state_dict().keys() == layer.state_dict().keys()
+    exported = parameter.exportable()(shape, jaw_pose=jaw)[0]
+    assert torch.allclose(exported, want, atol=1e-12) and exported.requires_grad
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
