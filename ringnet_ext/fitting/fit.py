@@ -86,6 +86,8 @@ def fit(
     Raises:
         ValueError, TypeError: naming the argument.
     """
+    if flame.num_joints != 5:
+        raise ValueError(f"flame: expected a layer with FLAME's 5 joints, got one with {flame.num_joints}")
     if robust not in _ROBUST:
         raise ValueError(f"robust: expected {', '.join(name for name in _ROBUST if name)} or None, got {robust!r}")
     if sigma is not None and not 0 < sigma < math.inf:
