@@ -360,6 +360,31 @@ def test_frames_are_read_without_running_them(tmp_path):
             read_parameters(tmp_path / "cut.frame")
 
 
+def test_what_torch_saves_of_a_long_video_and_of_an_optimisation(tmp_path):
+    frames = torch.randn(20_000, 60, generator=torch.Generator().manual_seed(0))
+    shape, expression = frames.split([50, 10], dim=1)  # two views of one storage, which is saved once
+    torch.save(FlameParams.make(shape=shape[:1], expression=expression)._asdict(), tmp_path / "person.pt")
+    assert torch.equal(read_parameters(tmp_path / "person.pt").shape, shape[:1].expand(20_000, -1))
+    torch.save(FlameParams.make(shape=shape, expression=expression)._asdict(), tmp_path / "video.pt")
+    read = read_parameters(tmp_path / "video.pt")
+    assert torch.equal(read.shape, shape) and torch.equal(read.expression, expression) and not read.jaw_pose.any()
+    module = torch.nn.ParameterDict({"shape": shape[:2].clone(), "exp": expression[:2].clone()})
+    for saved in (dict(module), module.state_dict()):
+        torch.save(saved, tmp_path / "parameters.pt")
+        read = read_parameters(tmp_path / "parameters.pt")
+        assert torch.equal(read.shape, shape[:2]) and torch.equal(read.expression, expression[:2])
+
+
+def test_expanded_tensors_do_not_multiply(tmp_path):
+    torch.save({"shape": torch.zeros(1).expand(2**26, 300)}, tmp_path / "bomb.pt")
+    with pytest.raises(ValueError, match=r"bomb.pt: .*again and again"):
+        read_parameters(tmp_path / "bomb.pt")
+    one = torch.zeros(2**20)
+    torch.save({str(i): one.view(-1)[:] for i in range(80)}, tmp_path / "bomb.pt")  # 4 MiB, 80 times
+    with pytest.raises(ValueError, match=r"bomb.pt: .*again and again"):
+        read_parameters(tmp_path / "bomb.pt")
+
+
 def test_deca_codes_with_more_than_deca_has():
     codes = dict(shape=torch.ones(1, 100), exp=torch.ones(1, 50), pose=torch.zeros(1, 6), cam=torch.ones(1, 3))
     known = dict(
