@@ -402,6 +402,14 @@ def test_what_others_cannot_hold_is_refused():
             convert()
     with pytest.raises(ValueError, match="eyelids"):
         FlameParams.make(shape=torch.zeros(1, 5), eyelids=torch.ones(1, 2)).to_full()
+    of_mica, camera = FlameParams.make(shape=torch.ones(1, 300)), torch.ones(1, 3)
+    for convert in (lambda p: p.to_deca(camera)["shape"], lambda p: p.to_ringnet(camera, camera).shape):
+        with pytest.raises(
+            ValueError, match=r"shape: .* has 100 coefficients, expected zeros after them; resized\(100"
+        ):
+            convert(of_mica)
+        assert torch.equal(convert(of_mica.resized(100, 50)), torch.ones(1, 100))
+    assert of_mica.to_full()[:, :300].all()
 
 
 def test_vhap_has_one_shape_for_all_frames(tmp_path):
