@@ -51,11 +51,13 @@ def fit(
     """The most probable heads given landmarks: maximum a posteriori, by Levenberg-Marquardt with exact derivatives.
 
     Minimises, for every person, half the sum of ``|landmark residual / sigma|^2`` and of the priors' squares. Images
-    of one person are fitted together, with one shape. No gradient flows to the landmarks::
+    of one person are fitted together, with one shape::
 
         fit(flame, landmarks)                             # (N, 68, 2): N people, an image each
         fit(flame, landmarks, person=[0, 0, 0, 1, 1])     # three images of one person, two of another
         fit(flame, landmarks, person=[0] * N, video=True) # the frames of a video
+
+    The results are constants: no gradient flows to the landmarks.
 
     Args:
         flame: the layer; its dtype and device are those of the computation.
