@@ -34,8 +34,9 @@ def progress(iterable=None, *, total=None, desc: str, unit: str, initial=0, show
             all.
         leave: whether a terminal keeps the bar when the work is done.
     """
+    show = show and sys.stderr is not None
     common = {"total": total, "desc": desc, "unit": unit, "initial": initial, "disable": not show}
-    if sys.stderr is None or sys.stderr.isatty():
+    if not show or sys.stderr.isatty():
         return tqdm(iterable, leave=leave, **common)
     return tqdm(
         iterable, file=_Lines(sys.stderr), bar_format=_LINE, mininterval=INTERVAL, maxinterval=INTERVAL, miniters=1,

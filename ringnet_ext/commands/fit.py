@@ -18,7 +18,7 @@ from ..detection.detectors import Detectors, FaceLandmarker
 from ..detection.landmark_files import SUFFIXES as LANDMARK_SUFFIXES
 from ..detection.squares import Square, around_landmarks
 from ..files.errors import explained
-from ..files.images import read_image, write_image
+from ..files.images import read_image, silence_decoders, write_image
 from ..files.videos import SUFFIXES as VIDEO_SUFFIXES
 from ..files.videos import Video, write_video
 from ..files.whole import output_folder, written_whole
@@ -35,11 +35,13 @@ from ..inference.reconstruction import RingNet, reconstruction
 from ..inference.trust import Trust, certainties, inside
 from ..inference.video import (
     Landmarks,
+    at_landmarks,
     detected_landmarks,
     fit_landmarks,
     overlays,
     pixels,
     read_video_landmarks,
+    through_pinhole,
     whole_frame,
 )
 from ..progress import progress
@@ -57,6 +59,7 @@ from .options import (
     path,
     real,
     report,
+    require_apart,
 )
 
 _WRITTEN = ("panel", "mesh", "neutral", "parameters")
@@ -98,7 +101,7 @@ def make_parser() -> Parser:
         "--checkpoint",
         type=path,
         metavar="RUN",
-        help="begin at what this network says, and use its head; a run folder "
+        help="begin at what this network says (with --camera weak), and use its head; a run folder "
         "of training, or a checkpoint file [begin at the mean head]",
     )
     add_head(parser, "head model file with landmarks [the built-in one, or the checkpoint's]")
@@ -136,6 +139,7 @@ def make_parser() -> Parser:
 @command
 def main(arguments: list[str]) -> int:
     options = make_parser().parse_args(arguments)
+    silence_decoders()
     if options.focal is not None and options.camera != "perspective":
         raise OptionError("--focal: expected --camera perspective with it")
     device = chosen_device(options)
@@ -150,7 +154,7 @@ def main(arguments: list[str]) -> int:
     if any(file.suffix.lower() in VIDEO_SUFFIXES for file in options.images):
         if len(options.images) > 1 or options.same_person or options.by_folder:
             raise OptionError("IMAGE: expected one video alone, without --same-person and --by-folder")
-        return _fit_video(options, flame, head)
+        return _fit_video(options, flame, head, network)
     return _fit_images(options, flame, head, network)
 
 
@@ -173,7 +177,10 @@ def _fit_images(options, flame: FLAME, head: FlameModel, network: RingNet | None
     files, failures, _ = image_files(options.images)
     for failure in failures:
         report(failure)
-    output_folder(options.out, (*folders(_WRITTEN), "uncertainty"))
+    parts = (*folders(_WRITTEN), "uncertainty")
+    sources = {file.parent for file in files} | ({options.landmarks} if options.landmarks else set())
+    require_apart(options.out, parts, sources)
+    output_folder(options.out, parts)
     (options.out / "uncertainty").mkdir(exist_ok=True)
     seen: list[_Seen] = []
     answers = []
@@ -220,10 +227,13 @@ def _fit_images(options, flame: FLAME, head: FlameModel, network: RingNet | None
                 found.neck_pose[i : i + 1],
                 found.eye_pose[i : i + 1],
             )
-            more = {}
+            more: dict[str, Any] = {}
             if found.focal is not None and found.translation is not None:
-                more["translation"] = found.translation[i].cpu().numpy()
-                more["focal"] = found.focal[i].item() * max(each.size) / 2
+                focal, translation = found.focal[i].item(), found.translation[i].cpu().numpy()
+                face = through_pinhole(face, focal, translation, each.size)
+                more["camera_translation"] = translation
+                more["focal"] = focal * max(each.size) / 2
+                more["projection"] = _pinhole(more["focal"], translation, each.size, face.root)
             trust = Trust(inside=inside(face.landmarks, each.size), certainty=certain[person])
             face = replace(face, original=each.file, trust=trust)
             more["shape_std"] = found.shape_std[person].cpu().numpy()
@@ -311,6 +321,19 @@ def _in_square(found: Fit, i: int, each: _Seen, square: Square, flame: FLAME) ->
     return params._replace(camera=torch.cat([scale, params.camera[:, 1:] + params.camera.new_tensor(b) / scale], dim=1))
 
 
+def _pinhole(focal: float, translation: np.ndarray, size: tuple[int, int], root: np.ndarray) -> np.ndarray:
+    """The camera as a matrix (3, 4): ``projection @ (x, y, z, 1)``, divided by its last number, is where a point of the
+    posed head, in FLAME's frame, lies in the image.
+
+    Args:
+        focal: pixels. translation: (3,) metres. size: of the image. root: (3,), about which FLAME's frame is half a
+            turn from the camera's.
+    """
+    turned = np.diag([1.0, -1.0, -1.0])
+    moved = (root - turned @ root + translation)[:, None]
+    return np.array([[focal, 0, size[0] / 2], [0, focal, size[1] / 2], [0, 0, 1]]) @ np.hstack([turned, moved])
+
+
 def _write_reports(folder: Path, found: Fit, rows: list[tuple[int, _Seen, np.ndarray, Trust]]) -> None:
     people: dict[int, list[str]] = {}
     summary = io.StringIO()
@@ -382,12 +405,19 @@ def _write_reports(folder: Path, found: Fit, rows: list[tuple[int, _Seen, np.nda
 # A video.
 
 
-def _fit_video(options, flame: FLAME, head: FlameModel) -> int:
+def _fit_video(options, flame: FLAME, head: FlameModel, network: RingNet | None) -> int:
     video = Video(options.images[0])
+    sources = [video.path, *([options.landmarks] if options.landmarks else [])]
+    require_apart(options.out, ("params.npz", "overlay.mp4"), sources)
     output_folder(options.out)
     points, confidence = _video_landmarks(options, video)
     known = np.asarray((confidence > 0).any(1))
     half = max(video.size) / 2
+    start = None
+    if network is not None and options.camera == "weak":
+        start = HeadParams(
+            *(value.to(flame.v_template) for value in at_landmarks(network, video, (points, confidence)))
+        )
     began = time.perf_counter()
     bar = progress(total=1, desc="fitting", unit="video")
     try:
@@ -396,6 +426,7 @@ def _fit_video(options, flame: FLAME, head: FlameModel) -> int:
             (points, confidence),
             video.size,
             smoothness=options.smoothness,
+            start=start,
             sigma=options.sigma,
             camera=options.camera,
             focal=None if options.focal is None else options.focal / half,
@@ -417,7 +448,7 @@ def _fit_video(options, flame: FLAME, head: FlameModel) -> int:
         "expression": p.expression, "shape_std": found.shape_std[0],
     }  # fmt: skip
     if found.focal is not None and found.translation is not None:
-        tensors |= {"translation": found.translation, "focal": found.focal * half}
+        tensors |= {"camera_translation": found.translation, "focal": found.focal * half}
     arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in tensors.items()}
     arrays["landmarks"] = pixels(found.landmarks.cpu().numpy(), video.size)
     arrays["pixel_centres"] = 0.5
@@ -447,7 +478,10 @@ def _fit_video(options, flame: FLAME, head: FlameModel) -> int:
     }
     with written_whole(options.out / "report.json") as file:
         file.write((json.dumps(facts, indent=1) + "\n").encode())
-    drawn = overlays(video, flame, head, found.params, known)
+    pinhole = None
+    if found.focal is not None and found.translation is not None:
+        pinhole = found.focal.cpu().numpy(), found.translation.cpu().numpy()
+    drawn = overlays(video, flame, head, found.params, known, pinhole)
     frames = progress(drawn, total=len(points), desc="drawing", unit="frame")
     write_video(options.out / "overlay.mp4", frames, video.fps)
     print(f"{options.out}: params.npz, overlay.mp4, uncertainty.png, report.json")

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
@@ -19,14 +18,23 @@ from ..detection.boxes import FaceBoxes
 from ..detection.detectors import Detectors, FaceLandmarker
 from ..detection.landmark_files import SUFFIXES as LANDMARK_SUFFIXES
 from ..files.errors import explained
-from ..files.images import SUFFIXES
+from ..files.images import SUFFIXES, silence_decoders
 from ..files.videos import SUFFIXES as VIDEO_SUFFIXES
 from ..files.videos import Video, record, write_video
 from ..files.whole import output_folder, written_whole
 from ..flame.parameters import HeadParams
 from ..inference.finders import Finder, by_boxes, by_face_boxes, by_landmarks, by_network, whole
 from ..inference.framing import NotAFaceError
-from ..inference.inputs import Box, Picture, face_name, image_files, landmarks_of, pictures_of, read_boxes
+from ..inference.inputs import (
+    Box,
+    Picture,
+    face_name,
+    image_files,
+    landmark_place,
+    landmarks_of,
+    pictures_of,
+    read_boxes,
+)
 from ..inference.outputs import DEFAULT, KINDS, folders, write
 from ..inference.pipeline import OF_ONE_PICTURE, THREADS, Outcome, reconstruct_all
 from ..inference.reconstruction import FRAMES, RingNet
@@ -55,11 +63,12 @@ from .options import (
     command,
     path,
     report,
+    require_apart,
     use_threads,
 )
 from .options import whole as whole_number
 
-CAMERA = "camera.mp4"
+CAMERA, PARAMETERS, OVERLAY = "camera.mp4", "params.npz", "overlay.mp4"
 TABLES = {"csv": "results.csv", "parquet": "results.parquet"}
 _NOWHERE_TO_WRITE = errno.ENOSPC, errno.EDQUOT, errno.EROFS  # every image after it would fail the same way
 _MOST_FACES = 20  # of an image, that MediaPipe looks for
@@ -220,6 +229,10 @@ def _options(arguments: list[str]):
             report("--save_texture: textures are not written yet; all else is", kind="note")
         if not (options.landmarks or options.detector or options.boxes):
             options.cropped = True
+    if _is_video(options):
+        for name in ("write", "frame", "refine"):
+            if getattr(options, name) is not None:
+                parser.error(f"--{name}: of images alone; a video gets {PARAMETERS} and {OVERLAY}")
     if options.refine is None:
         options.refine = not as_demo
     if options.frames is not None and options.camera is None:
@@ -240,6 +253,10 @@ def _options(arguments: list[str]):
     return options
 
 
+def _is_video(options) -> bool:
+    return options.camera is not None or any(file.suffix.lower() in VIDEO_SUFFIXES for file in options.images)
+
+
 def _kinds(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     wrong = [name for name in names if name not in KINDS]
@@ -251,12 +268,12 @@ def _kinds(text: str) -> tuple[str, ...]:
 @command
 def main(arguments: list[str]) -> int:
     options = _options(arguments)
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what it has to say of broken files we say
+    silence_decoders()
     _require_table(options.table)
     use_threads(options)
     with joined_processes(options.device) as processes:
         model = RingNet.load(options.checkpoint, head=options.head).to(processes.device)
-        if options.camera is not None or any(file.suffix.lower() in VIDEO_SUFFIXES for file in options.images):
+        if _is_video(options):
             return _infer_video(options, model, processes)
         return _infer_images(options, model, processes)
 
@@ -274,7 +291,9 @@ def _require_table(kind: str) -> None:
 
 def _infer_images(options, model: RingNet, processes: Processes) -> int:
     find = _finder(model, options)
-    files, failures, others = image_files(options.images, options.recursive)
+    files, failures, others = image_files(options.images, options.recursive, options.out)
+    sources = {file.parent for file in files} | ({options.landmarks} if options.landmarks else set())
+    require_apart(options.out, folders(options.write), sources)
     first = processes.rank == 0
     if first:
         for failure in failures:
@@ -285,7 +304,10 @@ def _infer_images(options, model: RingNet, processes: Processes) -> int:
     if first:
         print(described(model))
     pictures = pictures_of(files)
-    results = Results(options.out, _settings(options), processes.rank, processes.count)
+    beside = lambda picture: (
+        None if options.landmarks is None else landmark_place(Path(picture.label), options.landmarks)
+    )
+    results = Results(options.out, _settings(options), processes.rank, processes.count, beside)
     processes.meet()
     own = pictures[processes.rank :: processes.count]
     left = [picture for picture in own if not results.has(picture)]
@@ -295,7 +317,7 @@ def _infer_images(options, model: RingNet, processes: Processes) -> int:
     columns = parameter_columns(model.flame.shape_params, model.flame.expression_params)
     table = options.out / TABLES[options.table] if options.table else None
     failed = bool(failures) and first
-    faces, tried, not_found = 0, 0, 0
+    tried, not_found = 0, 0
     outcomes = reconstruct_all(
         model,
         left,
@@ -309,7 +331,6 @@ def _infer_images(options, model: RingNet, processes: Processes) -> int:
         for outcome in progress(outcomes, total=len(own), initial=done, desc="reconstructing", unit="image"):
             tried += 1
             done += not outcome.errors
-            faces += sum(face.error is None for face in outcome.faces)
             for line in _complaints(outcome):
                 report(line)
             failed = failed or bool(outcome.errors)
@@ -325,9 +346,10 @@ def _infer_images(options, model: RingNet, processes: Processes) -> int:
         ) from None
     outcomes.close()
     if not_found:
+        where = "boxes that lie closer, or" if options.boxes or options.detector else "--detector or --boxes, or"
         print(
-            f"in {not_found} images no face was found: --landmarks, --detector or --boxes say where it is, --cropped "
-            "takes images as they are"
+            f"in {not_found} images a face was not found: {where} --landmarks say where it is, --cropped takes images "
+            "as they are"
         )
     share = f" (process {processes.rank} of {processes.count})" if processes.count > 1 else ""
     print(f"{done} of {len(own)} images reconstructed in {options.out}{share}")
@@ -339,6 +361,7 @@ def _infer_images(options, model: RingNet, processes: Processes) -> int:
     except OSError as error:
         report(error)
         failed = True
+    processes.meet()  # torchrun ends the others as soon as one exits with an error
     return FAILED if failed else 0
 
 
@@ -370,14 +393,16 @@ def _of(label: str, error: Exception) -> str:
 
 
 def _settings(options) -> dict:
-    """What the files depend on beside the images."""
-    file = options.checkpoint / "best.safetensors" if options.checkpoint.is_dir() else options.checkpoint
+    """What the files depend on beside the images and their landmarks."""
+    network = options.checkpoint / "best.safetensors" if options.checkpoint.is_dir() else options.checkpoint
+    read = {"network": network, "lines": options.boxes}
+    contents = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in read.items() if file is not None}
     named = {
         name: str(value)
         for name, value in vars(options).items()
         if name not in ("images", "out", "device", "recursive")
     }
-    return named | {"network": hashlib.sha256(file.read_bytes()).hexdigest(), "version": __version__}
+    return named | contents | {"version": __version__}
 
 
 def _writer(folder: Path, results: Results, kinds: Sequence[str], frame: str) -> Callable[[Outcome], Outcome]:
@@ -413,6 +438,8 @@ def _infer_video(options, model: RingNet, processes: Processes) -> int:
     if len(options.images) + (options.camera is not None) > 1:
         raise OptionError("IMAGE: expected one video alone, or --camera")
     find = None if options.landmarks is not None or _finds_landmarks(options) else _finder(model, options)
+    sources = [*options.images, *([options.landmarks] if options.landmarks else [])]
+    require_apart(options.out, (PARAMETERS, OVERLAY), sources)
     video = Video(options.images[0]) if options.camera is None else None
     output_folder(options.out)
     print(described(model))
@@ -432,20 +459,23 @@ def _infer_video(options, model: RingNet, processes: Processes) -> int:
     values = {"cam": params.camera, "pose": pose, "shape": params.shape[0], "expression": params.expression}
     arrays = {name: value.cpu().numpy() for name, value in values.items()} | arrays
     arrays |= {"seen": seen, "fps": video.fps, "size": np.array(video.size), "pixel_centres": 0.5}
-    with written_whole(options.out / "params.npz") as file:
+    with written_whole(options.out / PARAMETERS) as file:
         np.savez(file, **arrays)
     drawn = overlays(video, model.flame, model.head, params, seen)
     began = time.perf_counter()
-    write_video(options.out / "overlay.mp4", progress(drawn, total=len(seen), desc="drawing", unit="frame"), video.fps)
+    write_video(options.out / OVERLAY, progress(drawn, total=len(seen), desc="drawing", unit="frame"), video.fps)
     drawing = time.perf_counter() - began
     print(
         f"{len(seen)} frames reconstructed in {seconds:.2f} s, {len(seen) / seconds:.1f} a second, and drawn in "
         f"{drawing:.2f} s, {len(seen) / drawing:.1f} a second; {int((~seen).sum())} without a face, bridged"
     )
-    print(f"{options.out}: params.npz, overlay.mp4")
+    print(f"{options.out}: {PARAMETERS}, {OVERLAY}")
     lost = video.count - len(seen)
     if lost > max(2, video.count // 50):
-        report(f"{video.path}: damaged: it says that it has {video.count} frames, and ends after {len(seen)}")
+        report(
+            f"{video.path}: damaged, or trimmed without being encoded anew: it says that it has {video.count} frames, "
+            f"and ends after {len(seen)}"
+        )
         return FAILED
     return 0
 

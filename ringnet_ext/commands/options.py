@@ -14,7 +14,7 @@ import functools
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -244,3 +244,14 @@ def output_file(file: Path, suffixes: tuple[str, ...] = (), option: str = "--out
     require_writable(file.parent, file, option)
     remove_leftovers(file.parent, name=file.name)
     return file
+
+
+def require_apart(out: Path, written: Iterable[str], read: Iterable[Path]) -> None:
+    """Raises OptionError where files or folders that are written in `out` are among those that are read: results would
+    take the place of what they are made of, or be taken for it."""
+    places = {os.path.realpath(out / each) for each in written}
+    for each in read:
+        if os.path.realpath(each) in places:
+            raise OptionError(
+                f"--out: {out}: results would be written to {each}, which is read; expected another folder"
+            )

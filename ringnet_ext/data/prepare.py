@@ -167,8 +167,8 @@ def prepare(
     for folder in (source, landmarks):
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder")
-    if out.resolve().is_relative_to(source.resolve()):
-        raise ValueError(f"--out: {out} lies in {source}, and its crops would pass for photographs; put it elsewhere")
+    if (out / IMAGES).resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"--out: {out}: its crops would lie in {source} and pass for photographs; put it elsewhere")
     if identities is not None and not Path(identities).is_file():
         raise FileNotFoundError(f"{identities}: no such file of identities")
     if anonymous is not None and (identities is not None or not (source / anonymous).is_dir()):

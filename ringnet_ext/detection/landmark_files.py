@@ -4,12 +4,14 @@ Landmarks are (68, 2) float32 in pixels of the upright image, where the centre o
 confidences (68,) in [0, 1]. A point of confidence 0 is unknown, and its coordinates mean nothing.
 
 ======  ==============================================================================================================
-.json   OpenPose: ``face_keypoints_2d`` of each person, 70 times x, y, confidence; the 68 points come first, 0-based
+.json   OpenPose: ``face_keypoints_2d`` of each person, 70 times x, y, confidence; the 68 points come first, 0-based. Or
+        what ``infer`` writes, as in an .npz
 .pts    iBUG: ``version``, ``n_points: 68``, the points in braces; 1-based
 .npy    (68, 2) or (68, 3) x, y[, confidence]; 0-based. Or 70 rows: the last two, OpenPose's pupils, are left out.
         Those of a video, see :func:`read_landmark_array`, are (T, 68, 2) or (T, 68, 3)
 .npz    the same as ``landmarks`` (or as the only array), and the confidences as ``confidence`` if they are separate;
-        a number ``pixel_centres`` says where the first pixel's centre is: 0 without it, 0.5 in what ``infer`` writes
+        a number ``pixel_centres`` says where the first pixel's centre is: 0 without it, 0.5 in what ``infer`` writes;
+        of a video ``seen`` (T,) bool says which frames show a face, the others are bridged and not read
 .csv    the same, a point a line; a line of column names, if there is one, says which are x, y, confidence and index
 ======  ==============================================================================================================
 
@@ -32,7 +34,8 @@ import numpy as np
 from ..flame.landmarks import contour_row
 
 #: What a landmark file of NAME.jpg may be called, after NAME.
-SUFFIXES = ("_keypoints.json", ".json", ".pts", ".npy", ".npz", ".csv")
+#: The first that there is; .npz before .npy, as RingNet's parameters are a .npy of that name, without landmarks.
+SUFFIXES = ("_keypoints.json", ".json", ".pts", ".npz", ".npy", ".csv")
 POINTS = 68
 PUPILS = 2  # more, in OpenPose's files
 
@@ -110,8 +113,8 @@ def checked_landmarks(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         raise LandmarkError(
             f"all points within {span:.3g} pixels: expected pixels of the image, not normalised coordinates"
         )
-    _require_head(points, confidence)
     points = np.where(known[:, None], points, 0)
+    _require_head(points, confidence)
     return points.astype(np.float32), np.minimum(confidence, 1).astype(np.float32)
 
 
@@ -188,8 +191,20 @@ def _zero_based(rows) -> np.ndarray:
     return rows
 
 
+def _from_centre(rows: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Rows that were taken for 0-based, of a file that says where the first pixel's centre is."""
+    if centre.shape != () or centre.dtype.kind not in "iuf" or not np.isfinite(centre):
+        raise LandmarkError(f"pixel_centres: expected a number, got {centre.dtype} of shape {centre.shape}")
+    if rows.ndim > 1:
+        rows[..., :2] -= float(centre)
+    return rows
+
+
 def _json(data: bytes) -> np.ndarray:
-    people = json.loads(data)["people"]
+    content = json.loads(data)
+    if "landmarks" in content:
+        return _from_centre(_zero_based(content["landmarks"]), np.array(content.get("pixel_centres", 0)))
+    people = content["people"]
     faces = []
     for person in people:
         numbers = np.asarray(person.get("face_keypoints_2d", ()), np.float64)
@@ -252,13 +267,14 @@ def _npz(data: bytes) -> np.ndarray:
             raise LandmarkError(f"expected an array called landmarks, got {', '.join(names) or 'none'}")
         rows = _zero_based(arrays["landmarks" if "landmarks" in names else names[0]])
         if "pixel_centres" in names:
-            centre = arrays["pixel_centres"]
-            if centre.shape != () or centre.dtype.kind not in "iuf" or not np.isfinite(centre):
-                raise LandmarkError(f"pixel_centres: expected a number, got {centre.dtype} of shape {centre.shape}")
-            if rows.ndim > 1:
-                rows[..., :2] -= float(centre)
+            rows = _from_centre(rows, arrays["pixel_centres"])
         if "confidence" in names:
             rows = np.concatenate([rows[..., :2], arrays["confidence"][..., None]], axis=-1)
+        if "seen" in names and rows.ndim == 3:
+            seen = arrays["seen"]
+            if seen.shape != rows.shape[:1] or seen.dtype != bool:
+                raise LandmarkError(f"seen: expected ({len(rows)},) bool, got {seen.shape} {seen.dtype}")
+            rows[~seen] = np.nan
     return rows
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,13 @@ MIN_IMAGE = 16
 
 class ImageError(ValueError):
     """The file is not an image that can be used; the message names it and says why."""
+
+
+def silence_decoders() -> None:
+    """For a command that says itself what is wrong with a file: no lines of OpenCV's beside its own, no warnings of
+    Pillow's that a photograph is large."""
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
@@ -92,6 +100,8 @@ def _by_pillow(data: np.ndarray, path: Path) -> np.ndarray:
             return upright_rgb(opened)
     except ImageError:
         raise
+    except UnidentifiedImageError:
+        raise ImageError(f"{path}: not an image, or a damaged one") from None
     except Exception as error:  # whatever the decoders of broken files raise
         raise ImageError(f"{path}: not an image, or a damaged one: {error}") from None
 

@@ -9,6 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+# What FFmpeg has to say of broken files we say. OpenCV reads this when it opens a video.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
 #: Names that are taken for videos.
 SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 
@@ -24,6 +27,8 @@ class Video:
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path}: no such file")
+        with open(self.path, "rb"):  # OpenCV doesn't say why it can't
+            pass
         capture = self._open()
         self.fps = capture.get(cv2.CAP_PROP_FPS) or 25.0
         self.count = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
@@ -102,7 +107,17 @@ def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: floa
             count += 1
         if writer is not None:
             writer.release()
+            if _frames_in(unfinished) != count:  # OpenCV says nothing of a full disk
+                raise OSError(f"{path}: cannot be written as a whole: is the disk full?")
             unfinished.replace(path)
         return count
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _frames_in(path: Path) -> int:
+    capture = cv2.VideoCapture(str(path))
+    try:
+        return int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+    finally:
+        capture.release()

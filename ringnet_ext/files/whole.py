@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -36,7 +36,8 @@ def written_whole(path: str | os.PathLike):
             error.filename, error.filename2 = os.fspath(path), None
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # beside the error that is on its way
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -86,7 +86,7 @@ _LEFT_OUT = frozenset(
     # of the posed head, which follows from the rest
     "verts trans_verts landmarks landmarks2d landmarks3d kpt7 kpt68 "
     # ours
-    "about landmarks_3d neutral_landmarks pixel_centres projection square shape_std "
+    "about camera_translation focal landmarks_3d neutral_landmarks pixel_centres projection square shape_std "
     "fps residuals score seen size".split()
 )
 

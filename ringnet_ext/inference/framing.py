@@ -158,6 +158,9 @@ def find_face(model: RingNet, image: np.ndarray, box: tuple[float, float, float,
     if box is not None:  # it may be small in a large image
         if not (box[0] < box[2] and box[1] < box[3]):
             raise ValueError(f"box: expected left < right and top < bottom, got {tuple(box)}")
+        height, width = image.shape[:2]
+        if not (box[0] < width and box[1] < height and box[2] > 0 and box[3] > 0):
+            raise ValueError(f"box: expected part of the image of {width} x {height} pixels, got {tuple(box)}")
         part = max(box[2] - box[0], box[3] - box[1]) / max(image.shape[:2])
         longest = max(longest, math.ceil(2 * model.encoder.input_size / part))
     small, scale = shrunk(image, longest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import io
 import os
 import re
 from collections import Counter
@@ -101,11 +102,14 @@ def pictures_of(files: Sequence[Path]) -> list[Picture]:
     return [Picture(str(file), name, file) for name, file in named(list(files))]
 
 
-def image_files(paths: Sequence[Path], recursive: bool = False) -> tuple[list[Path], list[str], Counter[str]]:
-    """The image files that paths stand for: files, folders, and patterns such as ``photos/*.jpg``.
+def image_files(
+    paths: Sequence[Path], recursive: bool = False, out: Path | None = None
+) -> tuple[list[Path], list[str], Counter[str]]:
+    """The image files that paths stand for: files, folders, and patterns such as ``photos/*.jpg``; each once.
 
     Args:
         recursive: the folders' folders too. Files and folders whose names begin with a dot are left out of folders.
+        out: the folder of results, which is left out where it lies in one of the folders.
 
     Returns:
         The files, those of a folder by name; a complaint for each folder or pattern without one; and how many other
@@ -115,17 +119,17 @@ def image_files(paths: Sequence[Path], recursive: bool = False) -> tuple[list[Pa
     complaints: list[str] = []
     others: Counter[str] = Counter()
     for each in paths:
-        if not each.is_dir():
+        if not os.path.isdir(each):  # which is False, and no error, where it can't be seen
             found = [Path(name) for name in sorted(glob.glob(str(each), recursive=True))]
-            if each.exists() or not glob.has_magic(str(each)):
+            if os.path.exists(each) or not glob.has_magic(str(each)):
                 files.append(each)
             elif not found:
                 complaints.append(f"{each}: no file's name is like this")
             else:
-                files += [file for file in found if file.is_file()]
+                files += [file for file in found if os.path.isfile(file)]
             continue
         try:
-            content = _content(each, recursive)
+            content = _content(each, recursive, out)
         except OSError as error:
             complaints.append(explained(error))
             continue
@@ -136,22 +140,37 @@ def image_files(paths: Sequence[Path], recursive: bool = False) -> tuple[list[Pa
         if not images:
             complaints.append(f"{each}: no images in this folder, which are files in {', '.join(SUFFIXES)}")
         files += images
-    return files, complaints, others
+    once: dict[str, Path] = {}
+    for file in files:
+        once.setdefault(os.path.abspath(file), file)
+    return list(once.values()), complaints, others
 
 
-def _content(folder: Path, recursive: bool) -> list[Path]:
+def _content(folder: Path, recursive: bool, out: Path | None) -> list[Path]:
     """The files in a folder, by name, without hidden ones."""
     if not recursive:
-        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_file())
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".") and _is_file(entry))
     found: list[Path] = []
+    seen = {os.path.realpath(folder)} | ({os.path.realpath(out)} if out is not None else set())
 
     def fail(error: OSError):
         raise error
 
-    for where, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    def new(place: str) -> bool:  # links lead into a folder again, or round and round
+        before = len(seen)
+        seen.add(os.path.realpath(place))
+        return len(seen) > before
+
+    for where, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        links_last = sorted(folders, key=lambda name: (os.path.islink(os.path.join(where, name)), name))
+        folders[:] = [name for name in links_last if not name.startswith(".") and new(os.path.join(where, name))]
         found += [Path(where, name) for name in names if not name.startswith(".")]
-    return sorted(file for file in found if file.is_file())
+    return sorted(file for file in found if _is_file(file))
+
+
+def _is_file(entry: Path) -> bool:
+    """Also a link to nothing: reading it says that it is one, where to leave it out would say nothing."""
+    return os.path.isfile(entry) or (os.path.islink(entry) and not os.path.exists(entry))
 
 
 def named(files: list[Path]) -> list[tuple[str, Path]]:
@@ -185,12 +204,17 @@ def face_name(name: str, number: int, count: int) -> str:
 # Where the faces are.
 
 
-def landmarks_of(file: Path, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The landmarks of an image in a folder of landmark files, laid out like the image's own or flat: of a/b/c.jpg the
-    file c.npy (say) in a/b, else in b, else in the folder itself."""
+def landmark_place(file: Path, folder: Path) -> Path | None:
+    """The landmark file of an image in a folder of them, laid out like the image's own or flat: of a/b/c.jpg the file
+    c.npy (say) in a/b, else in b, else in the folder itself."""
     parts = [part for part in file.parts if part != file.anchor]
     places = (landmark_file(folder, os.path.join(*parts[i:])) for i in range(len(parts)))
-    found = next((place for place in places if place is not None), None)
+    return next((place for place in places if place is not None), None)
+
+
+def landmarks_of(file: Path, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The landmarks of an image and their confidences, from its :func:`landmark_place`."""
+    found = landmark_place(file, folder)
     if found is None:
         raise LandmarkError(f"no landmarks: no file {folder / file.stem} ending in {', '.join(LANDMARK_SUFFIXES)}")
     try:
@@ -208,25 +232,28 @@ def read_boxes(file: Path) -> dict[str, list[Box]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: naming the line that cannot be used.
+        ValueError: naming the file, and the line that cannot be used.
     """
     boxes: dict[str, list[Box]] = {}
-    with open(file, newline="", encoding="utf-8-sig") as lines:
-        for number, row in enumerate(csv.reader(lines), start=1):
-            if not row or (
-                number == 1 and [value.strip().lower() for value in row[1:]] == ["left", "top", "right", "bottom"]
-            ):
-                continue
-            try:
-                image, (left, top, right, bottom) = row[0].strip(), map(float, row[1:])
-            except ValueError:
-                raise ValueError(
-                    f"{file}, line {number}: expected image,left,top,right,bottom, got {','.join(row)}"
-                ) from None
-            if not (np.isfinite([left, top, right, bottom]).all() and left < right and top < bottom):
-                raise ValueError(f"{file}, line {number}: expected left < right and top < bottom, got {','.join(row)}")
-            box = left, top, right, bottom
-            if box in boxes.setdefault(image, []):
-                raise ValueError(f"{file}, line {number}: the same box of {image} again")
-            boxes[image].append(box)
+    try:
+        rows = list(csv.reader(io.StringIO(file.read_text("utf-8-sig"), newline="")))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{file}: not a text in UTF-8 with lines image,left,top,right,bottom: {error}") from None
+    for number, row in enumerate(rows, start=1):
+        if not row or (
+            number == 1 and [value.strip().lower() for value in row[1:]] == ["left", "top", "right", "bottom"]
+        ):
+            continue
+        try:
+            image, (left, top, right, bottom) = row[0].strip(), map(float, row[1:])
+        except ValueError:
+            raise ValueError(
+                f"{file}, line {number}: expected image,left,top,right,bottom, got {','.join(row)}"
+            ) from None
+        if not (np.isfinite([left, top, right, bottom]).all() and left < right and top < bottom):
+            raise ValueError(f"{file}, line {number}: expected left < right and top < bottom, got {','.join(row)}")
+        box = left, top, right, bottom
+        if box in boxes.setdefault(image, []):
+            raise ValueError(f"{file}, line {number}: the same box of {image} again")
+        boxes[image].append(box)
     return {image: sorted(each, key=lambda box: box[0] + box[2]) for image, each in boxes.items()}

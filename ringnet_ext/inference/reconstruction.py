@@ -16,8 +16,8 @@ from torch import Tensor
 from .. import network
 from ..detection.boxes import FaceBoxes
 from ..detection.detectors import Detectors
+from ..detection.landmark_files import checked_landmarks
 from ..detection.squares import Square
-from ..files.images import read_image
 from ..fitting import refine
 from ..flame import FLAME, FlameModel
 from ..flame.parameters import FlameParams, HeadParams
@@ -25,7 +25,7 @@ from ..geometry.camera import project, to_pixels, yaw_of
 from ..geometry.surface import vertex_normals
 from ..render.pictures import over
 from .finders import by_boxes, by_face_boxes, by_landmarks, by_network, whole
-from .inputs import Image
+from .inputs import Image, pixels_of
 from .trust import Trust, certainties
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ FRAMES = {
 _UNKNOWN = Trust()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)  # arrays have no one answer to whether they are equal, and are long
 class Reconstruction:
     """One reconstructed face. Arrays are numpy, float32.
 
@@ -76,6 +76,10 @@ class Reconstruction:
     original: np.ndarray | str | os.PathLike | None = None
     trust: Trust = _UNKNOWN
     source: int = 0
+
+    def __repr__(self) -> str:
+        score = "" if self.trust.score is None else f", score {self.trust.score:.2f}"
+        return f"<Reconstruction: {len(self.vertices)} vertices, yaw {np.degrees(self.yaw):.0f} degrees{score}>"
 
     @property
     def faces(self) -> np.ndarray:
@@ -121,21 +125,23 @@ class Reconstruction:
         normals = vertex_normals(self.vertices, self.faces)
         return trimesh.Trimesh(self.vertices, self.faces, vertex_normals=normals, process=False)
 
-    def overlay(self, image: np.ndarray | None = None, opacity: float = 0.85) -> np.ndarray:
+    def overlay(self, image: Image | None = None, opacity: float = 0.85) -> np.ndarray:
         """The posed head over the image that it was found in, (H, W, 3) uint8 RGB.
 
         Args:
-            image: that image; None for :attr:`original`, and for the square where there is none.
+            image: that image, as :meth:`RingNet.reconstruct` takes it; None for :attr:`original`, and for the square
+                where there is none.
             opacity: of the head, 0 to 1.
         """
-        if image is None and self.original is not None:
-            image = self.original if isinstance(self.original, np.ndarray) else read_image(self.original)
+        image = self.original if image is None else image
         points = self.image_vertices.astype(np.float64)
         points[:, :2] = np.column_stack([points, np.ones(len(points))]) @ self.projection("ringnet").T
         if image is None:
-            image = self.image
+            pixels = self.image
             points[:, :2] = points[:, :2] * self.square.scale + self.square.offset
-        return over(image, points, self.faces, vertex_normals(self.image_vertices, self.faces), opacity)
+        else:
+            pixels = pixels_of(image)
+        return over(pixels, points, self.faces, vertex_normals(self.image_vertices, self.faces), opacity)
 
     def save(
         self, folder: str | os.PathLike, name: str = "face", kinds: Iterable[str] | None = None, *, frame: str = "flame"
@@ -146,6 +152,9 @@ class Reconstruction:
             kinds: names of :data:`ringnet_ext.inference.outputs.KINDS`; None: panel, mesh and parameters.
         """
         from .outputs import DEFAULT, write
+
+        if isinstance(kinds, str):
+            raise ValueError(f"kinds: expected a list of names, such as {kinds.split(',')}, got {kinds!r}")
 
         return write(folder, name, self, DEFAULT if kinds is None else kinds, frame=frame)
 
@@ -265,6 +274,10 @@ class RingNet(network.RingNet):
             raise ValueError("landmarks, boxes, detector: expected one of them at most")
         if same_person and landmarks is None:
             raise ValueError("same_person: expected landmarks too, by which the images are brought together")
+        if sigma is not None and landmarks is None:
+            raise ValueError("sigma: expected landmarks too, whose standard deviation it is")
+        if not isinstance(detector, FaceBoxes | Detectors | None):
+            raise ValueError(f"detector: expected FaceBoxes or Detectors, got {type(detector).__name__}")
         points = _one_each(landmarks, many, len(pictures), "landmarks", (68, 2), "set")
         places = _one_each(boxes, many, len(pictures), "boxes", (4,), "box")
         of = {picture.name: i for i, picture in enumerate(pictures)}
@@ -351,7 +364,8 @@ def _one_each(values, many: bool, count: int, name: str, shape: tuple[int, ...],
 
 
 def _known(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return np.nan_to_num(points), np.isfinite(points).all(1).astype(float)
+    """Landmarks and confidences. Raises LandmarkError, a ValueError, as a file of them would."""
+    return checked_landmarks(np.column_stack([points, np.isfinite(points).all(1)]))
 
 
 def _named(error: Exception, label: str) -> Exception:

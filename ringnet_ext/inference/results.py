@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -72,11 +72,19 @@ class Results:
         settings: everything that the outputs depend on beside the pictures; as JSON.
         rank, count: this process's number among those that share the pictures. All have to be made before any of
             them finishes.
+        beside: the file that is read with a picture, of its landmarks say; None for none.
     """
 
-    def __init__(self, folder: Path, settings: dict, rank: int = 0, count: int = 1):
+    def __init__(
+        self,
+        folder: Path,
+        settings: dict,
+        rank: int = 0,
+        count: int = 1,
+        beside: Callable[[Picture], Path | None] = lambda picture: None,
+    ):
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        self.folder, self.rank, self.count = folder, rank, count
+        self.folder, self.rank, self.count, self._beside = folder, rank, count, beside
         self._parts = folder / f".unfinished-{digest}"
         self._parts.mkdir(exist_ok=True)
         self._finished(rank).unlink(missing_ok=True)
@@ -105,7 +113,7 @@ class Results:
         entry = _at(place)
         return (
             entry["image"] == picture.label
-            and entry["stamp"] == _stamp(picture)
+            and entry["stamp"] == self._stamps(picture)
             and all((self.folder / file).is_file() for row in entry["rows"] for file in row["files"])
         )
 
@@ -118,7 +126,13 @@ class Results:
         rows = [_row(face, name, each) for face, name, each in zip(outcome.faces, names, files, strict=True)]
         picture = outcome.picture
         error = None if outcome.error is None else reason(outcome.error, picture.label)
-        entry = {"image": picture.label, "name": picture.name, "stamp": _stamp(picture), "error": error, "rows": rows}
+        entry = {
+            "image": picture.label,
+            "name": picture.name,
+            "stamp": self._stamps(picture),
+            "error": error,
+            "rows": rows,
+        }
         line = (json.dumps(entry) + "\n").encode()
         with self._lock:
             if self._own is None:  # one that was there before may end in half a line
@@ -132,6 +146,13 @@ class Results:
                 self._own.truncate(start)
                 self._own.seek(start)
                 raise
+
+    def _stamps(self, picture: Picture) -> list[list[int] | None]:
+        try:
+            beside = self._beside(picture)
+        except OSError:  # which reading it says
+            beside = None
+        return [_stamp(picture.image), _stamp(beside)]
 
     def _finished(self, rank: int) -> Path:
         return self._parts / f"{rank}-of-{self.count}.finished"
@@ -207,12 +228,12 @@ def _locked(path: Path):
         yield
 
 
-def _stamp(picture: Picture) -> list[int] | None:
+def _stamp(file: Any) -> list[int] | None:
     """By which a file is told from another one of its name."""
-    if not isinstance(picture.image, (str, os.PathLike)):
+    if not isinstance(file, (str, os.PathLike)):
         return None
     try:
-        status = os.stat(picture.image)
+        status = os.stat(file)
     except OSError:
         return None
     return [status.st_size, status.st_mtime_ns]

@@ -7,7 +7,7 @@ longer side from its middle, as :func:`whole_frame` has it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from .finders import Finder, Found
 from .framing import limit_of, settled
 from .inputs import Picture
 from .pipeline import BATCH, ahead, reconstructed, side_by_side
-from .reconstruction import RingNet, reconstruction
+from .reconstruction import Reconstruction, RingNet, reconstruction
 
 _MOST_OVERLAY = 720  # pixels along the longer side of an overlay video
 _SEARCHES = 16  # frames without a face between two searches through the whole frame, at most
@@ -69,6 +69,29 @@ def in_whole_frame(params: HeadParams, square: Square, size: tuple[int, int]) ->
     b = square.normalised(np.array(size) / 2)
     scale = params.camera[:, :1]
     return params._replace(camera=torch.cat([scale / a, params.camera[:, 1:] - scale.new_tensor(b) / scale], dim=1))
+
+
+def through_pinhole(
+    face: Reconstruction, focal: float, translation: np.ndarray, size: tuple[int, int]
+) -> Reconstruction:
+    """A face as a pinhole camera sees it: its landmarks, and vertices that its weak-perspective camera has in the same
+    places. Otherwise a head that is near, or far from the middle, would be drawn beside the one in the image.
+
+    Args:
+        focal: in halves of the longer side of the frame, in whose middle the camera looks. translation: (3,) metres,
+            from the head's frame (y down) to the camera's. size: width and height of the frame.
+    """
+
+    def seen(points: np.ndarray) -> np.ndarray:
+        moved = points + translation.astype(np.float64)
+        return pixels(focal * moved[:, :2] / moved[:, 2:], size)
+
+    scale, *shift = face.params.camera[0].double().tolist()
+    flat = face.image_vertices.copy()
+    flat[:, :2] = face.square.normalised(seen(face.image_vertices)) / scale - shift
+    landmarks = seen(face.in_frame(face.landmarks_3d, "ringnet"))
+    on_square = landmarks * face.square.scale + face.square.offset
+    return replace(face, image_vertices=flat, landmarks=landmarks.astype(np.float32), square_landmarks=on_square)
 
 
 # Landmarks.
@@ -169,9 +192,10 @@ def follow(model: RingNet, video: Video, find: Finder, *, every: bool = False) -
         every: look for it anew in every frame.
 
     Raises:
-        ValueError: no frame can be read, or none shows a face.
+        ValueError: no frame can be read, or none shows a face, and why the first doesn't.
     """
     size, label = video.size, str(video.path)
+    why: list[ValueError] = []
     rows: list[HeadParams | None] = []
     scores: list[float] = []
     last: Square | None = None
@@ -179,22 +203,29 @@ def follow(model: RingNet, video: Video, find: Finder, *, every: bool = False) -
     for frame in progress(ahead(video), total=video.count or None, desc="reconstructing", unit="frame"):
         face = None if last is None or every else _again(model, frame, last)
         if (face is None and lost & (lost - 1) == 0) or (lost % _SEARCHES == 0 and face is None):
-            face = _first(model, frame, find, Picture(label, "", frame))
+            face = _first(model, frame, find, Picture(label, "", frame), why)
         rows.append(None if face is None else in_whole_frame(face.params, face.square, size))
         scores.append(np.nan if face is None else float(face.trust.score or 0))
         lost = 0 if face is not None else lost + 1
         last = last if face is None else face.square
     if not rows:
         raise ValueError(f"{video.path}: no frame of it can be read")
-    return _bridged(model, rows, np.array(scores), size, video)
+    if not any(row is not None for row in rows):
+        reason = f"; in the first: {why[0]}" if why else ""
+        raise ValueError(f"{label}: no face in any of its {len(rows)} frames{reason}")
+    return _bridged(model, rows, np.array(scores), size)
 
 
-def _first(model: RingNet, frame: np.ndarray, find: Finder, picture: Picture):
+def _first(model: RingNet, frame: np.ndarray, find: Finder, picture: Picture, why: list[ValueError]):
+    """The first face that is found, or None; why there is none is added to a list."""
     try:
-        found = [one for one in find(picture, frame) if isinstance(one, Found)]
-    except ValueError:
+        found = find(picture, frame)
+    except ValueError as error:
+        why.append(error)
         return None
-    return reconstructed(model, [found[0].square], 1)[0] if found else None
+    faces = [one for one in found if isinstance(one, Found)]
+    why += [one for one in found if not isinstance(one, Found)]
+    return reconstructed(model, [faces[0].square], 1)[0] if faces else None
 
 
 def _again(model: RingNet, frame: np.ndarray, last: Square):
@@ -231,10 +262,8 @@ def at_landmarks(model: RingNet, video: Video, landmarks: Landmarks) -> HeadPara
     return bridge(rows)
 
 
-def _bridged(model: RingNet, rows: list[HeadParams | None], scores: np.ndarray, size, video: Video) -> Heads:
+def _bridged(model: RingNet, rows: list[HeadParams | None], scores: np.ndarray, size) -> Heads:
     seen = np.array([row is not None for row in rows])
-    if not seen.any():
-        raise ValueError(f"{video.path}: no face in any of its {len(rows)} frames")
     params = bridge(rows)
     shape = params.shape[torch.from_numpy(seen)].mean(0, keepdim=True)
     params = params._replace(shape=shape.expand(len(rows), -1).contiguous())
@@ -291,19 +320,28 @@ def _between(vectors: torch.Tensor, before: torch.Tensor, after: torch.Tensor, p
 
 
 def overlays(
-    frames: Iterable[np.ndarray], flame: FLAME, head: FlameModel, params: HeadParams, seen: np.ndarray
+    frames: Iterable[np.ndarray],
+    flame: FLAME,
+    head: FlameModel,
+    params: HeadParams,
+    seen: np.ndarray,
+    pinhole: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Iterator[np.ndarray]:
     """A video's frames with the head over them, for a video of up to 720 pixels. Frames in which no face was seen are
     marked, and the head in them is paler.
 
     Args:
-        params: a row a frame. seen: (T,).
+        params: a row a frame. seen: (T,). pinhole: the focal lengths (T,) and translations (T, 3) of such a camera, see
+            :func:`through_pinhole`.
     """
 
     def draw(numbered: tuple[int, np.ndarray]) -> np.ndarray:
         i, frame = numbered
         square = fit_square(frame, _MOST_OVERLAY)
         face = reconstruction(flame, head, square, HeadParams(*(value[i : i + 1] for value in params)))
+        if pinhole is not None:
+            focal, translation = pinhole
+            face = through_pinhole(face, float(focal[i]), translation[i], frame.shape[1::-1])
         drawn = overlay(
             square.image,
             face.image_vertices,

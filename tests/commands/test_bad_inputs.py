@@ -108,7 +108,7 @@ BAD = {
             "--workers 0", "--workers -1", "--workers x", "--landmarks ''", "--identities ''",
         )],
         ("{nothing} --out {out}", 1, "{nothing}: no such folder"), ("{text} --out {out}", 1, "{text}: no such folder"),
-        ("{folder} --out {out}", 1, "{folder}: no images"), ("{photos} --out {photos}/set", 1, "--out: {photos}/set lies in"),
+        ("{folder} --out {out}", 1, "{folder}: no images"), ("{photos} --out {photos}/set", 1, "--out: {photos}/set: its crops would lie in"),
         ("{photos} --out {text}", 1, "--out: {text}: expected a folder"), ("{photos} --out /proc/self", 1, "--out: /proc/self"),
         ("{photos} --out {out} --landmarks {nothing}", 1, "{nothing}: no such folder"),
         ("{photos} --out {out} --identities {nothing}", 1, "{nothing}: no such file of identities"),

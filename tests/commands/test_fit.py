@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from ringnet_ext import FLAME, builtin_head
+from ringnet_ext import FLAME, RingNet, builtin_head
+from ringnet_ext.commands import fit
 from ringnet_ext.commands.fit import main
+from ringnet_ext.commands.pose import main as pose
+from ringnet_ext.files.meshes import read_mesh
 from ringnet_ext.files.videos import Video, VideoError, write_video
 from ringnet_ext.geometry.camera import project
-from ringnet_ext.inference.video import read_video_landmarks
+from ringnet_ext.inference.video import fit_landmarks, read_video_landmarks
 from ringnet_ext.render.pictures import overlay
 
 SIZE = 160
@@ -117,7 +120,31 @@ def test_a_pinhole_camera(photos, tmp_path):
         == 0
     )
     arrays = np.load(out / "params" / "00.npz")
-    assert arrays["focal"] == pytest.approx(900, rel=1e-4) and 0.5 < arrays["translation"][2] < 10
+    assert arrays["focal"] == pytest.approx(900, rel=1e-4) and 0.5 < arrays["camera_translation"][2] < 10
+    # Of the pinhole, not of a camera like it: the landmarks, and the matrix of the posed mesh.
+    given = np.load(photos / "00.npy") + 0.5
+    error = np.linalg.norm(arrays["landmarks"] - given, axis=1).mean()
+    assert error == pytest.approx(float(rows(out / "report.csv")[0]["pixels"]), abs=0.002)
+    seen = np.column_stack([arrays["landmarks_3d"], np.ones(68)]) @ arrays["projection"].T
+    assert np.abs(seen[:, :2] / seen[:, 2:] - arrays["landmarks"]).max() < 0.01
+    assert pose(["--parameters", str(out / "params" / "00.npz"), "--out", str(tmp_path / "m.obj")]) == 0
+    meshes = [read_mesh(file).vertices for file in (tmp_path / "m.obj", out / "mesh" / "00.obj")]
+    assert np.abs(meshes[0] - meshes[1]).max() < 1e-6
+
+
+def test_no_photograph_is_written_over(photos, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    picture = tmp_path / "images" / "00.png"
+    picture.write_bytes((photos / "p0" / "00.png").read_bytes())
+    assert main([str(picture), "--landmarks", str(photos), "--out", str(tmp_path)]) == 2
+    assert "images, which is read; expected another folder" in capsys.readouterr().err
+    assert picture.read_bytes() == (photos / "p0" / "00.png").read_bytes()
+
+
+def test_what_is_wrong_with_an_image_is_one_line(photos, tmp_path, capfd):
+    cv2.imwrite(str(tmp_path / "00.tif"), np.zeros((20, 20, 3), np.float32))  # of which OpenCV has something to say
+    assert main([str(tmp_path / "00.tif"), "--landmarks", str(photos), "--out", str(tmp_path / "o")]) == 1
+    assert capfd.readouterr().err == f"error: {tmp_path / '00.tif'}: not an image, or a damaged one\n"
 
 
 def test_the_rest_is_done(photos, tmp_path, capsys):
@@ -191,6 +218,27 @@ def test_a_video(video, tmp_path, capsys):
     drawn = Video(out / "overlay.mp4")
     assert len(list(drawn)) == 24 and drawn.fps == pytest.approx(25)
     assert (out / "uncertainty.png").is_file()
+
+
+def test_a_video_s_fit_begins_at_what_a_network_says(video, tmp_path, monkeypatch):
+    file, _ = video
+    network = RingNet()
+    network.save(tmp_path / "network.safetensors")
+    begun = []
+
+    def fitted(*arguments, start, **options):
+        begun.append(start)
+        return fit_landmarks(*arguments, start=start, **options)
+
+    monkeypatch.setattr(fit, "fit_landmarks", fitted)
+    arguments = [str(file), "--landmarks", str(file.with_suffix(".npy")), "--out", str(tmp_path / "o")]
+    assert main(arguments) == 0 and begun.pop() is None
+    assert main([*arguments, "--checkpoint", str(tmp_path / "network.safetensors")]) == 0
+    start = begun.pop()
+    assert start.shape.shape == (24, 100)
+    with torch.no_grad():
+        said = network(torch.zeros(1, 3, 224, 224))
+    assert (start.global_pose - said.global_pose).abs().max() < 0.1  # it has learnt nothing, and says about the same
 
 
 def test_an_npz_says_where_pixels_begin_and_how_sure_it_is(video, tmp_path):

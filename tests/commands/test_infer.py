@@ -156,6 +156,18 @@ class TestWhereTheFaceIs:
         assert run(checkpoint, tmp_path / "out", photos, "--boxes", tmp_path / "boxes.csv") == 1
         assert f"{tmp_path / 'boxes.csv'}, {message}" in capsys.readouterr().err
 
+    @pytest.mark.parametrize("content", [b"caf\xe9.png,1,2,3,4\n", b"x" * 200_000])
+    def test_boxes_that_are_no_such_text_are_named(self, checkpoint, photos, tmp_path, capsys, content):
+        (tmp_path / "boxes.csv").write_bytes(content)
+        assert run(checkpoint, tmp_path / "out", photos, "--boxes", tmp_path / "boxes.csv") == 1
+        assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'boxes.csv'}: not a text in UTF-8 with lines")
+
+    def test_a_box_outside(self, checkpoint, photos, tmp_path, capsys):
+        (tmp_path / "boxes.csv").write_text("0.png,100,10,130,40\n")
+        assert run(checkpoint, tmp_path / "out", photos / "0.png", "--boxes", tmp_path / "boxes.csv") == 1
+        expected = "0.png: box: expected part of the image of 96 x 96 pixels, got (100.0, 10.0, 130.0, 40.0)\n"
+        assert capsys.readouterr().err.endswith(expected)
+
     def test_missing_files_and_two_ways_at_once_are_refused_before_the_work(self, checkpoint, photos, tmp_path, capsys):
         for arguments, code in (
             (["--landmarks", tmp_path / "nowhere"], 2),
@@ -226,6 +238,54 @@ def test_folders_are_read_in_every_format_and_what_is_left_out_is_told(checkpoin
     assert run(checkpoint, tmp_path / "out", folder, "--cropped") == 0
     out = capsys.readouterr().out
     assert "4 of 4 images" in out and "left out of the folders: 1 .txt, 2 .xcf" in out
+
+
+@pytest.mark.parametrize("kinds", ["parameters", "json", "landmarks", "json,ringnet,parameters", "ringnet,parameters"])
+def test_the_landmarks_that_were_written_can_be_given(checkpoint, photos, tmp_path, kinds):
+    own = photos / "0.png"
+    assert run(checkpoint, tmp_path / "one", own, "--landmarks", tmp_path / "points", "--write", kinds) == 0
+    given = tmp_path / "one" / ("landmarks" if kinds == "landmarks" else "params")
+    assert run(checkpoint, tmp_path / "two", own, "--landmarks", given, "--write", "parameters") == 0
+    row = index(tmp_path / "one")[0]
+    points = np.load(tmp_path / "two" / "params" / "0.npz")["landmarks"]
+    middle, side = landmark_square(points)
+    assert np.abs(middle - side / 2 - [float(row["left"]), float(row["top"])]).max() < 2
+
+
+class TestResultsBesideWhatIsRead:
+    @pytest.mark.parametrize("out", [".", "photos/..", "link"])
+    def test_no_photograph_is_written_over(self, checkpoint, faces, tmp_path, monkeypatch, capsys, out):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "images").mkdir()
+        (tmp_path / "photos").mkdir()
+        (tmp_path / "link").symlink_to(".")
+        write_image(tmp_path / "images" / "a.png", faces.images[0])
+        before = contents(tmp_path)
+        for given in ("images", "images/a.png", "images/*.png"):
+            assert run(checkpoint, out, given, "--cropped") == 2
+            message = "results would be written to images, which is read; expected another folder"
+            assert capsys.readouterr().err == f"error: --out: {out}: {message}\n"
+        assert contents(tmp_path) == before
+        assert run(checkpoint, out, "images", "--cropped", "--write", "mesh") == 0  # not to images/
+
+    def test_nor_landmarks(self, checkpoint, photos, tmp_path, capsys):
+        own = photos / "0.png"
+        assert run(checkpoint, tmp_path, own, "--landmarks", tmp_path / "points", "--write", "landmarks") == 0
+        assert run(checkpoint, tmp_path, own, "--landmarks", tmp_path / "landmarks", "--write", "landmarks") == 2
+        assert "landmarks, which is read" in capsys.readouterr().err
+
+    def test_nor_a_video(self, checkpoint, video, tmp_path, capsys):
+        file, _ = video
+        (tmp_path / "overlay.mp4").write_bytes(file.read_bytes())
+        assert run(checkpoint, tmp_path, tmp_path / "overlay.mp4", "--cropped") == 2
+        assert "overlay.mp4, which is read" in capsys.readouterr().err
+        assert run(checkpoint, tmp_path, file, "--cropped") == 0
+        assert run(checkpoint, tmp_path, file, "--landmarks", tmp_path / "params.npz") == 2
+
+    def test_results_in_a_folder_of_photographs_are_none(self, checkpoint, photos, tmp_path):
+        for _ in range(2):
+            assert run(checkpoint, photos / "heads", photos, "--recursive", "--cropped") == 0
+            assert [row["name"] for row in index(photos / "heads")] == ["0", "1", "2"]
 
 
 def test_all_outputs_of_a_face_are_in_one_frame(checkpoint, photos, tmp_path):
@@ -408,6 +468,46 @@ class TestShares:
         assert all(file.stat().st_mtime_ns == time for file, time in times.items())  # nothing was done twice
         assert same(contents(tmp_path / "one"), contents(tmp_path / "two"))
 
+    @pytest.mark.parametrize("way", ["boxes", "landmarks"])
+    def test_other_boxes_or_landmarks_begin_anew(self, checkpoint, photos, faces, tmp_path, monkeypatch, way):
+        boxes, points = tmp_path / "boxes.csv", tmp_path / "points"
+        boxes.write_text("0.png,10,10,80,80\n1.png,10,10,80,80\n")
+        monkeypatch.setattr(
+            finders, "find_face", lambda model, image, box: cut_square(image, np.array(box[:2]) + 30, 60)
+        )
+        out, given = tmp_path / "out", ("--boxes", boxes) if way == "boxes" else ("--landmarks", points)
+        arguments = photos / "0.png", photos / "1.png", *given, "--write", "parameters"
+        write = outputs.write
+
+        def stopped(folder, name, *more, **options):
+            if name == "1":
+                raise KeyboardInterrupt
+            return write(folder, name, *more, **options)
+
+        monkeypatch.setattr(infer, "write", stopped)
+        assert run(checkpoint, out, *arguments) == 130
+        before = np.load(out / "params" / "0.npz")["square"]
+        boxes.write_text("0.png,15,10,80,80\n1.png,10,10,80,80\n")
+        np.save(points / "0.npy", (faces.landmarks[0] + 1) * 48 + 4.5)
+        monkeypatch.setattr(infer, "write", write)
+        assert run(checkpoint, out, *arguments) == 0
+        moved = np.load(out / "params" / "0.npz")["square"] - before
+        assert np.allclose(moved, [5, 0, 0] if way == "boxes" else [5, 5, 0], atol=0.01)
+
+    def test_one_with_a_bad_image_ends_no_sooner_than_the_others(self, checkpoint, many, tmp_path, monkeypatch):
+        """torchrun ends all processes when one exits with an error."""
+        (many / "00.png").write_bytes(b"")
+        out, met = tmp_path / "out", []
+
+        @contextmanager
+        def first(device):
+            yield Processes(torch.device("cpu"), 0, 2)
+
+        monkeypatch.setattr(Processes, "meet", lambda self: met.append(len(list(out.glob("mesh/*.obj")))))
+        monkeypatch.setattr(infer, "joined_processes", first)
+        assert run(checkpoint, out, many, "--cropped", "--write", "mesh") == 1
+        assert met[-1] == 6  # of seven
+
     def test_torchrun_and_a_kill(self, checkpoint, many, tmp_path):
         arguments = [str(many), "--cropped", "--checkpoint", str(checkpoint), "--device", "cpu"]
         assert infer.main([*arguments, "--out", str(tmp_path / "one")]) == 0
@@ -538,6 +638,14 @@ class TestVideos:
         assert len(list(Video(tmp_path / "o" / "overlay.mp4"))) == 12
         assert flame(["--parameters", str(tmp_path / "o" / "params.npz"), "--out", str(tmp_path / "m.npz")]) == 0
 
+    def test_what_was_bridged_is_no_landmark(self, checkpoint, video, tmp_path):
+        points = "--landmarks", video[0].with_suffix(".npy")
+        assert run(checkpoint, tmp_path / "one", video[0], *points) == 0
+        assert run(checkpoint, tmp_path / "two", video[0], "--landmarks", tmp_path / "one" / "params.npz") == 0
+        one, two = (np.load(tmp_path / name / "params.npz") for name in ("one", "two"))
+        assert np.array_equal(one["seen"], two["seen"]) and not one["seen"].all()
+        assert np.array_equal(np.isfinite(two["residuals"]).any(1), two["seen"])
+
     def test_frames_that_are_such_squares(self, checkpoint, video, tmp_path):
         assert run(checkpoint, tmp_path / "o", video[0], "--cropped") == 0
         arrays = np.load(tmp_path / "o" / "params.npz")
@@ -552,9 +660,8 @@ class TestVideos:
         content = (tmp_path / "v.avi").read_bytes()
         (tmp_path / "v.avi").write_bytes(content[: len(content) // 2])
         assert run(checkpoint, tmp_path / "o", tmp_path / "v.avi", "--cropped") == 1
-        assert re.fullmatch(
-            r"error: .*v.avi: damaged: it says that it has 20 frames, and ends after \d+\n", capsys.readouterr().err
-        )
+        said = r"error: .*v.avi: damaged, or trimmed .*: it says that it has 20 frames, and ends after \d+\n"
+        assert re.fullmatch(said, capsys.readouterr().err)
         count = len(np.load(tmp_path / "o" / "params.npz")["seen"])
         assert 5 < count < 15 and len(list(Video(tmp_path / "o" / "overlay.mp4"))) == count
 
@@ -565,14 +672,22 @@ class TestVideos:
             (["{video}", "--landmarks", "{folder}"], 2, "--landmarks: .*expected a .npy or .npz file for a video"),
             (["--camera", "97", "--cropped"], 1, "camera 97: there is none that OpenCV can open"),
             (["{video}", "--frames", "3"], 2, "--frames: expected --camera with it"),
-            (["{video}"], 1, "v.mp4: no face in any of its 12 frames"),
+            (["{video}"], 1, "v.mp4: no face in any of its 12 frames; in the first: not a face as the network"),
+            (["{video}", "--boxes", "{boxes}"], 1, "in the first: no box: .*boxes.csv has no line of .*v.mp4"),
+            (["{video}", "--write", "glb"], 2, "--write: of images alone; a video gets params.npz and overlay.mp4"),
+            (["{video}", "--frame", "ringnet"], 2, "--frame: of images alone"),
+            (["{text}"], 1, "text.mp4: not a video that OpenCV can read"),
         ],
     )
-    def test_what_is_wrong_is_said(self, checkpoint, video, tmp_path, capsys, arguments, code, message):
-        arguments = [text.format(video=video[0], folder=video[0].parent) for text in arguments]
+    def test_what_is_wrong_is_said(self, checkpoint, video, tmp_path, capfd, arguments, code, message):
+        """In one line, FFmpeg's included."""
+        names = {"boxes": tmp_path / "boxes.csv", "text": tmp_path / "text.mp4"}
+        names["boxes"].write_text("other.mp4,1,2,3,4\n")
+        names["text"].write_text("hello")
+        arguments = [text.format(video=video[0], folder=video[0].parent, **names) for text in arguments]
         try:
             got = run(checkpoint, tmp_path / "o", *arguments)
         except SystemExit as stop:
             got = stop.code
-        err = capsys.readouterr().err
+        err = capfd.readouterr().err
         assert got == code and err.count("\n") == 1 and re.search(message, err)

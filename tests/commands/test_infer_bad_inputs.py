@@ -142,6 +142,8 @@ FILES = {
     "a name in other letters": (content("größe 面 😀.png", b"text"), "not an image"),
     "spaces and a new line": (content("a b\nc .png", b"text"), "not an image"),
     "a name that is no text": (content(b"\xff\xfe.png", b"text"), "not an image"),
+    "a name that is too long": (lambda folder: folder / f"{'x' * 300}.png", "File name too long"),
+    "a name too long for results": (content(f"{'x' * 250}.png", encoded(".png")), r"out/mesh/x+\.obj: File name too"),
     "a path through a file": (lambda folder: content("file", b"x")(folder) / "a.png", "no such image"),
 }
 
@@ -177,7 +179,7 @@ PLACES = {
     "landmarks that are no head": ("landmarks", FACE[::-1], "bad.npy: the points are"),
     "landmarks far outside": ("landmarks", FACE + 5000, "square: expected one that has part of the image"),
     "no box": ("boxes", None, "no box: .* has no line of"),
-    "a box far outside": ("boxes", (5000, 5000, 5100, 5100), "face|square"),
+    "a box far outside": ("boxes", (5000, 5000, 5100, 5100), "box: expected part of the image of"),
     "a box without pixels": ("boxes", (10, 10, 10.001, 10.001), "face|square"),
     "a box as large as a town": ("boxes", (-1e9, -1e9, 1e9, 1e9), "face|square"),
 }

@@ -205,3 +205,8 @@ def test_on_a_terminal_there_is_a_bar(monkeypatch):
     for _ in progress(range(3), desc="hidden", unit="thing", show=False):
         pass
     assert "hidden" not in log.getvalue()
+
+
+def test_without_an_error_stream_work_goes_on_in_silence(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert list(progress(range(3), desc="work", unit="thing")) == [0, 1, 2]

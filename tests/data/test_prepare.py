@@ -331,6 +331,7 @@ class TestPrepare:
 
     def test_errors_say_what_to_do(self, vggface2, tmp_path, capsys):
         (tmp_path / "bare").mkdir()
+        (tmp_path / "images").mkdir()
         (tmp_path / "three.txt").write_text("a,b,c\n")
         for arguments, message in (
             ([tmp_path / "nowhere"], "nowhere: no such folder"),
@@ -340,6 +341,7 @@ class TestPrepare:
             ([vggface2, "--identities", tmp_path / "three.txt"], "line 1: expected a path and an identity"),
             ([vggface2, "--anonymous", "nobody"], "--anonymous"),
             ([vggface2, "--out", vggface2 / "set"], "put it elsewhere"),
+            ([tmp_path / "images", "--out", tmp_path], "put it elsewhere"),
         ):
             assert prepare_command.main([str(value) for value in ["--out", tmp_path / "out", *arguments]]) == 1
             assert message in capsys.readouterr().err

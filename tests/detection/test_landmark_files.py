@@ -88,6 +88,8 @@ def test_an_npz_says_where_the_first_pixel_s_centre_is(write, centre):
     buffer = io.BytesIO()
     np.savez(buffer, landmarks=FACE, cam=np.zeros(3), pixel_centres=np.array(centre))
     assert np.allclose(read_landmarks(write("a.npz", buffer.getvalue()))[0], FACE + 0.5 - centre, atol=1e-3)
+    text = json.dumps({"about": {}, "landmarks": FACE.tolist(), "cam": [0, 0, 0], "pixel_centres": centre})
+    assert np.allclose(read_landmarks(write("a.json", text))[0], FACE + 0.5 - centre, atol=1e-3)
 
 
 @pytest.mark.parametrize("centre", [[0.5, 0.5], "half", np.nan])
@@ -255,3 +257,12 @@ def test_prepare_says_why(tmp_path, write):
         kind, detail = dropped.value.args
         assert kind == "malformed landmarks" and message in detail and detail.startswith("a.npy: ")
     check(tmp_path / "a.png", write("a.npy", FACE), PrepareSettings())
+
+
+@pytest.mark.parametrize("unknown", [np.nan, np.inf])
+def test_unknown_points_may_be_no_numbers(write, unknown):
+    rows = np.column_stack([FACE, np.ones(68)])
+    rows[:20] = unknown, unknown, 0
+    points, confidence = read_landmarks(write("a.npy", rows))
+    assert np.allclose(points[20:], FACE[20:] + 0.5, atol=1e-3) and not confidence[:20].any()
+    assert np.isfinite(points).all()

@@ -102,7 +102,7 @@ def test_what_is_no_face_is_said_to_be_none(image):
 def test_what_is_no_picture_and_boxes_outside_of_it_are_named(image):
     with pytest.raises(ValueError, match="image: expected"):
         find_face(Seer(), image)
-    with pytest.raises(ValueError, match="square: expected one that has part of the image of 160 x 120"):
+    with pytest.raises(ValueError, match="box: expected part of the image of 160 x 120 pixels"):
         find_face(Seer(), picture(), (500, 500, 530, 540))
     with pytest.raises(ValueError, match="box: expected left < right"):
         find_face(Seer(), picture(), (50, 50, 50, 80))

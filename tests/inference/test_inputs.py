@@ -137,6 +137,23 @@ class TestFolders:
         assert [str(file.relative_to(tmp_path)) for file in files] == ["b.png", "sub/c.heic", "sub/deep/a.png"]
         assert not complaints
 
+    def test_links_to_folders_are_followed_once(self, tmp_path):
+        touch(tmp_path, "photos/a.png", "elsewhere/b.png")
+        (tmp_path / "photos" / "link").symlink_to("../elsewhere")
+        (tmp_path / "photos" / "same").symlink_to("../elsewhere")
+        (tmp_path / "elsewhere" / "round").symlink_to("../photos")
+        files, _, _ = image_files([tmp_path / "photos"], recursive=True)
+        assert [str(file.relative_to(tmp_path)) for file in files] == ["photos/a.png", "photos/link/b.png"]
+
+    def test_links_to_nothing_are_not_left_out(self, tmp_path):
+        touch(tmp_path, "a.png", "sub/c.png")
+        (tmp_path / "b.png").symlink_to("moved.png")
+        (tmp_path / "d.png").symlink_to("sub")
+        for recursive in (False, True):
+            files, _, _ = image_files([tmp_path], recursive)
+            names = [str(file.relative_to(tmp_path)) for file in files]
+            assert names == ["a.png", "b.png"] + ["sub/c.png"] * recursive
+
     def test_patterns(self, tmp_path):
         touch(tmp_path, "a1.png", "a2.png", "b.png", ".a3.png", "sub/a4.png", "[x].png")
 
@@ -149,6 +166,12 @@ class TestFolders:
         assert found("c*.png") == ([], 1)
         assert found("[x].png") == (["[x].png"], 0)  # there is a file of that very name
         assert found("nothing.png") == (["nothing.png"], 0)  # reading it will say that there is none
+
+    def test_each_once(self, tmp_path):
+        touch(tmp_path, "a.png", "b.png", "sub/a.png")
+        given = [tmp_path / "b.png", tmp_path, tmp_path / "*.png", tmp_path / "sub" / ".." / "a.png", tmp_path / "sub"]
+        files, _, _ = image_files(given)
+        assert files == [tmp_path / "b.png", tmp_path / "a.png", tmp_path / "sub" / "a.png"]
 
     def test_a_folder_without_images(self, tmp_path):
         touch(tmp_path, "a.txt")

@@ -1,5 +1,6 @@
 """The pipeline: the same faces whatever they are computed with, in order, bounded; and RingNet.reconstruct on it."""
 
+import pickle
 import threading
 import time
 
@@ -235,6 +236,23 @@ class TestReconstruct:
         assert middles[0] < middles[1] and middles[3] < middles[4] < middles[5]
         assert len(compact.reconstruct(some[0], detector=Detectors(Detector, 1))) == 2
 
+    def test_what_is_no_detector_is_named(self, compact):
+        with pytest.raises(ValueError, match="detector: expected FaceBoxes or Detectors, got str"):
+            compact.reconstruct(images(1)[0], detector="yunet.onnx")
+
+    def test_a_face_can_be_copied_kept_in_sets_and_laid_over_its_picture_in_any_form(self, compact, boxed):
+        image = images(1)[0]
+        face = compact.reconstruct(image)
+        other = pickle.loads(pickle.dumps(face))
+        assert np.array_equal(other.vertices, face.vertices) and len({face, other, face}) == 2
+        assert [other, face].index(face) == 1 and len(repr(face)) < 100
+        grey = np.ascontiguousarray(image[..., 0])
+        expected = face.overlay(np.repeat(grey[..., None], 3, axis=2))
+        for form in (grey, Image.fromarray(grey), torch.from_numpy(grey)[None], grey / 255.0):
+            assert np.array_equal(face.overlay(form), expected)
+        with pytest.raises(ValueError, match=r"kinds: expected a list of names, such as \['json'\], got 'json'"):
+            face.save("nowhere", "x", "json")
+
     def test_errors_name_the_image(self, compact, boxed, tmp_path):
         good = images(1)[0]
         with pytest.raises(ValueError, match=r"^images\[1\]: expected floating point values from 0 to 1, got nan"):
@@ -244,6 +262,9 @@ class TestReconstruct:
         (tmp_path / "no image.png").write_text("text")
         with pytest.raises(ImageError, match=r"no image.png: not an image"):
             compact.reconstruct([good, tmp_path / "no image.png"])
+        (tmp_path / "video.mp4").write_bytes(b"\0\0\0\x20ftypisom" + bytes(20))
+        with pytest.raises(ImageError, match=r"video.mp4: not an image, or a damaged one$"):
+            compact.reconstruct(tmp_path / "video.mp4")
         with pytest.raises(FileNotFoundError, match=r"nothing.png: no such image"):
             compact.reconstruct(tmp_path / "nothing.png")
         with pytest.raises(ValueError, match="expected one of them at most"):

@@ -70,6 +70,23 @@ def test_what_does_not_fit_together_is_named(model, photographs):
         model.reconstruct(pictures, same_person=True)
     with pytest.raises(ValueError, match=r"landmarks: expected shape \(68, 2\), got \(67, 2\)"):
         model.reconstruct(pictures[0], landmarks=landmarks[0][:67])
+    with pytest.raises(ValueError, match="sigma: expected landmarks too"):
+        model.reconstruct(pictures[0], sigma=0.01)
+
+
+def test_landmarks_are_checked_as_those_of_files(model, photographs):
+    pictures, landmarks, _ = photographs
+    for wrong, message in (
+        (landmarks[0] / 100, "expected pixels of the image, not normalised coordinates"),
+        (landmarks[0] * (-1, 1) + (pictures[0].shape[1], 0), "seen from behind"),
+        (np.full((68, 2), np.nan), "no point has a confidence above 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.reconstruct(pictures[0], landmarks=wrong)
+    some = landmarks[0].copy()
+    some[:17] = np.nan
+    face = model.reconstruct(pictures[0], landmarks=some)
+    assert np.linalg.norm(face.landmarks[17:] - landmarks[0][17:], axis=1).mean() < 1
 
 
 def test_a_person_without_landmarks_is_named(model):

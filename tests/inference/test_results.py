@@ -94,6 +94,25 @@ def test_a_killed_run_is_gone_on_with(tmp_path, pictures, face):
     assert not Results(out, {"kinds": "mesh"}).has(pictures[0])  # what is finished is done anew
 
 
+def test_a_picture_whose_landmarks_have_changed_is_done_anew(tmp_path, pictures, face):
+    out, points = tmp_path / "out", tmp_path / "points.npy"
+    out.mkdir()
+    points.write_bytes(b"one")
+
+    def beside(picture):
+        if picture is pictures[1]:
+            raise PermissionError("the folder can't be read")
+        return points
+
+    first = Results(out, {}, beside=beside)
+    add(first, pictures[0], face)
+    add(first, pictures[1], face)
+    first.close()
+    points.write_bytes(b"another")
+    second = Results(out, {}, beside=beside)
+    assert [second.has(picture) for picture in pictures[:2]] == [False, True]
+
+
 def test_the_last_of_several_processes_writes_the_table(tmp_path, pictures, face):
     out = tmp_path / "out"
     out.mkdir()

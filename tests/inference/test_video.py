@@ -4,16 +4,25 @@ import numpy as np
 import pytest
 import torch
 
-from ringnet_ext import RingNet
-from ringnet_ext.detection.squares import cut_square
+from ringnet_ext import FLAME, RingNet, builtin_head
+from ringnet_ext.detection.squares import cut_square, fit_square
 from ringnet_ext.files import videos
 from ringnet_ext.files.videos import Video, VideoError, record, write_video
 from ringnet_ext.flame.parameters import HeadParams
-from ringnet_ext.geometry.camera import UPRIGHT, project, to_pixels
+from ringnet_ext.geometry.camera import UPRIGHT, project, project_to_pixels, to_pixels
 from ringnet_ext.geometry.rotations import matrix_from_axis_angle
 from ringnet_ext.inference import video as video_module
 from ringnet_ext.inference.finders import Found
-from ringnet_ext.inference.video import bridge, follow, in_whole_frame, pixels, whole_frame
+from ringnet_ext.inference.reconstruction import reconstruction
+from ringnet_ext.inference.video import (
+    bridge,
+    follow,
+    in_whole_frame,
+    overlays,
+    pixels,
+    through_pinhole,
+    whole_frame,
+)
 
 
 def params(seed, pose=UPRIGHT):
@@ -33,6 +42,33 @@ def test_a_head_is_where_it_was_when_its_camera_sees_the_whole_frame(size):
         np.abs(whole_frame(whole, size) - project(points, in_whole_frame(one, square, size).camera)[0].numpy()).max()
         < 1e-5
     )
+
+
+def test_a_pinhole_s_head_is_drawn_where_the_pinhole_sees_it():
+    """Near, and far from the middle, where no weak perspective is like it."""
+    size, focal, translation = (400, 300), 1.5, np.array([0.2, 0.05, 0.6])
+    flame, head = FLAME(), builtin_head()
+    weak = torch.tensor([[focal / 0.6, 0.2, 0.05]])
+    square = fit_square(np.zeros((300, 400, 3), np.uint8))
+    face = reconstruction(flame, head, square, params(0)._replace(camera=weak))
+    there = through_pinhole(face, focal, translation, size)
+
+    def seen(points):
+        x, y, z = (points + translation).T
+        return np.column_stack([focal * x / z, focal * y / z]) * 200 + np.array(size) / 2
+
+    drawn = square.to_original(project_to_pixels(there.image_vertices, weak[0].numpy(), 224)[:, :2])
+    assert np.abs(drawn - seen(face.image_vertices)).max() < 0.01
+    assert np.abs(there.landmarks - seen(face.in_frame(face.landmarks_3d, "ringnet"))).max() < 0.01
+    assert np.abs(square.to_original(there.square_landmarks) - there.landmarks).max() < 0.01
+    assert np.abs(there.landmarks - face.landmarks).max() > 5
+    frames = [np.zeros((300, 400, 3), np.uint8)]
+    arguments = flame, head, face.params, np.array([True])
+    left, right = (
+        np.nonzero(next(iter(overlays(frames, *arguments, pinhole))))[1].mean()
+        for pinhole in ((np.array([focal]), translation[None]), None)
+    )
+    assert abs(left - right) > 5
 
 
 class TestBridge:
@@ -120,6 +156,21 @@ def test_no_face_anywhere(clip):
         follow(RingNet(), Video(clip[0]), find)
 
 
+def test_a_video_that_finds_no_room_is_said_and_leaves_the_former_one(tmp_path):
+    resource = pytest.importorskip("resource")
+    frames = [np.random.default_rng(i).integers(0, 256, (96, 96, 3), dtype=np.uint8) for i in range(20)]
+    file = tmp_path / "v.mp4"
+    assert write_video(file, frames[:3], 25) == 3
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"v.mp4: cannot be written as a whole: is the disk full\?"):
+            write_video(file, frames, 25)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(list(Video(file))) == 3 and [each.name for each in tmp_path.iterdir()] == ["v.mp4"]
+
+
 class TestCamera:
     def test_so_many_frames_are_recorded(self, clip, tmp_path, monkeypatch):
         """OpenCV's capture of a file in place of a camera's."""
@@ -150,9 +201,11 @@ class TestCamera:
                     raise KeyboardInterrupt
                 return True, np.zeros((48, 64, 3), np.uint8)
 
-        monkeypatch.setattr(videos.cv2, "VideoCapture", Camera)
+        capture = videos.cv2.VideoCapture
+        monkeypatch.setattr(
+            videos.cv2, "VideoCapture", lambda source: Camera(source) if source == 0 else capture(source)
+        )
         assert record(tmp_path / "camera.mp4", 0) == 5
-        monkeypatch.undo()
         assert len(list(Video(tmp_path / "camera.mp4"))) == 5
 
     def test_no_camera(self, tmp_path):
