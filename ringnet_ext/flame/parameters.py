@@ -251,8 +251,9 @@ class FlameParams(NamedTuple):
         return {name: value.detach().cpu().float().numpy() for name, value in arrays.items()}
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the fields as `.npz` or `.safetensors`."""
-        write_arrays(path, {name: value.detach().cpu().numpy() for name, value in self._asdict().items()})
+        """Writes the fields as `.npz` or `.safetensors`; bfloat16, which NumPy doesn't have, as float32."""
+        fields = {name: value.detach().cpu() for name, value in self._asdict().items()}
+        write_arrays(path, {n: (v.float() if v.dtype == torch.bfloat16 else v).numpy() for n, v in fields.items()})
 
     def _held(self, who, shape, expression):
         """With as many coefficients as somebody has, where no others are lost."""
