@@ -126,7 +126,7 @@ def torch_archive(data: bytes, storage: Callable[[str], bytes]):
         if kind.name not in _STORAGES or not isinstance(name, str) or not name.isdigit():
             raise ValueError(f"a torch storage of type {kind.name}")
         if (kind.name, name) not in known:
-            known[kind.name, name] = _array((count,), _STORAGES[kind.name], storage(name), "C")
+            known[kind.name, name] = _torch_numbers(kind.name, count, storage(name))
         return known[kind.name, name]
 
     return _read_at(memoryview(data), 0, persistent=numbers_of)[0]
@@ -162,7 +162,8 @@ _CSC = _names(("scipy.sparse.csc", "scipy.sparse._csc"), "csc_matrix", "csc_arra
 _CSR = _names(("scipy.sparse.csr", "scipy.sparse._csr"), "csr_matrix", "csr_array")
 _COLLECTIONS = _names(_BUILTINS, "set", "frozenset", "list", "tuple")
 _EMPTY_BYTES = _names(_BUILTINS, "bytes")
-_STORAGES = {
+_BFLOAT16 = "torch.BFloat16Storage"
+_STORAGES = {_BFLOAT16: np.dtype("<u2")} | {
     f"torch.{name}Storage": np.dtype(code)
     for name, code in {
         "Double": "<f8", "Float": "<f4", "Half": "<f2", "Long": "<i8", "Int": "<i4", "Short": "<i2", "Char": "i1",
@@ -358,7 +359,13 @@ def _torch_storage(data):
         raise ValueError(f"a torch storage of type {name}")
     if position + 8 > len(data) or struct.unpack_from("<q", data, position)[0] != count:
         raise ValueError("a torch storage that ends too early")
-    return _array((count,), _STORAGES[name], bytes(data[position + 8 :]), "C")
+    return _torch_numbers(name, count, bytes(data[position + 8 :]))
+
+
+def _torch_numbers(kind, count, raw):
+    """A storage's numbers; bfloat16, which NumPy doesn't have, as float32."""
+    numbers = _array((count,), _STORAGES[kind], raw, "C")
+    return (numbers.astype("<u4") << 16).view("<f4") if kind == _BFLOAT16 else numbers
 
 
 def _torch_tensor(storage, offset, shape, stride, spend):

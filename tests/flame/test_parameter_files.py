@@ -369,6 +369,9 @@ def test_what_torch_saves_of_a_long_video_and_of_an_optimisation(tmp_path):
     read = read_parameters(tmp_path / "video.pt")
     assert torch.equal(read.shape, shape) and torch.equal(read.expression, expression) and not read.jaw_pose.any()
     module = torch.nn.ParameterDict({"shape": shape[:2].clone(), "exp": expression[:2].clone()})
+    rounded = shape[:2].bfloat16()  # as an encoder under autocast gives
+    torch.save({"shape": rounded}, tmp_path / "rounded.pt")
+    assert torch.equal(read_parameters(tmp_path / "rounded.pt").shape, rounded.float())
     for saved in (dict(module), module.state_dict()):
         torch.save(saved, tmp_path / "parameters.pt")
         read = read_parameters(tmp_path / "parameters.pt")
