@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -152,6 +153,15 @@ class LandmarkEmbedding:
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays that are there, by field name."""
         return {name: array for name, array in vars(self).items() if array is not None}
+
+
+def given_embedding(
+    landmarks: LandmarkEmbedding | str | os.PathLike | Sequence[str | os.PathLike],
+) -> LandmarkEmbedding:
+    """An embedding that was given as one, by its path, or by several, as :meth:`LandmarkEmbedding.load` takes them."""
+    if isinstance(landmarks, LandmarkEmbedding):
+        return landmarks
+    return LandmarkEmbedding.load(*([landmarks] if isinstance(landmarks, (str, os.PathLike)) else landmarks))
 
 
 def contour_row(yaw_degrees) -> np.ndarray:

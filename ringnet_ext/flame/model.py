@@ -20,7 +20,7 @@ from .formats import (
     region_arguments,
     require_parents_first,
 )
-from .landmarks import LandmarkEmbedding, index_range, integer_array, real_array
+from .landmarks import LandmarkEmbedding, given_embedding, index_range, integer_array, real_array
 
 
 def read_head_file(path: str | os.PathLike):
@@ -188,15 +188,13 @@ class FlameModel:
             model = cls(**arguments)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{os.fspath(path)}: not a head model: {error}") from error
-        if isinstance(landmarks, (str, os.PathLike)):
-            landmarks = LandmarkEmbedding.load(landmarks)
-        elif landmarks is not None and not isinstance(landmarks, LandmarkEmbedding):
-            landmarks = LandmarkEmbedding.load(*landmarks)
         if landmarks is not None:
-            model = replace(model, landmarks=landmarks)
+            model = replace(model, landmarks=given_embedding(landmarks))
         if regions is not None:
             model = model.with_regions(regions)
         if eyelids is not None:
+            if isinstance(eyelids, (str, os.PathLike)) or len(eyelids) != 2:
+                raise ValueError(f"eyelids: expected two paths, of the left and of the right one, got {eyelids!r}")
             try:
                 model = replace(model, eyeliddirs=eyelid_arguments(*(read_file(path) for path in eyelids)))
             except ValueError as error:
