@@ -96,12 +96,9 @@ def test_landmarks_and_regions_beside_the_model(model, tmp_path):
     model.landmarks.save(tmp_path / "landmarks.npz")
     paths = dict(landmarks=tmp_path / "landmarks.npz", regions=tmp_path / "FLAME_masks.pkl")
     assert same_model(FlameModel.load(tmp_path / "flame.pkl", **paths), model, landmarks=True)
-    for landmarks in (tmp_path / "landmarks.npz", str(tmp_path / "landmarks.npz"), model.landmarks):
+    for landmarks in (tmp_path / "landmarks.npz", [tmp_path / "landmarks.npz"], model.landmarks):
         assert same_model(load_head(tmp_path / "flame.pkl", landmarks, paths["regions"]), model, landmarks=True)
-        assert load_head(None, [landmarks] if landmarks is paths["landmarks"] else landmarks).landmarks.num_static == 51
-    with pytest.raises(
-        ValueError, match="eyelids: expected two paths, of the left and of the right one, got 'lids.npy"
-    ):
+    with pytest.raises(ValueError, match=r"eyelids: expected two paths, of the left and of the right one, got 'lids"):
         FlameModel.load(tmp_path / "flame.pkl", eyelids="lids.npy")
     with pytest.raises(ValueError, match=r"head.ply: expected a head model file, got a mesh"):
         FlameModel.load(tmp_path / "head.ply")
