@@ -107,7 +107,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.decoder = layer
         for name, size in (("eye_pose", 6), ("neck_pose", 3)):  # what stands in for a missing argument
-            self.register_parameter(name, nn.Parameter(torch.zeros(1, size), requires_grad=False))
+            self.register_parameter(name, nn.Parameter(layer.v_template.new_zeros(1, size), requires_grad=False))
         if layer.contour_faces_idx is not None:
             chain, joint = [], layer.neck_joint
             while joint != -1:
@@ -187,7 +187,7 @@ class FLAME(Decoder):
         super().__init__(layer)
         self.use_face_contour, self.use_3D_translation = config.use_face_contour, config.use_3D_translation
         self.batch_size = getattr(config, "batch_size", 1)
-        self.register_parameter("transl", nn.Parameter(torch.zeros(1, 3), requires_grad=False))
+        self.register_parameter("transl", nn.Parameter(layer.v_template.new_zeros(1, 3), requires_grad=False))
 
     def forward(
         self,

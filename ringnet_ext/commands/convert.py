@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..files.arrays import read_file
 from ..files.whole import written_whole
 from ..flame import FlameModel, LandmarkEmbedding
 from ..flame.formats import deca, ringnet_dynamic, ringnet_static
+from ..flame.model import read_head_file
 from .options import OptionError, Parser, called, command, output_file, path
 
 ARRAYS = (".npz", ".safetensors")
@@ -38,7 +38,7 @@ def make_parser() -> Parser:
 @command
 def main(arguments: list[str]) -> int:
     options = make_parser().parse_args(arguments)
-    content = read_file(options.source)
+    content = read_head_file(options.source)
     if isinstance(content, dict) and "v_template" in content:
         if options.format is not None:
             raise OptionError(f"--format: only for landmarks, and {options.source} is a head model")
@@ -56,7 +56,10 @@ def main(arguments: list[str]) -> int:
         if options.format is None:
             landmarks.save(options.destination)
         else:
-            content = FORMATS[options.format](landmarks)
+            try:
+                content = FORMATS[options.format](landmarks)
+            except ValueError as error:
+                raise ValueError(f"{options.source}: {error}") from error
             with written_whole(options.destination) as file:
                 file.write(content)
         print(f"{options.destination}: {_describe_landmarks(landmarks)}")

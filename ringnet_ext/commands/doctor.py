@@ -239,7 +239,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         missing = facts["install"] and f"missing: {facts['install']}"
         rows.append((f"[{extra}]", "; ".join(filter(None, (present, missing)))))
     rows.append(("cache", f"{cache['folder']}, {_size(cache['bytes'])}"))
-    rows += list(found["environment"].items())
+    rows += [(name, value or "''") for name, value in found["environment"].items()]
     width = max(len(name) for name, _ in rows) + 2
     return [
         *(f"{name:<{width}}{value}" for name, value in rows),

@@ -8,6 +8,7 @@ import importlib.util
 import math
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -33,7 +34,15 @@ from ..network.encoder import ENCODERS, PRETRAINED, ResNet50
 from ..training.duration import days_of_training
 from ..training.history import write_curves
 from ..training.processes import Processes, joined_processes, restarted
-from ..training.run_folder import begin_run, checkpoints, described, shares_of_run, write_json
+from ..training.run_folder import (
+    alone_in,
+    begin_run,
+    checkpoints,
+    configuration_path,
+    described,
+    shares_of_run,
+    write_json,
+)
 from ..training.settings import PRECISIONS, PRESETS, Execution, Preset, TrainingSettings
 from ..training.trainer import Trainer
 from .option_files import file_arguments
@@ -143,7 +152,6 @@ def _add_photographs(group) -> None:
 
 
 def _add_faces(group) -> None:
-    add_head(group, "head model file with landmarks [the built-in head]")
     _add(group, "--identities", "people to train on", type=whole(2))
     _add(group, "--images-per-identity", "images of each of them", type=whole(1))
     _add(group, "--image-size", "side of the rendered images, which are then cropped", "pixels", type=whole(16, 4096))
@@ -155,6 +163,7 @@ def _add_faces(group) -> None:
 
 
 def _add_network(group) -> None:
+    add_head(group, "head model file with landmarks [the built-in head]")
     _add(group, "--encoder", "features of the image", choices=list(ENCODERS))
     group.add_argument("--pretrained", metavar="FILE|NAME", help="torchvision's weights for --encoder resnet50: a .pth "
                        f"or .safetensors file, or to download: {', '.join(PRETRAINED)} [none: random]")  # fmt: skip
@@ -235,25 +244,21 @@ def main(arguments: list[str]) -> int:
     options = _options(arguments)
     use_threads(options)
     try:
-        with joined_processes(options.device) as processes:
+        with joined_processes(options.device) as processes, ExitStack() as until_done:
             options.device = str(processes.device)
             if options.shares is None and options.resume:  # so that another number of processes may continue
                 options.shares = shares_of_run(options.out)
             elif options.shares is None:
                 shares = PRESETS[options.preset].training.shares
                 options.shares = math.lcm(math.gcd(shares, options.rings), processes.count)
-            return _run(options, processes)
+            return _run(options, processes, until_done)
     except KeyboardInterrupt:
         kept = checkpoints(options.out)
-        how = (
-            f"--resume --out {options.out} continues from {kept[-1].name}"
-            if kept
-            else "no checkpoint had been written yet"
-        )
+        how = f"{_continuing(options)} continues from {kept[-1].name}" if kept else "no checkpoint had been written yet"
         raise KeyboardInterrupt(f"interrupted; {how}") from None
 
 
-def _run(options: argparse.Namespace, processes: Processes) -> int:
+def _run(options: argparse.Namespace, processes: Processes, until_done: ExitStack) -> int:
     began = time.perf_counter()
     leads = processes.rank == 0
     # What may be wrong is found out before anything is rendered: options, files, folders.
@@ -264,6 +269,7 @@ def _run(options: argparse.Namespace, processes: Processes) -> int:
     photographs = None if options.data is None else _photographs(options)
     if leads:
         output_folder(options.out, ("checkpoints", "examples"))
+        until_done.enter_context(alone_in(options.out))
         if options.data is None and options.cache is not None:
             output_folder(options.cache, option="--cache")
         if processes.device.type == "cpu":
@@ -292,7 +298,7 @@ def _run(options: argparse.Namespace, processes: Processes) -> int:
     if trainer.history:
         write_curves(options.out / "curves.png", trainer.history)
     if not complete:
-        print(f"stopped at step {trainer.step} of {settings.steps}; continue with --resume --out {options.out}")
+        print(f"stopped at step {trainer.step} of {settings.steps}; continue with {_continuing(options)}")
         return STOPPED
     trained = time.perf_counter()
 
@@ -312,6 +318,11 @@ def _run(options: argparse.Namespace, processes: Processes) -> int:
         f"{time.perf_counter() - began:.0f} s; everything is in {options.out}"
     )
     return 0
+
+
+def _continuing(options: argparse.Namespace) -> str:
+    """The options that continue a run, which must be all that it began with."""
+    return f"--resume --config {configuration_path(options.out)}"
 
 
 def _training_settings(options: argparse.Namespace) -> TrainingSettings:

@@ -92,7 +92,7 @@ def load_photographs(folder: str | os.PathLike, augmentation: Augmentation = AUG
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; make the set with ringnet prepare")
+        raise FileNotFoundError(f"{path}: no such file; make the set with ringnet prepare, which finishes one too")
     try:
         manifest = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:

@@ -25,7 +25,7 @@ from ..progress import progress
 from ..render.pictures import mark_points
 from ..render.sheets import sheet
 from .ledger import Ledger
-from .photographs import IMAGES, load_photographs, record, write_manifest
+from .photographs import IMAGES, MANIFEST, load_photographs, record, write_manifest
 from .sources import Photograph, in_folders, in_list
 
 #: Part of a prepared crop that the larger side of the landmarks' box fills. Looser than what the network sees, so that
@@ -37,6 +37,9 @@ MIN_POINTS = 34
 LEAST_PEOPLE = 4
 #: Least and largest side of the crops.
 SIZES = 32, 4096
+_TABLES = "people.csv", "dropped.csv", "report.txt"  # in the folder of the set
+#: Bytes of a file's name. File systems take 255, and that of its crop is longer while it is written.
+_LONGEST_NAME = 255 - len("..jpg.1234567.tmp")
 _YAWS = np.arange(-90, 91, 15)
 
 
@@ -169,10 +172,18 @@ def prepare(
             raise FileNotFoundError(f"{folder}: no such folder")
     if (out / IMAGES).resolve().is_relative_to(source.resolve()):
         raise ValueError(f"--out: {out}: its crops would lie in {source} and pass for photographs; put it elsewhere")
+    if source.resolve().is_relative_to((out / IMAGES).resolve()):
+        raise ValueError(f"--out: {out}: its crops would lie among the photographs of {source}; put it elsewhere")
     if identities is not None and not Path(identities).is_file():
         raise FileNotFoundError(f"{identities}: no such file of identities")
-    if anonymous is not None and (identities is not None or not (source / anonymous).is_dir()):
-        raise ValueError(f"--anonymous: expected a folder in {source}, and no --identities; got {anonymous!r}")
+    if identities is not None and Path(identities).resolve() in [(out / name).resolve() for name in _TABLES]:
+        raise ValueError(f"--out: {out} would have its own table in place of {identities}; put it elsewhere")
+    if anonymous is not None:
+        anonymous = os.fspath(Path(anonymous))  # without the slash that a shell completes a folder's name with
+        if identities is not None or anonymous not in os.listdir(source) or not (source / anonymous).is_dir():
+            raise ValueError(
+                f"--anonymous: expected the name of a folder in {source}, and no --identities; got {anonymous!r}"
+            )
     workers = available_cores() if workers is None else workers
     detectors = None if detector is None else Detectors(detector, workers)
 
@@ -219,17 +230,23 @@ def _prepare_one(
     name, person = photograph
     text = _text(name)
     inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
-    points_file = landmark_file(landmarks, name) if inside else None
+    too_long = len(os.fsencode(PurePosixPath(name).name)) > _LONGEST_NAME
+    points_file = landmark_file(landmarks, name) if inside and not too_long else None
     origin = _stat(points_file) if points_file else detectors.version if detectors else ""
     stamp = " ".join([repr(person), _stat(source / name) if inside else "", origin])
     if earlier is not None and earlier[0] == stamp and (earlier[1] is None or (out / IMAGES / earlier[1]).exists()):
         return text
+    (out / MANIFEST).unlink(missing_ok=True)  # of crops that are about to change: there is no set until all is done
     path = name if name.endswith(f".{settings.format}") else f"{name}.{settings.format}"
     try:
         if not inside:
             raise Dropped("path outside the source", "expected a path relative to the source folder")
         if text != name:
             raise Dropped("name is not UTF-8", "rename the file")
+        if too_long:
+            raise Dropped("name too long", f"rename the file: expected a name of at most {_LONGEST_NAME} bytes")
+        if path != name and (source / path).exists():  # whose crop has this name
+            raise Dropped("two of one name", f"beside {PurePosixPath(path).name}, their crops would be one; rename it")
         if person is None:
             raise Dropped("no identity", "expected in a folder of its person, or of --anonymous, or in --identities")
         image, points, confidence = check(source / name, points_file, settings, detectors)
@@ -259,6 +276,7 @@ def _text(name: str) -> str:
 def _finish(ledger: Ledger, out: Path) -> str:
     """Write the manifest, the tables and the report of all that has been done."""
     for path in ledger.forget_others():
+        (out / MANIFEST).unlink(missing_ok=True)
         (out / IMAGES / path).unlink(missing_ok=True)
     people = ledger.people()
     kept, path_length = ledger.count()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from ..files.images import SUFFIXES
@@ -54,6 +54,7 @@ def in_list(path: Path) -> Iterator[Photograph]:
                 if len(row) != 2:
                     raise ValueError(f"{path}, line {number}: expected a path and an identity, got {' '.join(row):.80}")
                 person = row[1].strip()
-                yield Photograph(row[0].strip(), "" if person == "-1" else person)
+                name = os.fspath(PurePosixPath(row[0].strip()))  # ./a.jpg is a.jpg
+                yield Photograph(name, "" if person == "-1" else person)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: not a text file of paths and identities: {error}") from None

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import shutil
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,13 +88,14 @@ class SyntheticFaces:
         key = f"{recipe} OpenCV {cv2.__version__} NumPy {np.__version__}"  # they draw, and draw the random numbers
         name = f"faces-{self.split}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
         folder = cache_folder(cache) / name
-        if not (folder / "labels.npz").is_file():
+        try:
+            images, labels = _read(folder)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # not there, or not whole any more
             self._render(head, folder)
-        with np.load(folder / "labels.npz", allow_pickle=False) as labels:
-            labels = dict(labels)
+            images, labels = _read(folder)
         landmarks, identity = labels.pop("landmarks"), labels.pop("identity")
         return FaceSet(
-            images=np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False),
+            images=images,
             landmarks=landmarks,
             confidence=np.ones(landmarks.shape[:2], np.float32),
             identity=identity,
@@ -165,6 +167,12 @@ class SyntheticFaces:
             "eye_pose": np.array([gaze[0], gaze[1], 0, gaze[0], gaze[1], 0]),
             "frame": np.concatenate([[random.uniform(0.52, 0.62)], random.uniform(-0.04, 0.04, 2)]),
         }
+
+
+def _read(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The images of a folder of the cache, memory-mapped, and their labels."""
+    with np.load(folder / "labels.npz", allow_pickle=False) as labels:
+        return np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False), dict(labels)
 
 
 def global_pose(yaw: float, pitch: float, roll: float) -> np.ndarray:

@@ -133,6 +133,8 @@ class Machine:
 
     def build(self):
         state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, dict) and isinstance(state, dict):
+            return  # a module's state dict, which has the versions of its parts as an attribute
         if not isinstance(target, Call) or target.built:
             raise ValueError("sets the state of something that has none")
         target.state, target.built = state, True

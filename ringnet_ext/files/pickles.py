@@ -7,7 +7,7 @@ for arrays are turned into arrays. A program that names anything else is refused
 - numpy arrays, scalars and dtypes of plain numbers, and object arrays of what is understood
 - compressed sparse matrices of SciPy, as :class:`Sparse`
 - chumpy's objects, as :class:`Inert` records of their state, whose arrays :func:`numbers` finds
-- torch tensors inside other pickles and in torch.save's archives, as numpy arrays
+- torch tensors and parameters inside other pickles and in torch.save's archives, as numpy arrays
 
 Works for all pickle protocols; byte strings of Python 2 are read as latin1.
 """
@@ -25,6 +25,7 @@ import numpy as np
 from .pickle_machine import Call, Global, Machine, Persistent
 
 _MAX_DEPTH = 64  # nesting of real files is below 10
+_MAX_REPEATED = 2**28  # bytes: what all frames of a video have in common is saved once, and read for each
 _MAX_STEPS, _MAX_COUNT = 2**20, 2**28  # lists of lists in real files have some hundred items, arrays below 2^24 numbers
 
 
@@ -116,6 +117,7 @@ def read_pickle(data: bytes):
 def torch_archive(data: bytes, storage: Callable[[str], bytes]):
     """The value of `data.pkl` in a file of torch.save, as :func:`read_pickle`; `storage` reads the numbers under a
     key."""
+    known: dict = {}
 
     def numbers_of(key):
         if not (isinstance(key, tuple) and len(key) == 5 and key[0] == "storage" and isinstance(key[1], Inert)):
@@ -123,7 +125,9 @@ def torch_archive(data: bytes, storage: Callable[[str], bytes]):
         _, kind, name, _, count = key
         if kind.name not in _STORAGES or not isinstance(name, str) or not name.isdigit():
             raise ValueError(f"a torch storage of type {kind.name}")
-        return _array((count,), _STORAGES[kind.name], storage(name), "C")
+        if (kind.name, name) not in known:
+            known[kind.name, name] = _torch_numbers(kind.name, count, storage(name))
+        return known[kind.name, name]
 
     return _read_at(memoryview(data), 0, persistent=numbers_of)[0]
 
@@ -133,7 +137,7 @@ def _read_at(data, start, persistent=None):
     machine = Machine(data, start, _allowed)
     try:
         machine.run()
-        value = _Resolver(persistent, budget=8 * len(data) + 2**20).resolve(machine.result)
+        value = _Resolver(persistent, budget=8 * len(data) + _MAX_REPEATED).resolve(machine.result)
         return value, machine.position
     except _MALFORMED as error:
         problem = f"{type(error).__name__}: {error}"
@@ -158,7 +162,8 @@ _CSC = _names(("scipy.sparse.csc", "scipy.sparse._csc"), "csc_matrix", "csc_arra
 _CSR = _names(("scipy.sparse.csr", "scipy.sparse._csr"), "csr_matrix", "csr_array")
 _COLLECTIONS = _names(_BUILTINS, "set", "frozenset", "list", "tuple")
 _EMPTY_BYTES = _names(_BUILTINS, "bytes")
-_STORAGES = {
+_BFLOAT16 = "torch.BFloat16Storage"
+_STORAGES = {_BFLOAT16: np.dtype("<u2")} | {
     f"torch.{name}Storage": np.dtype(code)
     for name, code in {
         "Double": "<f8", "Float": "<f4", "Half": "<f2", "Long": "<i8", "Int": "<i4", "Short": "<i2", "Char": "i1",
@@ -167,7 +172,7 @@ _STORAGES = {
 }  # fmt: skip
 _KNOWN = (
     {"numpy.ndarray", "numpy.dtype", "_codecs.encode", "collections.OrderedDict"}
-    | {"torch._utils._rebuild_tensor_v2", "torch.storage._load_from_bytes"}
+    | {"torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter", "torch.storage._load_from_bytes"}
     | _names(_BUILTINS, "object")
     | _RECONSTRUCT | _SCALAR | _FROM_BUFFER | _NEW_OBJECT | _CSC | _CSR | _COLLECTIONS | _EMPTY_BYTES | _STORAGES.keys()
 )  # fmt: skip
@@ -184,6 +189,7 @@ class _Resolver:
 
     persistent: object  # what a persistent id stands for, as a function; None where there are none
     budget: int  # bytes and items that may go through calls: a small file can name one array a million times
+    outside: set[int] = field(default_factory=set)  # arrays that persistent ids stand for
     done: dict = field(default_factory=dict)
     depth: int = 0
 
@@ -209,19 +215,27 @@ class _Resolver:
             if self.persistent is None:
                 raise ValueError("refused: it refers to objects outside of the file")
             result = self.persistent(self.resolve(value.key))
+            if isinstance(result, np.ndarray) and id(result) not in self.outside:
+                self.outside.add(id(result))
+                self.budget += 2 * result.nbytes
         else:
             result = self.call(value.function.name, value)
         self.depth -= 1
         self.done[key] = result
         return result
 
-    def call(self, name, call):
-        args, state = self.resolve(call.args), self.resolve(call.state)
-        parts = state.values() if isinstance(state, dict) else state if isinstance(state, tuple) else ()
-        self.budget -= sum(len(x) for x in (*args, *parts) if isinstance(x, (str, bytes, list, tuple)))
-        self.budget -= sum(x.size for x in (*args, *parts) if isinstance(x, np.ndarray))
+    def spend(self, amount):
+        self.budget -= amount
         if self.budget < 0:
             raise ValueError("refused: it repeats its data again and again")
+
+    def call(self, name, call):
+        args, state = self.resolve(call.args), self.resolve(call.state)
+        if name == "torch._utils._rebuild_tensor_v2":  # its storage isn't copied: many tensors may be views of one
+            return _torch_tensor(*args[:4], self.spend)
+        parts = state.values() if isinstance(state, dict) else state if isinstance(state, tuple) else ()
+        self.spend(sum(len(x) for x in (*args, *parts) if isinstance(x, (str, bytes, list, tuple))))
+        self.spend(sum(x.size for x in (*args, *parts) if isinstance(x, np.ndarray)))
         if name in _NEW_OBJECT:  # (class, object, None), as protocols 0 and 1 make objects
             if not args or not isinstance(args[0], Inert):
                 raise ValueError("makes an object of something that is no class")
@@ -252,8 +266,8 @@ class _Resolver:
             return list(items)
         if name == "torch.storage._load_from_bytes":
             return _torch_storage(args[0])
-        if name == "torch._utils._rebuild_tensor_v2":
-            return _torch_tensor(*args[:4])
+        if name == "torch._utils._rebuild_parameter":
+            return args[0]
         if name.startswith("chumpy."):
             return Inert(name, state if isinstance(state, dict) else {})
         raise ValueError(f"refused: it calls {name!r}")
@@ -345,18 +359,26 @@ def _torch_storage(data):
         raise ValueError(f"a torch storage of type {name}")
     if position + 8 > len(data) or struct.unpack_from("<q", data, position)[0] != count:
         raise ValueError("a torch storage that ends too early")
-    return _array((count,), _STORAGES[name], bytes(data[position + 8 :]), "C")
+    return _torch_numbers(name, count, bytes(data[position + 8 :]))
 
 
-def _torch_tensor(storage, offset, shape, stride):
+def _torch_numbers(kind, count, raw):
+    """A storage's numbers; bfloat16, which NumPy doesn't have, as float32."""
+    numbers = _array((count,), _STORAGES[kind], raw, "C")
+    return (numbers.astype("<u4") << 16).view("<f4") if kind == _BFLOAT16 else numbers
+
+
+def _torch_tensor(storage, offset, shape, stride, spend):
+    """A copy of a view of a storage. `spend` is told how many bytes it takes."""
     shape, stride = _shape(shape), _shape(stride)
     if not isinstance(storage, np.ndarray) or storage.ndim != 1 or len(stride) != len(shape) or type(offset) is not int:
         raise ValueError("a torch tensor of unknown form")
     count = math.prod(shape)
     last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
-    if count > len(storage) or (count and not 0 <= offset <= last < len(storage)):
+    if count and not 0 <= offset <= last < len(storage):
         raise ValueError(f"a torch tensor of shape {shape} over {len(storage)} numbers")
     if not count:
         return np.zeros(shape, storage.dtype)
     size = storage.itemsize
+    spend(count * size)  # before it is made: an expanded tensor is larger than its storage
     return np.lib.stride_tricks.as_strided(storage[offset:], shape, [s * size for s in stride]).copy()

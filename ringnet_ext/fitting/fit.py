@@ -25,6 +25,7 @@ from .result import Fit, first_images, posterior
 from .track import Video, Walk, clips, nearest_usable, ties
 
 
+@torch.no_grad()
 def fit(
     flame: FLAME,
     landmarks: Tensor,
@@ -56,6 +57,8 @@ def fit(
         fit(flame, landmarks, person=[0, 0, 0, 1, 1])     # three images of one person, two of another
         fit(flame, landmarks, person=[0] * N, video=True) # the frames of a video
 
+    The results are constants: no gradient flows to the landmarks.
+
     Args:
         flame: the layer; its dtype and device are those of the computation.
         landmarks: (N, n, 2) normalised image coordinates, [-1, 1] over the square image, y down, or (N, n, 3) metres, y
@@ -85,6 +88,8 @@ def fit(
     Raises:
         ValueError, TypeError: naming the argument.
     """
+    if flame.num_joints != 5:
+        raise ValueError(f"flame: expected a layer with FLAME's 5 joints, got one with {flame.num_joints}")
     if robust not in _ROBUST:
         raise ValueError(f"robust: expected {', '.join(name for name in _ROBUST if name)} or None, got {robust!r}")
     if sigma is not None and not 0 < sigma < math.inf:

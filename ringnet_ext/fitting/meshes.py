@@ -34,7 +34,7 @@ def fit_mesh(flame: FLAME, vertices: Tensor, *, sigma: float = 2e-5, priors: Pri
     corner[flame.faces.flatten()] = torch.arange(flame.faces.numel(), device=corner.device)
     used = flame.faces.flatten()[corner] == torch.arange(V, device=corner.device)
     coordinates = torch.nn.functional.one_hot(corner[used] % 3, 3).double()
-    roles = {"neck_pose": "image", "eye_pose": "image"} | dict(options.pop("roles", {}))
+    roles = {"neck_pose": "image", "eye_pose": "image"} | dict(options.pop("roles", None) or {})
     wide = Priors(expression=1.0, jaw_pose=1.0, neck_pose=1.0, eye_pose=1.0)
     return fit(
         exact,

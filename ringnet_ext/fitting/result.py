@@ -69,18 +69,19 @@ class Fit:
 
     @property
     def shape_std(self) -> Tensor:
-        """(G, S): posterior standard deviation of the shape coefficients."""
-        return self._posterior().std["shape"]
+        """(G, S): posterior standard deviation of the shape coefficients, 0 where the shape was given; (N, S) where
+        every image has a shape of its own."""
+        return _root(self._posterior().shape_covariance)
 
     def vertex_std(self) -> Tensor:
-        """(G, V): posterior standard deviation of the neutral head's vertices, metres: the root of the sum over x, y
-        and z."""
+        """(G, V), or (N, V) as :attr:`shape_std`: posterior standard deviation of the neutral head's vertices, metres:
+        the root of the sum over x, y and z."""
         return self._posterior().vertex_std()
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """The Gaussian around the solution. shape_covariance (G, S, S); directions (V, 3, S)."""
+    """The Gaussian around the solution. shape_covariance (G, S, S), or (N, S, S); directions (V, 3, S)."""
 
     std: dict[str, Tensor]
     shape_covariance: Tensor
@@ -88,10 +89,10 @@ class Posterior:
 
     def vertex_std(self) -> Tensor:
         directions = self.directions.flatten(0, 1)
-        rows = [
-            ((directions @ c) * directions).sum(1).view(-1, 3).sum(1).clamp_min(0).sqrt() for c in self.shape_covariance
-        ]
-        return torch.stack(rows)
+        result = directions.new_zeros(len(self.shape_covariance), len(self.directions))
+        for row, c in zip(result, self.shape_covariance, strict=True):
+            row.copy_(((directions @ c) * directions).sum(1).view(-1, 3).sum(1).clamp_min(0).sqrt())
+        return result
 
 
 def posterior(flame: FLAME, columns: Columns, solution: Solution, back: Tensor) -> Posterior:

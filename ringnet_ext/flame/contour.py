@@ -106,6 +106,8 @@ def _inner_landmarks(model: FlameModel) -> LandmarkEmbedding:
     embedding = model.landmarks
     if embedding is None or embedding.num_static < 51 or embedding.static_ids is not None:
         raise ValueError("landmarks: expected the 51 inner landmarks of iBUG, from which the face is found")
+    if embedding.num_static == 68:  # begin with the contour's
+        raise ValueError("landmarks: expected the 51 inner landmarks of iBUG, got all 68 as static ones")
     return embedding
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..ops import reference
-from .layer import _COEFFICIENTS, _JOINTS, POSES, HeadBuffers, _given, _rows
+from .layer import _BODY, _COEFFICIENTS, _EMBEDDING, _JOINTS, POSES, HeadBuffers, _given, _rows
 
 
 class ExportableFLAME(HeadBuffers):
@@ -19,8 +19,8 @@ class ExportableFLAME(HeadBuffers):
 
     def __init__(self, layer):
         super().__init__()
-        for name, tensor in layer._buffers.items():
-            self.register_buffer(name, tensor)
+        for name in (*_BODY, *_EMBEDDING):
+            self.register_buffer(name, getattr(layer, name))
         self.shape_params, self.expression_params = layer.shape_params, layer.expression_params
         self.eyelid_params = layer.eyelid_params
         self.neck_joint = layer.neck_joint

@@ -137,8 +137,10 @@ def landmark_arguments(content, full: bool = False) -> dict[str, np.ndarray]:
 
 
 def ringnet_static(landmarks) -> bytes:
-    """A LandmarkEmbedding's static points as RingNet's flame_static_embedding.pkl."""
-    return _pickle(_ringnet(landmarks.static_faces_idx, landmarks.static_bary_coords))
+    """A LandmarkEmbedding's static points as RingNet's flame_static_embedding.pkl; with their numbers, where they have
+    any, as MediaPipe's embedding has them."""
+    content = _ringnet(landmarks.static_faces_idx, landmarks.static_bary_coords)
+    return _pickle(content if landmarks.static_ids is None else content | {"landmark_indices": landmarks.static_ids})
 
 
 def ringnet_dynamic(landmarks) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,14 +113,19 @@ class LandmarkEmbedding:
         """Reads an embedding in any format of the field, told by content.
 
         One path: this project's, DECA's (also MICA's and SMIRK's), MediaPipe's, or RingNet's static embedding. Two
-        paths: RingNet's static and dynamic embeddings, in either order. `full` takes the 68 static points that DECA's
-        file has besides. Raises ValueError, naming the file.
+        paths: RingNet's static and dynamic embeddings, in either order, or others of which one has the static points
+        and the other the contour. `full` takes the 68 static points that DECA's file has besides. Raises ValueError,
+        naming the file.
         """
         arguments: dict = {}
         for path in paths:
             content = read_file(path)
             try:
-                arguments |= landmark_arguments(content, full)
+                found = landmark_arguments(content, full)
+                for kind in ("static", "contour"):
+                    if {f"{kind}_faces_idx"} <= arguments.keys() & found.keys():
+                        raise ValueError(f"has {kind} landmarks, and so has a file before it; expected them in one")
+                arguments |= found
             except ValueError as error:
                 raise ValueError(f"{os.fspath(path)}: {error}") from error
         names = ", ".join(os.fspath(path) for path in paths)
@@ -147,6 +153,15 @@ class LandmarkEmbedding:
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays that are there, by field name."""
         return {name: array for name, array in vars(self).items() if array is not None}
+
+
+def given_embedding(
+    landmarks: LandmarkEmbedding | str | os.PathLike | Sequence[str | os.PathLike],
+) -> LandmarkEmbedding:
+    """An embedding that was given as one, by its path, or by several, as :meth:`LandmarkEmbedding.load` takes them."""
+    if isinstance(landmarks, LandmarkEmbedding):
+        return landmarks
+    return LandmarkEmbedding.load(*([landmarks] if isinstance(landmarks, (str, os.PathLike)) else landmarks))
 
 
 def contour_row(yaw_degrees) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from numbers import Integral
 from typing import TYPE_CHECKING, NamedTuple
 
 import _ringnet_core as core
@@ -17,6 +18,7 @@ from .model import FlameModel
 if TYPE_CHECKING:
     from .exportable import ExportableFLAME
 
+_DTYPES = torch.float32, torch.float64
 _JOINTS = 5  # global, neck, jaw, left eye, right eye
 
 #: Widths of the poses by name: columns of the pose, in the joints' order.
@@ -105,8 +107,11 @@ class FLAME(HeadBuffers):
             model = builtin_head()
         elif not isinstance(model, FlameModel):
             model = FlameModel.load(model)
-        if min(shape_params, expression_params) < 0:
-            raise ValueError(f"shape_params, expression_params: got {shape_params}, {expression_params}")
+        for name, count in (("shape_params", shape_params), ("expression_params", expression_params)):
+            if not isinstance(count, Integral) or count < 0:
+                raise ValueError(f"{name}: expected how many directions to use at most, got {count!r}")
+        if dtype not in _DTYPES:
+            raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
 
         def buffer(name, array, dtype=dtype):
             self.register_buffer(name, None if array is None else torch.tensor(array, dtype=dtype))
@@ -250,8 +255,10 @@ class FLAME(HeadBuffers):
         if offset is not None:
             template = template + offset[0].double()
             layer._folded += ("static_offset",)
-        layer.v_template = template.to(like.dtype)
-        layer.shapedirs = torch.cat([*free, eyelids], dim=-1)
+        directions = torch.cat([*free, eyelids], dim=-1)
+        for name, value in (("v_template", template.to(like.dtype)), ("shapedirs", directions)):
+            layer._parameters.pop(name, None)  # where the buffer was replaced by one
+            layer.register_buffer(name, value)
         return layer
 
     def exportable(self) -> ExportableFLAME:
@@ -350,6 +357,8 @@ class FLAME(HeadBuffers):
     def _fitted(self, names, values, widths, like, template):
         """The values in the layer's dtype and as wide as they should be, and their batch size, to which all are
         expanded."""
+        if like.dtype not in _DTYPES:
+            raise TypeError(f"this layer is {like.dtype}, expected float32 or float64; .float() brings it back")
         batch, fitted = {} if template is None else {"static_offset": len(template)}, []
         for name, value, width in zip(names, values, widths, strict=True):
             coefficients = name in _COEFFICIENTS

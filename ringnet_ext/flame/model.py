@@ -6,10 +6,12 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
 from ..files.arrays import read_file, write_arrays
+from ..files.meshes import MESHES
 from .formats import (
     MODEL_ARRAYS,
     OPTIONAL_ARRAYS,
@@ -18,7 +20,17 @@ from .formats import (
     region_arguments,
     require_parents_first,
 )
-from .landmarks import LandmarkEmbedding, index_range, integer_array, real_array
+from .landmarks import LandmarkEmbedding, given_embedding, index_range, integer_array, real_array
+
+
+def read_head_file(path: str | os.PathLike):
+    """What is in a file that is no mesh. Raises ValueError, naming the file, for a mesh and for what cannot be read."""
+    if Path(path).suffix.lower() in MESHES:
+        raise ValueError(
+            f"{os.fspath(path)}: expected a head model file, got a mesh, which has no directions; "
+            "ringnet_ext.flame.sources.load_head makes a rigid head of it"
+        )
+    return read_file(path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +180,7 @@ class FlameModel:
         Raises:
             ValueError: naming the file and the reason, for anything else.
         """
-        content = read_file(path)
+        content = read_head_file(path)
         try:
             arguments = model_arguments(content)
             if "landmarks" in arguments:
@@ -176,15 +188,13 @@ class FlameModel:
             model = cls(**arguments)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{os.fspath(path)}: not a head model: {error}") from error
-        if isinstance(landmarks, (str, os.PathLike)):
-            landmarks = LandmarkEmbedding.load(landmarks)
-        elif landmarks is not None and not isinstance(landmarks, LandmarkEmbedding):
-            landmarks = LandmarkEmbedding.load(*landmarks)
         if landmarks is not None:
-            model = replace(model, landmarks=landmarks)
+            model = replace(model, landmarks=given_embedding(landmarks))
         if regions is not None:
             model = model.with_regions(regions)
         if eyelids is not None:
+            if isinstance(eyelids, (str, os.PathLike)) or len(eyelids) != 2:
+                raise ValueError(f"eyelids: expected two paths, of the left and of the right one, got {eyelids!r}")
             try:
                 model = replace(model, eyeliddirs=eyelid_arguments(*(read_file(path) for path in eyelids)))
             except ValueError as error:

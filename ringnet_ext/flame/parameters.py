@@ -151,10 +151,11 @@ class FlameParams(NamedTuple):
     def to_full(self) -> Tensor:
         """(B, 415): 300 shape, 100 expression, 15 pose. The translation isn't part of it.
 
-        Raises ValueError where eyelids or a static offset are not zero: the 415 numbers have none.
+        Raises ValueError where eyelids, a static offset or further coefficients are not zero: the 415 numbers have
+        none.
         """
         self._require_zero("the vector", "eyelids", "static_offset")
-        return torch.cat(self.resized(300, 100)[:6], dim=1)
+        return torch.cat(self._held("the vector", 300, 100)[:6], dim=1)
 
     @classmethod
     def from_full(cls, vector: Tensor) -> FlameParams:
@@ -167,11 +168,11 @@ class FlameParams(NamedTuple):
     def to_deca(self, camera: Tensor) -> dict[str, Tensor]:
         """DECA's code dictionary with `shape`, `exp`, `pose` and `cam`, from a DECA camera (B, 3).
 
-        Raises ValueError where the neck, the eyes, the translation, the eyelids or the static offset are not zero: DECA
-        has none.
+        Raises ValueError where the neck, the eyes, the translation, the eyelids, the static offset or further
+        coefficients are not zero: DECA has none.
         """
         self._require_zero("DECA", *_BEYOND_DECA)
-        sized = self.resized(100, 50)
+        sized = self._held("DECA", 100, 50)
         pose = torch.cat([self.global_pose, self.jaw_pose], dim=1)
         return {"shape": sized.shape, "exp": sized.expression, "pose": pose, "cam": camera}
 
@@ -201,11 +202,11 @@ class FlameParams(NamedTuple):
             camera: (B, 3), DECA's.
             root: (B, 3) or (1, 3), the joint about which the head turns: ``flame(shape, expression).joints[:, 0]``.
 
-        Raises ValueError where the neck, the eyes, the translation, the eyelids or the static offset are not zero:
-        RingNet has none.
+        Raises ValueError where the neck, the eyes, the translation, the eyelids, the static offset or further
+        coefficients are not zero: RingNet has none.
         """
         self._require_zero("RingNet", *_BEYOND_DECA)
-        sized = self.resized(100, 50)
+        sized = self._held("RingNet", 100, 50)
         camera = _turned_over(camera, root)
         return HeadParams(camera, _half_turn(self.global_pose), self.jaw_pose, sized.shape, sized.expression)
 
@@ -221,14 +222,22 @@ class FlameParams(NamedTuple):
         return upright, _turned_over(params.camera, root)
 
     def to_vhap(self, vertices: int) -> dict[str, np.ndarray]:
-        """The arrays of VHAP's and GaussianAvatars' ``flame_param.npz``, float32, of a batch of one: 300 shape and 100
-        expression coefficients, and a static offset of that many vertices.
+        """The arrays of VHAP's and GaussianAvatars' ``flame_param.npz``, float32, of one person's frames: 300 shape and
+        100 expression coefficients, and a static offset of that many vertices.
 
-        Raises ValueError where eyelids are not zero: VHAP has none.
+        Raises ValueError where eyelids or further coefficients are not zero, which VHAP has none of, or where shape or
+        static offset, which it has once for all frames, are not the same in all rows.
         """
         self._require_zero("VHAP", "eyelids")
-        sized = self.resized(300, 100, vertices)
-        offset = sized.static_offset if sized.static_offset.shape[1] else torch.zeros(1, vertices, 3)
+        for name in ("shape", "static_offset"):
+            rows = getattr(self, name)
+            if len(rows) == 0 or (rows != rows[:1]).any():
+                raise ValueError(
+                    f"{name}: VHAP has one for all frames of a person, expected the same in all rows, "
+                    f"got {'different ones' if len(rows) else 'no rows'}"
+                )
+        sized = self._held("VHAP", 300, 100).resized(300, 100, vertices)
+        offset = sized.static_offset[:1] if sized.static_offset.shape[1] else torch.zeros(1, vertices, 3)
         arrays = {
             "shape": sized.shape[0],
             "expr": sized.expression,
@@ -242,8 +251,19 @@ class FlameParams(NamedTuple):
         return {name: value.detach().cpu().float().numpy() for name, value in arrays.items()}
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the fields as `.npz` or `.safetensors`."""
-        write_arrays(path, {name: value.detach().cpu().numpy() for name, value in self._asdict().items()})
+        """Writes the fields as `.npz` or `.safetensors`; bfloat16, which NumPy doesn't have, as float32."""
+        fields = {name: value.detach().cpu() for name, value in self._asdict().items()}
+        write_arrays(path, {n: (v.float() if v.dtype == torch.bfloat16 else v).numpy() for n, v in fields.items()})
+
+    def _held(self, who, shape, expression):
+        """With as many coefficients as somebody has, where no others are lost."""
+        for name, count in (("shape", shape), ("expression", expression)):
+            if getattr(self, name)[:, count:].any():
+                raise ValueError(
+                    f"{name}: {who} has {count} coefficients, expected zeros after them; "
+                    f"resized({shape}, {expression}) cuts them off"
+                )
+        return self.resized(shape, expression)
 
     def _require_zero(self, who, *names):
         held = [name for name in names if getattr(self, name).any()]

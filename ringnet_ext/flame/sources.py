@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..files.meshes import MESHES, read_mesh
-from .landmarks import LandmarkEmbedding
+from .landmarks import LandmarkEmbedding, given_embedding
 from .model import FlameModel
 
 
 def load_head(
     path: str | os.PathLike | None = None,
-    landmarks: Sequence[str | os.PathLike] | None = None,
+    landmarks: LandmarkEmbedding | str | os.PathLike | Sequence[str | os.PathLike] | None = None,
     regions: str | os.PathLike | None = None,
     eyelids: tuple[str | os.PathLike, str | os.PathLike] | None = None,
 ) -> FlameModel:
@@ -23,14 +23,15 @@ def load_head(
     A mesh keeps the order of its file's vertices and triangles, and its texture coordinates.
 
     Args:
-        landmarks: paths of an embedding, or of RingNet's static and dynamic ones, in place of the head's own.
+        landmarks: an embedding, the path of one, or the paths of RingNet's static and dynamic ones, in place of the
+            head's own.
         regions: path of FLAME_masks.pkl.
         eyelids: paths of l_eyelid.npy and r_eyelid.npy, for a model file.
 
     Raises:
         ValueError: naming the file, for what cannot be read.
     """
-    embedding = LandmarkEmbedding.load(*landmarks) if landmarks else None
+    embedding = given_embedding(landmarks) if landmarks else None
     if path is not None and Path(path).suffix.lower() not in MESHES:
         return FlameModel.load(path, embedding, regions, eyelids)
     if eyelids is not None:

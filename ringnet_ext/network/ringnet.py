@@ -189,19 +189,20 @@ class RingNet(nn.Module):
                 )
         for candidate in candidates:
             model = cls(candidate, **configuration)
-            if _same_head(model, saved, tensors):
+            if same_head(model, saved, tensors):
                 return model
         if candidate is None:
             own = "the built-in one"
         else:
             own = "the one given" if isinstance(candidate, FlameModel) else os.fspath(candidate)
         raise CheckpointError(
-            f"{path}: trained on another head than {own}: on {_described_head(saved)}; give it with --head, in Python "
+            f"{path}: trained on another head than {own}: on {described_head(saved)}; give it with --head, in Python "
             "with head="
         )
 
 
-def _same_head(model: RingNet, saved: dict, tensors: dict[str, Tensor]) -> bool:
+def same_head(model: RingNet, saved: dict, tensors: dict[str, Tensor]) -> bool:
+    """Whether the model's head is the one that a checkpoint of those tensors was trained on, by its facts ``head``."""
     own = fingerprint(model.head)
     if own == saved["fingerprint"]:
         return True
@@ -217,7 +218,8 @@ def _same_head(model: RingNet, saved: dict, tensors: dict[str, Tensor]) -> bool:
     )
 
 
-def _described_head(saved: dict) -> str:
+def described_head(saved: dict) -> str:
+    """A checkpoint's facts ``head`` in words."""
     if saved["fingerprint"].startswith("builtin-"):
         return f"version {saved['fingerprint'].removeprefix('builtin-')} of the built-in one"
     return f"one of fingerprint {saved['fingerprint']}" + (f", {saved['path']}" if saved["path"] else "")

@@ -69,7 +69,8 @@ def require_tensor(argument: str, value: Any, shape: tuple, like: Tensor | None 
         dtypes = (like.dtype,)
     if value.dtype not in dtypes:
         names = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
-        raise TypeError(f"{argument}: expected {names}, got {str(value.dtype).removeprefix('torch.')}")
+        todo = "; .float() brings a module back" if dtypes is not INTEGERS and value.dtype in HALVES else ""
+        raise TypeError(f"{argument}: expected {names}, got {str(value.dtype).removeprefix('torch.')}{todo}")
     if value.ndim != len(shape) or any(
         want is not None and want != have for want, have in zip(shape, value.shape, strict=False)
     ):

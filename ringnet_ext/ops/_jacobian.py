@@ -5,8 +5,13 @@ from torch import Tensor
 from . import reference
 from ._cache import Cache
 from ._landmarks import LandmarkOperator
-from ._operator import Operator
+from ._operator import Operator, _has_tangent, differentiated
 from ._prepared import PreparedLandmarks, prepared_landmarks
+
+_NO_DERIVATIVES = (
+    "flame_landmarks_jacobian has no derivatives of its own; ringnet_ext.ops.reference.flame_landmarks can be "
+    "differentiated twice"
+)
 
 
 class PreparedJacobian:
@@ -54,11 +59,14 @@ class Jacobian(LandmarkOperator):
         self.check(*inputs)
         return Operator.dispatch(self, *inputs)
 
+    def _forward_autograd(self, *arguments):
+        for name, value in zip(self.names, arguments, strict=False):
+            if _has_tangent((value,)) or (name not in self.moving and differentiated((value,))):
+                raise NotImplementedError(f"{name}: {_NO_DERIVATIVES}; detach it")
+        return super()._forward_autograd(*arguments)
+
     def backward_kernel(self, model, gradients, inputs, states, wanted):
-        raise NotImplementedError(
-            "flame_landmarks_jacobian has no derivatives of its own; ringnet_ext.ops.reference.flame_landmarks can be "
-            "differentiated twice"
-        )
+        raise NotImplementedError(_NO_DERIVATIVES)
 
 
 JACOBIAN = Jacobian()

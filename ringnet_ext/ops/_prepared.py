@@ -372,8 +372,10 @@ class PreparedHead:
             self.points, self.landmark_state_size = self.landmarks.points, self.landmarks.state_sizes[True]
         else:
             L, C = checks.landmark_constants(self.like, tuple(tensors[5:]), neck_joint, self.J)
-            self.points, corners = C + L, landmark_corners(tuple(tensors[5:]), self.lbs.sizes[0])
-            vertices, points, bary = corners.by_vertex
+            self.points = C + L
+            # Held here: the core reads their memory, and the cache doesn't keep what is made of inference tensors.
+            self._corners: Corners = landmark_corners(tuple(tensors[5:]), self.lbs.sizes[0])
+            vertices, points, bary = self._corners.by_vertex
             self.lbs = self.lbs.with_landmarks(
                 L=L, C=C, neck_joint=neck_joint, vertices=vertices, points=points, bary=bary
             )

@@ -152,7 +152,7 @@ def flame_landmarks_jacobian(
     Any points of the mesh will do: triangles and barycentric coordinates of one's own, without a contour. Derivatives
     are taken at the row of the contour table that the pose picks. They cannot be differentiated further.
 
-    Args and errors: as of :func:`flame_landmarks`; v_template is (V, 3).
+    Args and errors: as of :func:`flame_landmarks`; v_template is (V, 3). A constant that requires grad is refused.
 
     Returns:
         landmarks (B, C + L, 3), metres; d_betas (B, C + L, 3, K), metres per unit of beta; d_pose (B, C + L, 3, 3J),

@@ -263,7 +263,7 @@ def flame_landmarks_jacobian(
     with torch.enable_grad():
         betas, pose = betas.detach().requires_grad_(), pose.detach().flatten(1).requires_grad_()
         points = flame_landmarks(
-            betas, pose if pose2rot else pose.view(B, -1, 3, 3), *model, *embedding, neck_joint, pose2rot
+            betas, pose if pose2rot else pose.unflatten(1, (-1, 3, 3)), *model, *embedding, neck_joint, pose2rot
         )
         rows = [
             torch.autograd.grad(column.sum(), (betas, pose), retain_graph=True)

@@ -23,8 +23,8 @@ def write_curves(path: str | os.PathLike, history: list[dict[str, float]]) -> No
         "ring": "ring shape loss",
     }
     for axes, (name, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
-        axes.plot(steps, [row[name] for row in history], label="training")
-        axes.plot(steps, [row[f"validation_{name}"] for row in history], label="held out")
+        for key, label in ((name, "training"), (f"validation_{name}", "held out")):
+            axes.plot(steps, [row[key] for row in history], label=label, marker="." if len(history) == 1 else "")
         axes.set(title=title, xlabel="step", yscale="log" if name != "ring" else "linear")
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
@@ -41,7 +41,7 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, history[0].keys())
     writer.writeheader()
-    writer.writerows({key: f"{value:.6g}" for key, value in row.items()} for row in history)
+    writer.writerows({**{key: f"{value:.6g}" for key, value in row.items()}, "step": row["step"]} for row in history)
     with written_whole(path) as file:
         file.write(text.getvalue().encode())
 

@@ -6,8 +6,9 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -19,7 +20,16 @@ from .._version import __version__
 from ..files.checkpoint import CheckpointError, read_checkpoint
 from ..files.whole import written_whole
 
-_CONFIGURATION = "config.json"
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+#: What else a run leaves in its folder.
+_RESULTS = (
+    "checkpoints/step-*.safetensors", "tensorboard/events.out.tfevents.*", "best.safetensors", "history.csv",
+    "curves.png", "report.json", "reconstructions.png", "examples/[0-9]*.png",
+)  # fmt: skip
 
 
 def checkpoints(folder: str | os.PathLike) -> list[Path]:
@@ -55,16 +65,43 @@ def newest_checkpoint(folder: str | os.PathLike) -> tuple[Path, dict[str, torch.
         raise
 
 
+@contextmanager
+def alone_in(folder: str | os.PathLike) -> Iterator[None]:
+    """While the block runs, no other run may be at work in the folder: each would remove the other's checkpoints.
+
+    Raises:
+        OSError: one is.
+    """
+    descriptor = os.open(folder, os.O_RDONLY) if fcntl else None
+    try:
+        try:
+            if descriptor is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(f"--out: {os.fspath(folder)}: another run is at work in it; choose another folder") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def configuration_path(folder: str | os.PathLike) -> Path:
+    """What the run in a folder came from, and ``ringnet train --config`` reads."""
+    return Path(folder) / "config.json"
+
+
 def begin_run(folder: str | os.PathLike, description: dict) -> None:
     """Write what a new run comes from to the folder's ``config.json``.
 
-    Of an earlier run the checkpoints, the events and the best model are removed.
+    What an earlier run has left is removed, so that nothing of it passes for the new one's; other files stay.
     """
     folder = Path(folder)
-    for earlier in ("checkpoints", "tensorboard"):
-        shutil.rmtree(folder / earlier, ignore_errors=True)
-    (folder / "best.safetensors").unlink(missing_ok=True)
-    write_json(folder / _CONFIGURATION, description)
+    if configuration_path(folder).is_file() or checkpoints(folder):
+        for earlier in [path for pattern in _RESULTS for path in folder.glob(pattern)]:
+            earlier.unlink()
+    write_json(configuration_path(folder), description)
 
 
 def shares_of_run(folder: str | os.PathLike) -> int:
@@ -73,7 +110,7 @@ def shares_of_run(folder: str | os.PathLike) -> int:
     Raises:
         ValueError: its ``config.json`` doesn't say so.
     """
-    path = Path(folder) / _CONFIGURATION
+    path = configuration_path(folder)
     try:
         shares = json.loads(path.read_text())["options"]["shares"]
     except (OSError, KeyError, TypeError, ValueError):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..files.checkpoint import CheckpointError
+from ..network.ringnet import described_head, same_head
+from .run_folder import configuration_path
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -42,13 +44,13 @@ def restore(trainer: Trainer, path: Path, tensors: dict[str, torch.Tensor], fact
     """Bring a trainer into the state of a checkpoint.
 
     Raises:
-        CheckpointError: it is of another model, other faces or another configuration, or other processes have read
+        CheckpointError: it is of another model, head, faces or configuration, or other processes have read
             another one.
     """
     state = facts.get("trainer")
     if state is None:
         raise CheckpointError(f"{path}: a model, but not the state of a training run")
-    _require_same_run(trainer, path, state, facts["model"])
+    _require_same_run(trainer, path, state, facts, tensors)
     for model, prefix in ((trainer.model, ""), (trainer.average, "average.")):
         if model is None:
             continue
@@ -75,12 +77,24 @@ def restore(trainer: Trainer, path: Path, tensors: dict[str, torch.Tensor], fact
     trainer.sums, trainer.summed = state["sums"], state["summed"]
 
 
-def _require_same_run(trainer: Trainer, path: Path, state: dict, model: dict) -> None:
+def _require_same_run(trainer: Trainer, path: Path, state: dict, facts: dict, tensors: dict) -> None:
     settings = dataclasses.asdict(trainer.settings) | trainer.model.configuration
-    before = state["settings"] | model
+    before = state["settings"] | facts["model"]
     changed = [name for name in settings if settings[name] != before.get(name)]
     if changed:
         names = ", ".join(f"{name} {before.get(name)} -> {settings[name]}" for name in changed)
-        raise CheckpointError(f"{path}: a run is resumed with the settings it began with, and these differ: {names}")
+        file = configuration_path(trainer.folder)
+        raise CheckpointError(
+            f"{path}: a run is resumed with the settings it began with, and these differ: {names}"
+            + (f"; --config {file} repeats those it began with" if file.is_file() else "")
+        )
+    if not same_head(trainer.model, facts["head"], tensors):
+        raise CheckpointError(
+            f"{path}: a run is resumed with the head it began with, {described_head(facts['head'])}; give it with "
+            "--head, in Python with head=, and none where it is the built-in one"
+        )
     if state["faces"] != trainer.faces.fingerprint():
-        raise CheckpointError(f"{path}: a run is resumed with the faces it began with, and these are others")
+        raise CheckpointError(
+            f"{path}: a run is resumed with the faces it began with, and these are others (of photographs: the set has "
+            "changed, or the share that is held out)"
+        )

@@ -170,8 +170,9 @@ class Trainer:
                     seconds = time.perf_counter() - since
                     if leads:
                         self._report(timed / seconds, waited / seconds, bar, events)
-                        self.save()
                     self.sums, self.summed = dict.fromkeys(self.sums, 0.0), 0
+                    if leads:
+                        self.save()
                     since, waited, timed = time.perf_counter(), 0.0, 0
             for batch in upcoming:
                 batch.cancel()

@@ -116,7 +116,7 @@ BAD = {
         ("{photos} --out {out} --identities {binary}", 1, "{binary}: not a text file of paths and identities"),
         ("{photos} --out {out} --identities {columns}", 1, "{columns}, line 2: expected a path and an identity"),
         ("{photos} --out {out} --identities {empty}", 1, "{empty}: no images"),
-        ("{photos} --out {out} --anonymous nobody", 1, "--anonymous: expected a folder in {photos}"),
+        ("{photos} --out {out} --anonymous nobody", 1, "--anonymous: expected the name of a folder in {photos}"),
         ("{photos} --out {out} --detector {nothing}", 1, "nothing"),
     ],
     "convert": [

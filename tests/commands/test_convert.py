@@ -61,10 +61,29 @@ def test_landmarks_for_other_projects(model, tmp_path):
             assert np.array_equal(getattr(read, name), array)
 
 
+def test_numbers_of_landmarks_come_back(model, tmp_path):
+    embedding = LandmarkEmbedding([1, 2, 3], np.eye(3), static_ids=[5, 300, 7])
+    embedding.save(tmp_path / "mediapipe.npz")
+    assert main([str(tmp_path / "mediapipe.npz"), str(tmp_path / "static.pkl"), "--format", "ringnet-static"]) == 0
+    assert LandmarkEmbedding.load(tmp_path / "static.pkl").static_ids.tolist() == [5, 300, 7]
+
+
+def test_landmarks_that_are_in_both_files_are_named(model, tmp_path, capsys):
+    model.landmarks.save(tmp_path / "own.npz")
+    arguments = [str(tmp_path / "embedding.npy"), str(tmp_path / "both.npz"), "--landmarks", str(tmp_path / "own.npz")]
+    assert main(arguments) == 1
+    assert "own.npz: has static landmarks, and so has a file before it; expected them in one" in capsys.readouterr().err
+    static = LandmarkEmbedding(model.landmarks.static_faces_idx, model.landmarks.static_bary_coords)
+    static.save(tmp_path / "static.npz")
+    assert main([str(tmp_path / "static.npz"), str(tmp_path / "new.npy"), "--format", "deca"]) == 1
+    assert "static.npz: the landmarks have no contour" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "source, destination, code, message",
     [
         ("none.pkl", "head.npz", 1, "No such file"),
+        ("head.obj", "head.npz", 1, "head.obj: expected a head model file, got a mesh"),
         ("masks.pkl", "head.npz", 1, "masks.pkl: no landmark embedding: it holds face"),
         ("generic_model.pkl", "head.pkl", 2, "expected a name that ends in .npz or .safetensors"),
         ("generic_model.pkl", "nowhere/head.npz", 1, "there is no folder"),

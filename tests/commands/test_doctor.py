@@ -40,6 +40,7 @@ def version(monkeypatch):
 
 def test_where_everything_works(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("RINGNET_CACHE", str(tmp_path))
+    monkeypatch.setenv("OMP_PLACES_OF_NOBODY", "")  # as people hide GPUs by an empty CUDA_VISIBLE_DEVICES
     (tmp_path / "faces").mkdir()
     (tmp_path / "faces" / "images.npy").write_bytes(bytes(2_000_000))
     facts = found(capsys, 0)
@@ -54,6 +55,7 @@ def test_where_everything_works(capsys, monkeypatch, tmp_path):
     text = capsys.readouterr().out
     assert text.endswith("\neverything works\n")
     lines = dict(line.split(maxsplit=1) for line in text.splitlines())
+    assert lines["OMP_PLACES_OF_NOBODY"] == "''"
     assert lines["SIMD"] == facts["core"]["SIMD"] and lines["cache"] == f"{tmp_path}, 2.0 MB"
     assert lines["torch"] == torch.__version__ and lines["platform"] == facts["machine"]["platform"]
 

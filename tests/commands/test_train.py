@@ -17,7 +17,7 @@ from ringnet_ext.evaluation.photographs import evaluate_photographs
 from ringnet_ext.files.checkpoint import read_checkpoint
 from ringnet_ext.flame.parameters import HeadParams
 from ringnet_ext.training.duration import days_of_training
-from ringnet_ext.training.run_folder import checkpoints
+from ringnet_ext.training.run_folder import alone_in, checkpoints
 from ringnet_ext.training.settings import TrainingSettings
 from ringnet_ext.training.trainer import Trainer
 
@@ -81,6 +81,33 @@ def test_two_interrupts_still_end_with_a_checkpoint_and_the_third_at_once(faces,
     with pytest.raises(KeyboardInterrupt):
         interrupting(Trainer(model, faces, faces, settings, tmp_path / "thrice"), 3).train()
     model.eval()
+
+
+def test_a_run_that_was_stopped_says_how_it_is_continued(cache, tmp_path, monkeypatch, capsys):
+    update = Trainer._update
+
+    def pressed(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return update(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_update", pressed)
+        assert train.main(options(tmp_path / "run", cache, "--rings", "2", "--learning-rate", "0.001")) == 130
+    advice = capsys.readouterr().out.splitlines()[-1].partition("continue with ")[2]
+    assert train.main(["--out", str(tmp_path / "run"), "--resume"]) == 1
+    assert advice.removeprefix("--resume ") in capsys.readouterr().err
+    assert train.main(advice.split()) == 0
+    assert checkpoints(tmp_path / "run")[-1].name == "step-00000003.safetensors"
+
+
+def test_two_runs_at_once_in_a_folder_are_refused(cache, tmp_path, capsys):
+    """Each would remove the other's checkpoints, and both would say that all went well."""
+    (tmp_path / "run").mkdir()
+    with alone_in(tmp_path / "run"):
+        assert train.main(options(tmp_path / "run", cache, "--overwrite")) == 1
+        assert "another run is at work" in capsys.readouterr().err and not os.listdir(tmp_path / "run")
+    with alone_in(tmp_path / "run"):
+        pass
 
 
 def test_an_interrupt_before_the_first_step_is_one_line(cache, tmp_path, monkeypatch, capsys):

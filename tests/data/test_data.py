@@ -113,6 +113,17 @@ class TestSynthetic:
         assert before and before == {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}
         assert not [path for path in cache.iterdir() if path.name.startswith(".")]
 
+    @pytest.mark.parametrize("name", ["images.npy", "labels.npz"])
+    def test_what_is_damaged_is_rendered_anew(self, tmp_path, name):
+        small = SyntheticFaces(identities=1, images_per_identity=1, size=16)
+        faces = small.load(cache=tmp_path)
+        before = np.array(faces.images)  # which are mapped into memory
+        (path,) = tmp_path.glob(f"*/{name}")
+        for damage in (lambda: os.truncate(path, 100), path.unlink):
+            damage()
+            after = small.load(cache=tmp_path)
+            assert np.array_equal(after.images, before) and np.array_equal(after.landmarks, faces.landmarks)
+
     def test_what_a_killed_run_left_is_removed(self, tmp_path):
         tiny = dataclasses.replace(SMALL, identities=1, images_per_identity=1)
         tiny.load(cache=tmp_path)

@@ -4,11 +4,12 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import cv2
@@ -32,6 +33,7 @@ from ringnet_ext.detection.pose import estimate_yaw
 from ringnet_ext.files.images import read_image
 from ringnet_ext.flame import FLAME
 from ringnet_ext.geometry.camera import yaw_of
+from ringnet_ext.training.settings import PRESETS
 
 PEOPLE, EACH, SIDE = 31, 3, 160  # the last are nobody's: 30 people and a folder of extreme poses
 OPTIONS = ["--size", "96", "--anonymous", "extreme"]
@@ -289,6 +291,33 @@ class TestPrepare:
         assert before - after == {"n000004/gray.jpg", "n000001/0000_01.jpg"}
         assert {str(path.relative_to(out / "images")) for path in (out / "images").rglob("*.*")} == after
 
+    def test_a_set_that_is_being_changed_is_none(self, rendered, tmp_path, monkeypatch):
+        """Its manifest is of the crops as they were."""
+        person, pixels = tmp_path / "source" / "person", rendered[1]
+        person.mkdir(parents=True)
+        for index in range(2):
+            Image.fromarray(rendered[0].images[index]).save(person / f"{index}.png")
+            (person / f"{index}.pts").write_text(pts(pixels[index]))
+        arguments = tmp_path / "source", tmp_path / "set"
+        prepare.prepare(*arguments)
+
+        def killed(*arguments):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(prepare, "_finish", killed)
+            with pytest.raises(KeyboardInterrupt):
+                prepare.prepare(*arguments)
+            assert len(load_photographs(tmp_path / "set")) == 2  # nothing was changed
+            (person / "1.pts").write_text(pts(pixels[1] + 2))
+            with pytest.raises(KeyboardInterrupt):
+                prepare.prepare(*arguments)
+            with pytest.raises(FileNotFoundError, match="ringnet prepare"):
+                load_photographs(tmp_path / "set")
+        prepare.prepare(*arguments)
+        prepare.prepare(tmp_path / "source", tmp_path / "fresh")
+        assert (tmp_path / "set" / "manifest.npy").read_bytes() == (tmp_path / "fresh" / "manifest.npy").read_bytes()
+
     @pytest.mark.parametrize("separator", [" ", ","])
     def test_celeba_and_lists(self, rendered, tmp_path, separator):
         """One folder of images, identities in a file, landmarks in a folder of their own."""
@@ -300,6 +329,7 @@ class TestPrepare:
             Image.fromarray(faces.images[index]).save(images / f"{index:06d}.jpg")
             (landmarks / f"{index:06d}.pts").write_text(pts(pixels[index]))
             lines.append(f"{index:06d}.jpg{separator}{-1 if index == 5 else 2880 + index // 2}")
+        lines += [f"./000001.jpg{separator}2880"]  # the same once more
         lines += [f"missing.jpg{separator}7", f"../img/000000.jpg{separator}7"]
         (tmp_path / "identity.txt").write_text("\n".join(lines) + "\n")
         prepare.prepare(
@@ -323,6 +353,55 @@ class TestPrepare:
         prepare.prepare(tmp_path / "source", tmp_path / "set")
         assert [row["reason"] for row in rows(tmp_path / "set" / "dropped.csv")] == ["name is not UTF-8"]
 
+    def test_two_photographs_have_not_one_crop(self, rendered, tmp_path):
+        person = tmp_path / "source" / "person"
+        person.mkdir(parents=True)
+        for index, name in enumerate(("a.png", "a.png.jpg")):
+            Image.fromarray(rendered[0].images[index]).save(person / name)
+            (person / name).with_suffix(".pts").write_text(pts(rendered[1][index]))
+        prepare.prepare(tmp_path / "source", tmp_path / "set")
+        assert [(row["image"], row["reason"]) for row in rows(tmp_path / "set" / "dropped.csv")] == [
+            ("person/a.png", "two of one name")
+        ]
+        assert names(tmp_path / "set") == ["person/a.png.jpg"]
+
+    def test_a_name_that_no_crop_can_have_drops_its_image_alone(self, rendered, tmp_path):
+        person = tmp_path / "source" / "person"
+        person.mkdir(parents=True)
+        for name in ("a", "é" * 124, "é" * 117):
+            try:
+                Image.fromarray(rendered[0].images[0]).save(person / f"{name}.jpg")
+                (person / f"{name}.pts").write_text(pts(rendered[1][0]))
+            except OSError:
+                pytest.skip("a file system that takes no such names")
+        prepare.prepare(tmp_path / "source", tmp_path / "set")
+        assert [(row["image"], row["reason"]) for row in rows(tmp_path / "set" / "dropped.csv")] == [
+            (f"person/{'é' * 124}.jpg", "name too long")
+        ]
+        assert len(load_photographs(tmp_path / "set")) == 2
+
+    def test_a_shells_slash_behind_the_name_of_the_anonymous_folder(self, prepared, vggface2, tmp_path):
+        """Else its images are those of one person."""
+        prepare.prepare(vggface2, tmp_path / "set", anonymous="extreme/")
+        assert rows(tmp_path / "set" / "people.csv") == rows(prepared / "people.csv")
+
+    def test_what_it_is_made_of_is_not_overwritten(self, rendered, tmp_path, capsys):
+        photograph, people = tmp_path / "images" / "ann" / "a.jpg", tmp_path / "set" / "people.csv"
+        photograph.parent.mkdir(parents=True)
+        people.parent.mkdir()
+        Image.fromarray(rendered[0].images[0]).save(photograph)
+        photograph.with_suffix(".pts").write_text(pts(rendered[1][0]))
+        people.write_text("a.jpg,ann\n")
+        before = photograph.read_bytes()
+        for source, out, *more in (
+            (tmp_path / "images", tmp_path),  # whose images/ the crops would lie in
+            (photograph.parent, tmp_path),
+            (photograph.parent, people.parent, "--identities", people),
+        ):
+            assert prepare_command.main([str(value) for value in (source, "--out", out, *more)]) == 1
+            assert "put it elsewhere" in capsys.readouterr().err
+        assert photograph.read_bytes() == before and people.read_text() == "a.jpg,ann\n"
+
     def test_two_runs_at_once_are_refused(self, vggface2, tmp_path, capsys):
         first = Ledger(tmp_path / "progress.sqlite", asdict(prepare.PrepareSettings()))
         assert prepare_command.main([str(vggface2), "--out", str(tmp_path)]) == 1
@@ -340,6 +419,7 @@ class TestPrepare:
             ([vggface2, "--identities", tmp_path / "nowhere"], "no such file of identities"),
             ([vggface2, "--identities", tmp_path / "three.txt"], "line 1: expected a path and an identity"),
             ([vggface2, "--anonymous", "nobody"], "--anonymous"),
+            ([vggface2, "--anonymous", "extreme/.."], "--anonymous"),
             ([vggface2, "--out", vggface2 / "set"], "put it elsewhere"),
             ([tmp_path / "images", "--out", tmp_path], "put it elsewhere"),
         ):
@@ -503,6 +583,21 @@ class TestTraining:
         (tmp_path / "nothing").mkdir()
         assert train.main(["--data", str(tmp_path / "nothing"), "--out", str(tmp_path / "other")]) == 1
         assert "ringnet prepare" in capsys.readouterr().err
+
+    def test_train_in_python_as_documented(self, prepared, tmp_path, monkeypatch, capsys):
+        page = Path(__file__).parents[2] / "docs" / "training_on_photographs.md"
+        if not page.exists():
+            pytest.skip("docs/ is not here: a source distribution leaves it out")
+        (example,) = re.findall(r"^```python\n([^`]*Trainer\([^`]*)^```", page.read_text(), re.MULTILINE)
+        for documented, small in (('"faces"', repr(str(prepared))), ('"head.npz"', "None"), (".cuda()", ""),
+                                  ('"resnet50"', '"compact"'), ('"runs/mine"', repr(str(tmp_path)))):  # fmt: skip
+            assert documented in example
+            example = example.replace(documented, small)
+        paper = PRESETS["paper"]
+        quick = replace(paper.training, steps=1, rings_per_step=2)
+        monkeypatch.setitem(PRESETS, "paper", replace(paper, training=quick))
+        exec(example, {})
+        assert "photographs" in capsys.readouterr().out and RingNet.load(tmp_path)
 
     def test_held_out_people_are_others(self, prepared):
         faces = load_photographs(prepared)

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from heads import random_model
 
 from ringnet_ext import FLAME
 from ringnet_ext.fitting import Priors, Walk, fit, fit_mesh
@@ -170,6 +171,13 @@ def test_the_truth_is_as_far_off_as_is_said(flame):
         and (some <= spread * (1 + 1e-3)).all()
         and float(some.mean()) < 0.8 * float(spread.mean())
     )
+
+
+def test_no_gradient_flows_to_the_landmarks(small):
+    landmarks = Heads(small, 2).landmarks.requires_grad_()
+    for found in (fit(small, landmarks, sigma=None), fit(small, landmarks, person=[0, 0], video=True)):
+        tensors = *found.params, found.landmarks, found.residuals, found.shape_std, found.vertex_std()
+        assert not any(t.requires_grad for t in tensors)
 
 
 def test_sigma_is_estimated(flame):
@@ -363,7 +371,7 @@ def test_a_mesh_gives_its_parameters(flame):
         normal(3, 0.1),
     )
     vertices = flame(*given).vertices
-    found = fit_mesh(flame, vertices)
+    found = fit_mesh(flame, vertices, roles=None)
     assert (
         float((flame(*(value.float() for value in found.flame_params)).vertices - vertices).norm(dim=-1).max()) < 1e-5
     )
@@ -466,7 +474,17 @@ def test_what_cannot_be_fitted_is_named_and_spoils_nobody(small):
     whole = fit(small, heads.landmarks, person=heads.person)
     assert torch.allclose(found.params.to_vector()[[0, 1, 6, 7]], whole.params.to_vector()[[0, 1, 6, 7]], atol=1e-7)
     assert found.params.to_vector().isfinite().all() and found.std["shape"].isfinite().all()
-    assert fit(small, heads.landmarks[:0]).params.shape.shape == (0, 12)
+    nobody = fit(small, heads.landmarks[:0])
+    assert nobody.params.shape.shape == (0, 12) and nobody.vertex_std().shape == (0, 5023)
+
+
+@pytest.mark.parametrize("role, rows", [("fixed", 2), ("all", 2), ("image", 3)])
+def test_how_sure_it_is_of_a_shape_that_is_given_or_everybodys(small, role, rows):
+    found = fit(small, Heads(small, 3).landmarks, person=[0, 0, 1], roles={"shape": role})
+    assert found.shape_std.shape == (rows, 12) and found.vertex_std().shape == (rows, 5023)
+    assert bool(found.shape_std.any()) == bool(found.vertex_std().any()) == (role != "fixed")
+    if role != "fixed":
+        assert torch.allclose(found.shape_std, found.std["shape"].expand(rows, -1))
 
 
 @pytest.mark.parametrize(
@@ -505,3 +523,8 @@ def test_landmarks_are_a_tensor(small):
         fit(small, [[0.0, 0.0]])
     with pytest.raises(ValueError, match=r"vertices: expected shape \(N, 5023, 3\), got \(1, 10, 3\)"):
         fit_mesh(small, torch.zeros(1, 10, 3))
+
+
+def test_other_joints_than_flames_are_refused():
+    with pytest.raises(ValueError, match="flame: expected a layer with FLAME's 5 joints, got one with 3"):
+        fit(FLAME(random_model(J=3)), torch.zeros(1, 68, 2))

@@ -5,7 +5,7 @@ from functools import cache
 import cv2
 import numpy as np
 import pytest
-from heads import MESH, STATIC, random_model, read_head
+from heads import MESH, STATIC, random_embedding, random_model, read_head
 
 from ringnet_ext.commands.contour import main
 from ringnet_ext.flame import FlameModel, LandmarkEmbedding
@@ -90,6 +90,11 @@ def test_on_a_ball():
         (lambda: ball(), 16, "points: expected an odd number"),
         (lambda: replace(ball(), landmarks=None), 17, "landmarks: expected the 51 inner landmarks"),
         (lambda: with_landmarks(ball(), static_ids=np.arange(51)), 17, "51 inner landmarks"),
+        (
+            lambda: replace(ball(), landmarks=random_embedding(np.random.default_rng(0), 10, 68)),
+            17,
+            "got all 68 as static ones",
+        ),
         (lambda: random_model(), 17, "landmarks: "),
     ],
 )

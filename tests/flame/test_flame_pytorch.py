@@ -108,6 +108,15 @@ def test_any_batch_size(paths, batch):
         layer(pose_params=torch.zeros(2, 15))
 
 
+def test_the_default_dtype_does_not_matter(paths):
+    torch.set_default_dtype(torch.float64)
+    try:
+        layer = FLAME(get_config(paths))
+        assert layer()[0].dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_flags(paths, model):
     layer = FLAME(get_config([*paths, "--use_face_contour", "False", "--use_3D_translation", "False"]))
     vertices, landmarks = layer(*arguments(2), transl=torch.ones(2, 3))

@@ -399,6 +399,43 @@ def test_wrong_arguments_are_named(model, arguments, message):
         FLAME(model)(**arguments)
 
 
+def test_a_layer_with_a_parameter_for_a_buffer_is_fixed_and_exported(model):
+    layer, parameter = FLAME(model, dtype=torch.float64), FLAME(model, dtype=torch.float64)
+    del parameter.v_template
+    parameter.v_template = torch.nn.Parameter(layer.v_template.clone())
+    shape, jaw = torch.ones(1, 7, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64)
+    want = layer(shape, jaw_pose=jaw).vertices
+    fixed = parameter.fixed(shape)
+    assert torch.allclose(fixed(jaw_pose=jaw).vertices, want, atol=1e-12) and not list(fixed.parameters())
+    assert fixed.state_dict().keys() == layer.state_dict().keys()
+    exported = parameter.exportable()(shape, jaw_pose=jaw)[0]
+    assert torch.allclose(exported, want, atol=1e-12) and exported.requires_grad
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(shape_params=None), "shape_params: expected how many directions to use at most, got None"),
+        (dict(expression_params=-1), "expression_params: expected how many directions to use at most, got -1"),
+        (dict(dtype=torch.float16), r"dtype: expected torch.float32 or torch.float64, got torch.float16"),
+        (dict(neck_joint=5), "neck_joint: expected one of the model's 5 joints, got 5"),
+    ],
+)
+def test_wrong_settings_are_named(model, arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        FLAME(model, **arguments)
+
+
+def test_half_precision_is_refused_with_what_to_do(model):
+    half = FLAME(model).half()
+    for dtype, message in (
+        (torch.float32, "this layer is torch.float16"),
+        (torch.float16, "shapedirs: .* float16"),
+    ):
+        with pytest.raises(TypeError, match=rf"{message}.*; .float\(\) brings"):
+            half(torch.zeros(1, 7, dtype=dtype), torch.zeros(1, 4, dtype=dtype))
+
+
 def test_from_a_file(model, layer, tmp_path):
     model.save(tmp_path / "head.npz")
     assert torch.equal(FLAME(tmp_path / "head.npz", dtype=torch.float64)().landmarks, layer().landmarks)

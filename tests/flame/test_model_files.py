@@ -18,6 +18,7 @@ from ringnet_ext.files.arrays import read_file
 from ringnet_ext.files.pickles import numbers, read_pickle
 from ringnet_ext.flame import FlameModel, LandmarkEmbedding
 from ringnet_ext.flame.formats import MODEL_ARRAYS
+from ringnet_ext.flame.sources import load_head
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,12 @@ def test_landmarks_and_regions_beside_the_model(model, tmp_path):
     model.landmarks.save(tmp_path / "landmarks.npz")
     paths = dict(landmarks=tmp_path / "landmarks.npz", regions=tmp_path / "FLAME_masks.pkl")
     assert same_model(FlameModel.load(tmp_path / "flame.pkl", **paths), model, landmarks=True)
+    for landmarks in (tmp_path / "landmarks.npz", [tmp_path / "landmarks.npz"], model.landmarks):
+        assert same_model(load_head(tmp_path / "flame.pkl", landmarks, paths["regions"]), model, landmarks=True)
+    with pytest.raises(ValueError, match=r"eyelids: expected two paths, of the left and of the right one, got 'lids"):
+        FlameModel.load(tmp_path / "flame.pkl", eyelids="lids.npy")
+    with pytest.raises(ValueError, match=r"head.ply: expected a head model file, got a mesh"):
+        FlameModel.load(tmp_path / "head.ply")
 
 
 def test_reading_needs_neither_torch_nor_scipy_nor_chumpy(model, tmp_path):

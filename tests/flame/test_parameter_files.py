@@ -360,6 +360,34 @@ def test_frames_are_read_without_running_them(tmp_path):
             read_parameters(tmp_path / "cut.frame")
 
 
+def test_what_torch_saves_of_a_long_video_and_of_an_optimisation(tmp_path):
+    frames = torch.randn(20_000, 60, generator=torch.Generator().manual_seed(0))
+    shape, expression = frames.split([50, 10], dim=1)  # two views of one storage, which is saved once
+    torch.save(FlameParams.make(shape=shape[:1], expression=expression)._asdict(), tmp_path / "person.pt")
+    assert torch.equal(read_parameters(tmp_path / "person.pt").shape, shape[:1].expand(20_000, -1))
+    torch.save(FlameParams.make(shape=shape, expression=expression)._asdict(), tmp_path / "video.pt")
+    read = read_parameters(tmp_path / "video.pt")
+    assert torch.equal(read.shape, shape) and torch.equal(read.expression, expression) and not read.jaw_pose.any()
+    module = torch.nn.ParameterDict({"shape": shape[:2].clone(), "exp": expression[:2].clone()})
+    rounded = shape[:2].bfloat16()  # as an encoder under autocast gives
+    torch.save({"shape": rounded}, tmp_path / "rounded.pt")
+    assert torch.equal(read_parameters(tmp_path / "rounded.pt").shape, rounded.float())
+    for saved in (dict(module), module.state_dict()):
+        torch.save(saved, tmp_path / "parameters.pt")
+        read = read_parameters(tmp_path / "parameters.pt")
+        assert torch.equal(read.shape, shape[:2]) and torch.equal(read.expression, expression[:2])
+
+
+def test_expanded_tensors_do_not_multiply(tmp_path):
+    torch.save({"shape": torch.zeros(1).expand(2**26, 300)}, tmp_path / "bomb.pt")
+    with pytest.raises(ValueError, match=r"bomb.pt: .*again and again"):
+        read_parameters(tmp_path / "bomb.pt")
+    one = torch.zeros(2**20)
+    torch.save({str(i): one.view(-1)[:] for i in range(80)}, tmp_path / "bomb.pt")  # 4 MiB, 80 times
+    with pytest.raises(ValueError, match=r"bomb.pt: .*again and again"):
+        read_parameters(tmp_path / "bomb.pt")
+
+
 def test_deca_codes_with_more_than_deca_has():
     codes = dict(shape=torch.ones(1, 100), exp=torch.ones(1, 50), pose=torch.zeros(1, 6), cam=torch.ones(1, 3))
     known = dict(
@@ -377,6 +405,27 @@ def test_what_others_cannot_hold_is_refused():
             convert()
     with pytest.raises(ValueError, match="eyelids"):
         FlameParams.make(shape=torch.zeros(1, 5), eyelids=torch.ones(1, 2)).to_full()
+    of_mica, camera = FlameParams.make(shape=torch.ones(1, 300)), torch.ones(1, 3)
+    for convert in (lambda p: p.to_deca(camera)["shape"], lambda p: p.to_ringnet(camera, camera).shape):
+        with pytest.raises(
+            ValueError, match=r"shape: .* has 100 coefficients, expected zeros after them; resized\(100"
+        ):
+            convert(of_mica)
+        assert torch.equal(convert(of_mica.resized(100, 50)), torch.ones(1, 100))
+    assert of_mica.to_full()[:, :300].all()
+
+
+def test_vhap_has_one_shape_for_all_frames(tmp_path):
+    random = torch.Generator().manual_seed(0)
+    shape, frames = torch.randn(1, 20, generator=random), torch.randn(3, 10, generator=random)
+    params = FlameParams.make(shape=shape, expression=frames, jaw_pose=frames[:, :3], static_offset=torch.ones(1, 4, 3))
+    np.savez(tmp_path / "flame_param.npz", **params.to_vhap(6))
+    for value, want in zip(read_parameters(tmp_path / "flame_param.npz"), params.resized(300, 100, 6), strict=True):
+        assert torch.equal(value, want) or (not value.any() and not want.any())
+    with pytest.raises(ValueError, match="shape: VHAP has one for all frames of a person, expected the same in all"):
+        FlameParams.make(shape=frames).to_vhap(6)
+    with pytest.raises(ValueError, match="static_offset: VHAP has one for all frames"):
+        params._replace(static_offset=torch.randn(3, 4, 3, generator=random)).to_vhap(6)
 
 
 def test_the_command_takes_a_tracked_head(model, tmp_path, capsys):

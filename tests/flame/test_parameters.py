@@ -121,6 +121,12 @@ def test_an_upright_head_is_ringnet_s_half_turn():
     assert torch.allclose(pose.abs(), torch.tensor([[np.pi, 0, 0]]).float(), atol=1e-6)
 
 
+def test_bfloat16_is_saved(tmp_path):
+    shape = torch.randn(2, 5, generator=torch.Generator().manual_seed(0)).bfloat16()  # as an encoder under autocast
+    FlameParams.make(shape=shape).save(tmp_path / "params.npz")
+    assert torch.equal(read_parameters(tmp_path / "params.npz").shape, shape.float())
+
+
 def test_wrong_parameters_are_named():
     with pytest.raises(ValueError, match=r"expected some of shape, .*, got beta"):
         FlameParams.make(beta=torch.zeros(1, 3))

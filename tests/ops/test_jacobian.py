@@ -112,6 +112,10 @@ def test_layouts(random_model):
     for got, want in zip(run(betas[:1], spread), run(betas[:1].expand(3, -1).contiguous(), pose), strict=False):
         assert torch.equal(got, want)
     assert [tuple(r.shape) for r in run(betas[:0], pose[:0])] == [(0, 14, 3), (0, 14, 3, 7), (0, 14, 3, 15)]
+    matrices = ops.batch_rodrigues(pose.reshape(-1, 3)).view(3, 5, 3, 3)[:0]
+    for jacobian in (ops.flame_landmarks_jacobian, reference.flame_landmarks_jacobian):
+        empty = jacobian(betas[:0], matrices, *model.constants, *model.embedding, neck, pose2rot=False)
+        assert [tuple(r.shape) for r in empty] == [(0, 14, 3), (0, 14, 3, 7), (0, 14, 3, 45)]
 
 
 def test_what_it_cannot_is_said(random_model):
@@ -127,6 +131,17 @@ def test_what_it_cannot_is_said(random_model):
     )
     with pytest.raises(NotImplementedError, match="flame_landmarks_jacobian has no derivatives of its own"):
         d_betas.sum().backward()
+    constants, embedding = [*model.constants], [*model.embedding]
+    constants[1] = constants[1].clone().requires_grad_()
+    with pytest.raises(NotImplementedError, match="shapedirs: flame_landmarks_jacobian has no derivatives"):
+        ops.flame_landmarks_jacobian(betas.detach(), pose, *constants, *embedding, neck)
+    with torch.no_grad():
+        ops.flame_landmarks_jacobian(betas.detach(), pose, *constants, *embedding, neck)
+    with pytest.raises(NotImplementedError, match="pose: flame_landmarks_jacobian has no derivatives"):
+        torch.func.jvp(
+            lambda p: ops.flame_landmarks_jacobian(betas.detach(), p, *model.constants, *embedding, neck)[0],
+            (pose,), (pose,),
+        )  # fmt: skip
 
 
 def test_compile(random_model):

@@ -660,6 +660,22 @@ def test_inference_tensors_are_never_stale(random_model):
         torch.testing.assert_close(after, reference.flame_lbs(betas, pose, *model.constants)[0])
 
 
+def test_a_model_holds_what_the_core_reads(random_model, monkeypatch):
+    made, build = [], _prepared.landmark_corners._build
+
+    def noted(*arguments):
+        corners = build(*arguments)
+        made.extend(weakref.ref(t) for t in corners.by_vertex)
+        return corners
+
+    monkeypatch.setattr(_prepared.landmark_corners, "_build", noted)
+    with torch.inference_mode():  # of such tensors no cache keeps anything
+        model = random_model().to(dtype=torch.float32).to(dtype=torch.float64)
+        head = _prepared.prepared_head((*model.constants, *model.embedding), 1)
+        gc.collect()
+        assert head is not None and made and all(ref() is not None for ref in made)
+
+
 @pytest.mark.parametrize("K", [0, 3])
 def test_no_heads_each_with_a_template_of_its_own(random_model, K):
     model = random_model(K=K)

@@ -21,6 +21,7 @@ from ringnet_ext.data.synthetic import SyntheticFaces
 from ringnet_ext.evaluation.synthetic import shape_errors
 from ringnet_ext.files.checkpoint import CheckpointError, read_checkpoint
 from ringnet_ext.files.images import read_image, write_image
+from ringnet_ext.flame import builtin_head
 from ringnet_ext.geometry.alignment import similarity_align
 from ringnet_ext.ops import batch_rodrigues
 from ringnet_ext.training.run_folder import checkpoints
@@ -88,7 +89,7 @@ VARIANTS = {
 def test_resumed_is_uninterrupted_bit_for_bit(faces, tmp_path, settings, dropout):
     whole = trainer(faces, tmp_path / "whole", settings, dropout)
     whole.train()
-    for stop in (1, 6):
+    for stop in (1, 3, 6):  # 4 is the step of a checkpoint
         folder = tmp_path / str(stop)
         part = trainer(faces, folder, settings, dropout)
         update = part._update
@@ -245,6 +246,18 @@ def test_resuming_with_other_settings_model_or_faces_is_refused(faces, cache, tm
             trainer(others, tmp_path).resume()
 
 
+def test_resuming_on_another_head_is_refused(faces, tmp_path):
+    """As of a run on photographs, whose set is the same on any head, without the --head that it began with."""
+    photographs = dataclasses.replace(faces, recipe=None, truth=None)
+    trainer(photographs, tmp_path).train()
+    own = builtin_head()
+    other = dataclasses.replace(own, v_template=own.v_template * 1.01)
+    model = RingNet(other, dropout=0.3)
+    with pytest.raises(CheckpointError, match=r"the head it began with, version 1 .* --head"):
+        Trainer(model, photographs, faces, SETTINGS, tmp_path).resume()
+    trainer(photographs, tmp_path).resume()
+
+
 def test_the_same_rendered_faces_from_another_processor_are_not_others(faces, tmp_path):
     """Their landmarks differ in the last bits."""
     trainer(faces, tmp_path).train()
@@ -333,8 +346,20 @@ def test_a_run_is_resumed_with_the_shares_it_had(cache, tmp_path):
 def test_overwriting_starts_anew(run_folder, cache, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(run_folder, folder)
-    assert train.main([*small(folder, cache, steps=4), "--overwrite"]) == 0
+    (folder / "examples" / "9.png").write_bytes(b"of a run that showed more faces")
+    assert train.main([*small(folder, cache, steps=4), "--overwrite", "--test-identities", "0"]) == 0
     assert checkpoints(folder)[-1].name == "step-00000004.safetensors"
+    assert not list(folder.glob("examples/*")), "an earlier run's pictures would pass for this one's"
+    assert not (folder / "report.json").exists() and not (folder / "reconstructions.png").exists()
+
+
+def test_a_run_removes_nothing_that_is_not_a_runs(cache, tmp_path):
+    """As of another project, in whose folder somebody trains."""
+    for name in ("checkpoints/mine.ckpt", "tensorboard/events.out.tfevents.1.mine", "examples/mine.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"mine")
+    assert train.main([*small(tmp_path, cache, steps=2), "--test-identities", "0"]) == 0
+    assert sum(path.read_bytes() == b"mine" for path in tmp_path.rglob("*.*") if path.is_file()) == 3
 
 
 def test_killed_at_five_random_moments_and_resumed_is_uninterrupted_bit_for_bit(tmp_path, cache):
