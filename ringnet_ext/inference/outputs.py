@@ -165,15 +165,22 @@ def _about(face: _Face, names: Iterable[str]) -> dict[str, str]:
         "eye_pose": "left and right eye, axis-angle, radians",
         "landmarks": "68 points of iBUG, pixels of the image, the middle of its first pixel at (0.5, 0.5)",
         "landmarks_3d": f"the same on the posed head; metres, {face.axes}",
-        "projection": "(2, 4): pixels of the image are projection @ (x, y, z, 1) of points of the posed head; metres, "
-        f"{face.axes}",
+        "projection": "pixels of the image are projection @ (x, y, z, 1) of points of the posed head; metres, "
+        f"{face.axes}; of three rows the last is what the others are divided by",
+        "focal": "pixels",
+        "camera_translation": "metres, from the head's frame, y down, to the camera's",
         "square": "left, top and side of the square that the network saw, pixels of the image",
         "pixel_centres": "where the middle of an image's first pixel is, in x and y",
         "shape_std": "standard deviations of shape",
         "depth": "metres that the head lies behind z = 0 of the posed head's frame",
         "normals": f"unit vectors out of the head; {face.axes}",
         "coordinates": "place on the mean head; metres, x to the subject's left, y up, z out of the face",
+        "expr": "coefficients of the head model",
         "rotation": "of the root, axis-angle, radians, y up",
+        "jaw_pose": "axis-angle, radians",
+        "eyes_pose": "left and right eye, axis-angle, radians",
+        "translation": "metres, y up",
+        "static_offset": "metres that vertices are moved before the head is posed",
     }
     return {name: known[name] for name in names if name in known}
 
@@ -262,7 +269,9 @@ KINDS: dict[str, Kind] = {
     "coordinates": Kind(
         "coordinates", ".png", "canonical coordinates, 16 bits", lambda face: _map(face, "coordinates")
     ),
-    "maps": Kind("maps", ".npz", "the three maps, float32", lambda face: _npz(face, face.maps)),
+    "maps": Kind(
+        "maps", ".npz", "the three maps, float32", lambda face: _npz(face, face.maps | {"square": face.square})
+    ),
 }
 
 DEFAULT = ("panel", "mesh", "parameters")

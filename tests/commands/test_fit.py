@@ -121,6 +121,7 @@ def test_a_pinhole_camera(photos, tmp_path):
     )
     arrays = np.load(out / "params" / "00.npz")
     assert arrays["focal"] == pytest.approx(900, rel=1e-4) and 0.5 < arrays["camera_translation"][2] < 10
+    assert all(f"{name}: " in str(arrays["about"]) for name in set(arrays) - {"about"})
     # Of the pinhole, not of a camera like it: the landmarks, and the matrix of the posed mesh.
     given = np.load(photos / "00.npy") + 0.5
     error = np.linalg.norm(arrays["landmarks"] - given, axis=1).mean()

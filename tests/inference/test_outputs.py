@@ -155,6 +155,13 @@ class TestParameters:
                 assert np.allclose(value, content[name], rtol=0, atol=1e-12)
         assert FRAMES["flame"] in said["projection"] and "metre" in said["cam"] and "pixels" in said["landmarks"]
 
+    @pytest.mark.parametrize("kind", ["parameters", "vhap", "maps"])
+    def test_every_array_is_described(self, face, kind, tmp_path):
+        (path,) = write(tmp_path, "a", face, [kind])
+        arrays = np.load(path)
+        described = {line.partition(": ")[0] for line in str(arrays["about"]).splitlines()}
+        assert described == set(arrays) - {"about"}
+
     def test_ringnets_dictionary(self, networks, tmp_path):
         """As RingNet's code reads it; the pickle names NumPy's module as NumPy did then."""
         (path,) = write(tmp_path, "a", networks, ["ringnet"])
