@@ -28,7 +28,8 @@ if TYPE_CHECKING or not _is_command():
 if TYPE_CHECKING:
     from .fitting import Fit, fit, fit_mesh
     from .flame.parameters import HeadParams
-    from .inference.reconstruction import Reconstruction, RingNet
+    from .inference.reconstruction import Reconstruction
+    from .inference.ringnet import RingNet
 
 __all__ = [
     "FLAME",
@@ -66,7 +67,7 @@ _LATER = {
     "fit_mesh": "fitting",
     "HeadParams": "flame.parameters",
     "Reconstruction": "inference.reconstruction",
-    "RingNet": "inference.reconstruction",
+    "RingNet": "inference.ringnet",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 
-from ..inference.reconstruction import RingNet
+from ..inference.ringnet import RingNet
 from ..network.exportable import exported, write_onnx, write_program
 from .options import OptionError, Parser, add_head, add_out, called, command, output_file, path
 

@@ -20,7 +20,6 @@ from ..detection.squares import Square, around_landmarks
 from ..files.errors import explained
 from ..files.images import read_image, silence_decoders, write_image
 from ..files.videos import SUFFIXES as VIDEO_SUFFIXES
-from ..files.videos import Video, write_video
 from ..files.whole import output_folder, written_whole
 from ..fitting import Fit, fit
 from ..fitting.pictures import uncertainty
@@ -30,17 +29,10 @@ from ..flame.parameters import HeadParams
 from ..flame.sources import require_landmarks
 from ..inference.inputs import image_files, landmarks_of, named
 from ..inference.outputs import folders, write
-from ..inference.pipeline import THREADS
-from ..inference.reconstruction import RingNet, reconstruction
+from ..inference.reconstruction import reconstruction
+from ..inference.ringnet import RingNet
 from ..inference.trust import Trust, certainties, inside
 from ..inference.video import (
-    Landmarks,
-    at_landmarks,
-    detected_landmarks,
-    fit_landmarks,
-    overlays,
-    pixels,
-    read_video_landmarks,
     through_pinhole,
     whole_frame,
 )
@@ -61,6 +53,7 @@ from .options import (
     report,
     require_apart,
 )
+from .videos import fit_video
 
 _WRITTEN = ("panel", "mesh", "neutral", "parameters")
 
@@ -154,7 +147,7 @@ def main(arguments: list[str]) -> int:
     if any(file.suffix.lower() in VIDEO_SUFFIXES for file in options.images):
         if len(options.images) > 1 or options.same_person or options.by_folder:
             raise OptionError("IMAGE: expected one video alone, without --same-person and --by-folder")
-        return _fit_video(options, flame, head, network)
+        return fit_video(options, flame, head, network)
     return _fit_images(options, flame, head, network)
 
 
@@ -400,99 +393,3 @@ def _write_reports(folder: Path, found: Fit, rows: list[tuple[int, _Seen, np.nda
     for name, text in reports.items():
         with written_whole(folder / name) as file:
             file.write(text.encode("utf-8", "surrogateescape"))
-
-
-# A video.
-
-
-def _fit_video(options, flame: FLAME, head: FlameModel, network: RingNet | None) -> int:
-    video = Video(options.images[0])
-    sources = [video.path, *([options.landmarks] if options.landmarks else [])]
-    require_apart(options.out, ("params.npz", "overlay.mp4"), sources)
-    output_folder(options.out)
-    points, confidence = _video_landmarks(options, video)
-    known = np.asarray((confidence > 0).any(1))
-    half = max(video.size) / 2
-    start = None
-    if network is not None and options.camera == "weak":
-        start = HeadParams(
-            *(value.to(flame.v_template) for value in at_landmarks(network, video, (points, confidence)))
-        )
-    began = time.perf_counter()
-    bar = progress(total=1, desc="fitting", unit="video")
-    try:
-        found = fit_landmarks(
-            flame,
-            (points, confidence),
-            video.size,
-            smoothness=options.smoothness,
-            start=start,
-            sigma=options.sigma,
-            camera=options.camera,
-            focal=None if options.focal is None else options.focal / half,
-            robust=options.robust,
-        )
-    except ValueError as error:
-        raise ValueError(f"{video.path}: {error}") from None
-    bar.update(1)
-    bar.close()
-    seconds = time.perf_counter() - began
-    print(
-        f"{len(points)} frames fitted in {seconds:.2f} s, {len(points) / seconds:.0f} a second; "
-        f"{int((~known).sum())} without a face; "
-        f"sigma {found.sigma:.4f}"
-    )
-    p = found.params
-    tensors = {
-        "cam": p.camera, "pose": torch.cat([p.global_pose, p.jaw_pose], dim=1), "shape": found.shape[0],
-        "expression": p.expression, "shape_std": found.shape_std[0],
-    }  # fmt: skip
-    if found.focal is not None and found.translation is not None:
-        tensors |= {"camera_translation": found.translation, "focal": found.focal * half}
-    arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in tensors.items()}
-    arrays["landmarks"] = pixels(found.landmarks.cpu().numpy(), video.size)
-    arrays["pixel_centres"] = 0.5
-    arrays |= {
-        "seen": known,
-        "residuals": found.residuals.cpu().numpy() * half,
-        "fps": video.fps,
-        "size": np.array(video.size),
-    }
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    with written_whole(options.out / "params.npz") as file:
-        file.write(buffer.getvalue())
-    neutral = flame(found.shape[:1]).vertices[0].cpu().numpy()
-    write_image(
-        options.out / "uncertainty.png", uncertainty(neutral, head.faces, 1000 * found.vertex_std()[0].cpu().numpy())
-    )
-    facts = {
-        "frames": len(points),
-        "without_a_face": int((~known).sum()),
-        "sigma": found.sigma,
-        "objective": float(found.objective[0]),
-        "iterations": int(found.iterations[0]),
-        "stopped": found.stopped[0],
-        "frames_a_second": len(points) / seconds,
-        "mean_residual_pixels": float(np.nanmean(arrays["residuals"])),
-    }
-    with written_whole(options.out / "report.json") as file:
-        file.write((json.dumps(facts, indent=1) + "\n").encode())
-    pinhole = None
-    if found.focal is not None and found.translation is not None:
-        pinhole = found.focal.cpu().numpy(), found.translation.cpu().numpy()
-    drawn = overlays(video, flame, head, found.params, known, pinhole)
-    frames = progress(drawn, total=len(points), desc="drawing", unit="frame")
-    write_video(options.out / "overlay.mp4", frames, video.fps)
-    print(f"{options.out}: params.npz, overlay.mp4, uncertainty.png, report.json")
-    return 0
-
-
-def _video_landmarks(options, video: Video) -> Landmarks:
-    if options.detector is not None:
-        return detected_landmarks(Detectors(lambda: FaceLandmarker(options.detector), THREADS), video)
-    if options.landmarks.is_dir():
-        raise OptionError(
-            f"--landmarks: {options.landmarks}: expected a .npy or .npz file for a video, and this is a folder"
-        )
-    return read_video_landmarks(options.landmarks, video)

@@ -5,55 +5,38 @@ from __future__ import annotations
 import argparse
 import errno
 import hashlib
-import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from .._version import __version__
-from ..detection.boxes import FaceBoxes
-from ..detection.detectors import Detectors, FaceLandmarker
 from ..detection.landmark_files import SUFFIXES as LANDMARK_SUFFIXES
 from ..files.errors import explained
 from ..files.images import SUFFIXES, silence_decoders
 from ..files.videos import SUFFIXES as VIDEO_SUFFIXES
-from ..files.videos import Video, record, write_video
-from ..files.whole import output_folder, written_whole
-from ..flame.parameters import HeadParams
-from ..inference.finders import Finder, by_boxes, by_face_boxes, by_landmarks, by_network, whole
+from ..files.whole import output_folder
 from ..inference.framing import NotAFaceError, limit_of
 from ..inference.inputs import (
-    Box,
     Picture,
     face_name,
     image_files,
     landmark_place,
-    landmarks_of,
     pictures_of,
-    read_boxes,
 )
 from ..inference.outputs import DEFAULT, KINDS, folders, place, write
 from ..inference.pipeline import OF_ONE_PICTURE, THREADS, Outcome, reconstruct_all
-from ..inference.reconstruction import FRAMES, RingNet
+from ..inference.reconstruction import FRAMES
 from ..inference.results import Results, parameter_columns
+from ..inference.ringnet import RingNet
 from ..inference.shares import can_share, shared
-from ..inference.trust import certainties, described
-from ..inference.video import (
-    at_landmarks,
-    detected_landmarks,
-    fit_landmarks,
-    follow,
-    overlays,
-    pixels,
-    read_video_landmarks,
-)
+from ..inference.trust import described
 from ..progress import progress
 from ..training.processes import Processes, joined_processes
+from .faces import finder, finds_landmarks
 from .options import (
     FAILED,
     OptionError,
@@ -70,11 +53,10 @@ from .options import (
     use_threads,
 )
 from .options import whole as whole_number
+from .videos import OVERLAY, PARAMETERS, infer_video
 
-CAMERA, PARAMETERS, OVERLAY = "camera.mp4", "params.npz", "overlay.mp4"
 TABLES = {"csv": "results.csv", "parquet": "results.parquet"}
 _NOWHERE_TO_WRITE = errno.ENOSPC, errno.EDQUOT, errno.EROFS  # every image after it would fail the same way
-_MOST_FACES = 20  # of an image, that MediaPipe looks for
 _SHARE = 64  # images for which a process is started at least
 
 
@@ -279,7 +261,7 @@ def main(arguments: list[str]) -> int:
     with joined_processes(options.device) as processes:
         model = RingNet.load(options.checkpoint, head=options.head).to(processes.device)
         if _is_video(options):
-            return _infer_video(options, model, processes)
+            return infer_video(options, model, processes)
         return _infer_images(options, model, processes)
 
 
@@ -295,7 +277,7 @@ def _require_table(kind: str) -> None:
 
 
 def _infer_images(options, model: RingNet, processes: Processes) -> int:
-    find = _finder(model, options)
+    find = finder(model, options)
     files, failures, others = image_files(options.images, options.recursive, options.out)
     sources = {file.parent for file in files} | ({options.landmarks} if options.landmarks else set())
     require_apart(options.out, folders(options.write), sources)
@@ -417,7 +399,7 @@ def _workers(options, model: RingNet, processes: Processes, pictures: int) -> tu
     that starting it pays. MediaPipe's detectors have threads of their own.
     """
     cores = torch.get_num_threads()
-    if processes.device.type != "cpu" or not model.encoder.light or _finds_landmarks(options):
+    if processes.device.type != "cpu" or not model.encoder.light or finds_landmarks(options):
         return 1, THREADS
     count = min(cores, pictures // _SHARE) if processes.count == 1 and can_share() else 1
     if count > 1 and not options.cropped and options.landmarks is None:
@@ -479,116 +461,3 @@ def _writer(folder: Path, results: Results, kinds: Sequence[str], frame: str) ->
             return outcome
 
     return write_all
-
-
-# A video.
-
-
-def _infer_video(options, model: RingNet, processes: Processes) -> int:
-    if processes.count > 1:
-        raise OptionError("IMAGE: a video is one process's work, and torchrun started more")
-    if len(options.images) + (options.camera is not None) > 1:
-        raise OptionError("IMAGE: expected one video alone, or --camera")
-    find = None if options.landmarks is not None or _finds_landmarks(options) else _finder(model, options)
-    sources = [*options.images, *([options.landmarks] if options.landmarks else [])]
-    require_apart(options.out, (PARAMETERS, OVERLAY), sources)
-    video = Video(options.images[0]) if options.camera is None else None
-    output_folder(options.out)
-    print(described(model))
-    if video is None:
-        print(f"recording camera {options.camera}" + ("; Ctrl-C ends it" if options.frames is None else ""), flush=True)
-        record(options.out / CAMERA, options.camera, options.frames)
-        video = Video(options.out / CAMERA)
-    began = time.perf_counter()
-    if find is None:
-        params, arrays, seen = _fitted_video(options, model, video)
-    else:
-        heads = follow(model, video, find, every=find is whole)
-        params, seen = heads.params, heads.seen
-        arrays = {"landmarks": heads.landmarks, "score": heads.score}
-    seconds = time.perf_counter() - began
-    pose = torch.cat([params.global_pose, params.jaw_pose], dim=1)
-    values = {"cam": params.camera, "pose": pose, "shape": params.shape[0], "expression": params.expression}
-    arrays = {name: value.cpu().numpy() for name, value in values.items()} | arrays
-    arrays |= {"seen": seen, "fps": video.fps, "size": np.array(video.size), "pixel_centres": 0.5}
-    with written_whole(options.out / PARAMETERS) as file:
-        np.savez(file, **arrays)
-    drawn = overlays(video, model.flame, model.head, params, seen)
-    began = time.perf_counter()
-    write_video(options.out / OVERLAY, progress(drawn, total=len(seen), desc="drawing", unit="frame"), video.fps)
-    drawing = time.perf_counter() - began
-    print(
-        f"{len(seen)} frames reconstructed in {seconds:.2f} s, {len(seen) / seconds:.1f} a second, and drawn in "
-        f"{drawing:.2f} s, {len(seen) / drawing:.1f} a second; {int((~seen).sum())} without a face, bridged"
-    )
-    print(f"{options.out}: {PARAMETERS}, {OVERLAY}")
-    lost = video.count - len(seen)
-    if lost > max(2, video.count // 50):
-        report(
-            f"{video.path}: damaged, or trimmed without being encoded anew: it says that it has {video.count} frames, "
-            f"and ends after {len(seen)}"
-        )
-        return FAILED
-    return 0
-
-
-def _fitted_video(options, model: RingNet, video: Video) -> tuple[HeadParams, dict, np.ndarray]:
-    if options.landmarks is None:
-        landmarks = detected_landmarks(_landmark_detectors(options), video)
-    elif options.landmarks.is_dir():
-        raise OptionError(
-            f"--landmarks: {options.landmarks}: expected a .npy or .npz file for a video, and this is a folder"
-        )
-    else:
-        landmarks = read_video_landmarks(options.landmarks, video)
-    start = at_landmarks(model, video, landmarks)
-    like = model.flame.v_template
-    try:
-        found = fit_landmarks(
-            model.flame, landmarks, video.size, start=HeadParams(*(value.to(like) for value in start)), sigma=None
-        )
-    except ValueError as error:
-        raise ValueError(f"{video.path}: {error}") from None
-    arrays = {
-        "landmarks": pixels(found.landmarks.cpu().numpy(), video.size),
-        "residuals": found.residuals.cpu().numpy() * (max(video.size) / 2),
-        "shape_std": found.shape_std[0].cpu().numpy(),
-        "score": np.full(len(landmarks[0]), certainties(found, model.flame)[0]),
-    }
-    return found.params, arrays, np.asarray((landmarks[1] > 0).any(1))
-
-
-# Where the faces are.
-
-
-def _finder(model: RingNet, options) -> Finder:
-    if options.landmarks is not None:
-        if not options.landmarks.is_dir():
-            raise OptionError(f"--landmarks: {options.landmarks}: no such folder")
-        return by_landmarks(lambda picture, image: [landmarks_of(Path(picture.label), options.landmarks)])
-    if options.cropped:
-        return whole
-    if _finds_landmarks(options):
-        detectors = _landmark_detectors(options)
-        return by_landmarks(lambda picture, image: detectors.faces(image))
-    if options.detector is not None:
-        return by_face_boxes(model, FaceBoxes(options.detector))
-    if options.boxes is not None:
-        boxes = read_boxes(options.boxes)
-        return by_boxes(model, lambda picture, image: _boxes_of(picture, boxes, options.boxes))
-    return by_network(model)
-
-
-def _finds_landmarks(options) -> bool:
-    return options.detector is not None and options.detector.suffix.lower() != ".onnx"
-
-
-def _landmark_detectors(options) -> Detectors:
-    return Detectors(lambda: FaceLandmarker(options.detector, _MOST_FACES), THREADS)
-
-
-def _boxes_of(picture: Picture, boxes: dict[str, list[Box]], source: Path) -> list[Box]:
-    found = boxes.get(picture.label, boxes.get(Path(picture.label).name))
-    if found is None:
-        raise ValueError(f"no box: {source} has no line of {picture.label} or {Path(picture.label).name}")
-    return found

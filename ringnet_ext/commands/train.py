@@ -29,7 +29,8 @@ from ..flame import FlameModel, builtin_head
 from ..flame.sources import require_landmarks
 from ..inference.framing import calibrated
 from ..inference.panels import reconstructions
-from ..inference.reconstruction import Reconstruction, RingNet
+from ..inference.reconstruction import Reconstruction
+from ..inference.ringnet import RingNet
 from ..network.encoder import ENCODERS, PRETRAINED, ResNet50
 from ..training.duration import days_of_training
 from ..training.history import write_curves

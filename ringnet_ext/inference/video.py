@@ -29,7 +29,8 @@ from .finders import Finder, Found
 from .framing import limit_of, settled
 from .inputs import Picture
 from .pipeline import BATCH, ahead, reconstructed, side_by_side
-from .reconstruction import Reconstruction, RingNet, reconstruction
+from .reconstruction import Reconstruction, reconstruction
+from .ringnet import RingNet
 
 _MOST_OVERLAY = 720  # pixels along the longer side of an overlay video
 _SEARCHES = 16  # frames without a face between two searches through the whole frame, at most

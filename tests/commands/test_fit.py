@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ringnet_ext import FLAME, RingNet, builtin_head
-from ringnet_ext.commands import fit
+from ringnet_ext.commands import videos
 from ringnet_ext.commands.fit import main
 from ringnet_ext.commands.pose import main as pose
 from ringnet_ext.files.meshes import read_mesh
@@ -231,7 +231,7 @@ def test_a_video_s_fit_begins_at_what_a_network_says(video, tmp_path, monkeypatc
         begun.append(start)
         return fit_landmarks(*arguments, start=start, **options)
 
-    monkeypatch.setattr(fit, "fit_landmarks", fitted)
+    monkeypatch.setattr(videos, "fit_landmarks", fitted)
     arguments = [str(file), "--landmarks", str(file.with_suffix(".npy")), "--out", str(tmp_path / "o")]
     assert main(arguments) == 0 and begun.pop() is None
     assert main([*arguments, "--checkpoint", str(tmp_path / "network.safetensors")]) == 0

@@ -19,6 +19,7 @@ from PIL import Image
 from yunet import marked, marker_model
 
 from ringnet_ext import RingNet
+from ringnet_ext.commands import faces as face_options
 from ringnet_ext.commands import infer
 from ringnet_ext.commands.pose import main as flame
 from ringnet_ext.data.synthetic import SyntheticFaces
@@ -127,7 +128,7 @@ class TestWhereTheFaceIs:
                 i = next(i for i in range(3) if np.array_equal(image, faces.images[i]))
                 return None if i == 1 else ((faces.landmarks[i] + 1) * 48, np.ones(68))
 
-        monkeypatch.setattr(infer, "FaceLandmarker", Landmarker)
+        monkeypatch.setattr(face_options, "FaceLandmarker", Landmarker)
         assert run(checkpoint, tmp_path / "out", photos, "--detector", "face.task") == 1
         assert "1.png: the detector found no face" in capsys.readouterr().err
         self.check(tmp_path / "out", faces, "02")
