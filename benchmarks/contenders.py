@@ -197,26 +197,14 @@ def _composed(p: Problem, body, rodrigues, lbs, points, vertices2landmarks) -> S
     }[p.op]
 
 
-def plain(p: Problem, parents=None) -> Solution:
+def plain(p: Problem) -> Solution:
     """ringnet_ext.ops.reference: the formulas in PyTorch, eager."""
-    body, embedding = list(p.body), p.embedding[1:]
-    if parents is not None:
-        body[4] = parents
+    body, embedding = p.body, p.embedding[1:]
 
     def points(_vertices, pose):
         return reference.landmark_points(pose, body[4], *embedding, 1, True)
 
     return _composed(p, body, reference.batch_rodrigues, reference.flame_lbs, points, reference.vertices2landmarks)
-
-
-class _Constant:
-    """The joint tree as part of the program: torch.compile need not break its graph to read it."""
-
-    def __init__(self, parents: Tensor):
-        self._list = parents.tolist()
-
-    def tolist(self) -> list[int]:
-        return self._list
 
 
 def compiled(p: Problem) -> Solution:
@@ -229,7 +217,7 @@ def _compiled(op: str, K: int, single: bool, device: torch.device):
     # One function is compiled for every op, K and device, with and without gradients.
     torch._dynamo.config.recompile_limit = 64
     p = Problem(op, K, 1 if single else 2, device)
-    return torch.compile(plain(p, _Constant(p.flame.parents)), dynamic=not single, fullgraph=True)
+    return torch.compile(plain(p), dynamic=not single, fullgraph=True)
 
 
 def smplx(p: Problem) -> Solution:

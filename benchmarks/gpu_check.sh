@@ -169,7 +169,7 @@ fi
 # ---- The benchmark suite beside the peers ----
 if imports "pytest pytest_benchmark"; then
     cases="lbs and K150 and (B1- or B64- or B1024-)" seconds=0.2
-    [ $device = cuda ] || { cases="lbs-forward and K150 and B1- and not compile" seconds=0.05; }
+    [ $device = cuda ] || { cases="lbs-forward and K150 and B1-" seconds=0.05; }
     step benchmark 130 "$python" -m pytest benchmarks -q -p no:cacheprovider --benchmark-only --device $device -k "$cases" --seconds $seconds \
         --benchmark-columns=median,iqr,rounds --benchmark-json "$work/figures/benchmark.json"
     [ ! -s "$work/figures/benchmark.json" ] ||
