@@ -5,7 +5,6 @@ says is compared to a thousandth.
 """
 
 import dataclasses
-import math
 
 import numpy as np
 import pytest
@@ -134,4 +133,3 @@ def test_a_head_of_one_s_own_moves_to_the_gpu():
     moved = flame.to("cuda")(torch.ones(1, 100, device="cuda"), global_pose=pose.cuda())
     assert (moved.vertices.cpu() - expected.vertices).norm(dim=-1).max() < 1e-6
     assert (moved.landmarks.cpu() - expected.landmarks).norm(dim=-1).max() < 1e-6
-    assert math.isfinite(float(moved.vertices.sum()))
