@@ -5,8 +5,8 @@
 
 namespace ringnet {
 
-// Area-weighted unit normals of a mesh, along its winding. Summed in double, in the order of the triangles' first corners, then of
-// their second and third ones, without contraction: the same bits on every processor.
+// Area-weighted unit normals of a mesh, along its winding. Summed in double, in the order of the triangles, without contraction: the
+// same bits on every processor.
 template <class T>
 struct VertexNormals {
     index_t V, F;

@@ -68,22 +68,20 @@ index_t lines(const NumberLines<T>& p, char* const text) {
 
 template <class T>
 void vertex_normals(const VertexNormals<T>& p) {
-    std::vector<T> of_triangles(3 * p.F);
-    for (index_t f = 0; f < p.F; ++f) {
-        const T *a = p.vertices + 3 * p.triangles[3 * f], *b = p.vertices + 3 * p.triangles[3 * f + 1],
-                *c = p.vertices + 3 * p.triangles[3 * f + 2];
-        const T u[3] = {b[0] - a[0], b[1] - a[1], b[2] - a[2]}, v[3] = {c[0] - a[0], c[1] - a[1], c[2] - a[2]};
-        T* normal = of_triangles.data() + 3 * f;
-        normal[0] = u[1] * v[2] - u[2] * v[1], normal[1] = u[2] * v[0] - u[0] * v[2], normal[2] = u[0] * v[1] - u[1] * v[0];
-    }
     std::vector<double> sums(3 * p.V);
-    for (int corner = 0; corner < 3; ++corner)
-        for (index_t f = 0; f < p.F; ++f)
-            for (int i = 0; i < 3; ++i) sums[3 * p.triangles[3 * f + corner] + i] += of_triangles[3 * f + i];
+    for (index_t f = 0; f < p.F; ++f) {
+        const std::int64_t* corners = p.triangles + 3 * f;
+        const T *a = p.vertices + 3 * corners[0], *b = p.vertices + 3 * corners[1], *c = p.vertices + 3 * corners[2];
+        const T u[3] = {b[0] - a[0], b[1] - a[1], b[2] - a[2]}, v[3] = {c[0] - a[0], c[1] - a[1], c[2] - a[2]};
+        const T normal[3] = {u[1] * v[2] - u[2] * v[1], u[2] * v[0] - u[0] * v[2], u[0] * v[1] - u[1] * v[0]};
+        for (int corner = 0; corner < 3; ++corner)
+            for (int i = 0; i < 3; ++i) sums[3 * corners[corner] + i] += normal[i];
+    }
     for (index_t v = 0; v < p.V; ++v) {
         const double* sum = sums.data() + 3 * v;
-        const double length = std::sqrt(sum[0] * sum[0] + sum[1] * sum[1] + sum[2] * sum[2]), size = length > 1e-20 ? length : 1e-20;
-        for (int i = 0; i < 3; ++i) p.normals[3 * v + i] = static_cast<T>(sum[i] / size);
+        const double length = std::sqrt(sum[0] * sum[0] + sum[1] * sum[1] + sum[2] * sum[2]),
+                     inverse = 1 / (length > 1e-20 ? length : 1e-20);
+        for (int i = 0; i < 3; ++i) p.normals[3 * v + i] = static_cast<T>(sum[i] * inverse);
     }
 }
 

@@ -27,18 +27,6 @@ def test_normals_are_those_of_the_formula(dtype, tolerance):
         assert np.abs(normals - expected(vertices, head.faces)).max() < tolerance
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_they_have_the_bits_of_a_sum_by_corners(dtype):
-    """Rendered faces depend on them: other bits would be other pictures, under the name of those in the cache."""
-    head = builtin_head()
-    vertices = (head.v_template + np.random.default_rng(0).normal(0, 1e-3, head.v_template.shape)).astype(dtype)
-    a, b, c = (vertices[head.faces[:, i]] for i in range(3))
-    of_triangles, corners = np.cross(b - a, c - a), head.faces.T.ravel()
-    sums = np.stack([np.bincount(corners, np.tile(of_triangles[:, i], 3), len(vertices)) for i in range(3)], axis=1)
-    normals = (sums / np.linalg.norm(sums, axis=1, keepdims=True)).astype(dtype)
-    assert np.array_equal(vertex_normals(vertices, head.faces), normals)
-
-
 def test_whatever_the_layout_and_the_type_of_the_indices():
     random = np.random.default_rng(0)
     vertices, triangles = random.normal(size=(40, 3)), random.integers(0, 40, (70, 3))
