@@ -1,8 +1,9 @@
 """From an image to a vector of head parameters: convolutional features, then an iterative regressor.
 
 Every encoder takes (B, 1 or 3, H, W) images with values in [-1, 1], RGB where there are three channels, of any size:
-what the network wants to see (its resolution, its colours, its normalisation) is the encoder's own business. Of a
-``light`` one a CPU does hundreds of images a second; several cores are no faster with a few images than one is.
+what the network wants to see (its resolution, its colours, its normalisation) is the encoder's own business. Of uint8
+images ``prepared`` keeps what the encoder looks at. Of a ``light`` one a CPU does thousands of images a second; several
+cores are no faster with a few images than one is.
 """
 
 from __future__ import annotations
@@ -33,6 +34,16 @@ def _resize(images: torch.Tensor, size: int) -> torch.Tensor:
     if images.shape[-2:] == (size, size):
         return images
     return F.interpolate(images, (size, size), mode="bilinear", align_corners=False, antialias=True)
+
+
+def _grey(images: torch.Tensor) -> torch.Tensor:
+    if images.shape[1] == 1:
+        return images
+    red, green, blue = images.split(1, dim=1)
+    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
+
+
+_IN_CACHE = 4  # images of 224 pixels, of which a core keeps what becomes of them at hand
 
 
 class CompactEncoder(nn.Module):
@@ -68,14 +79,16 @@ class CompactEncoder(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 1 or 3, H, W) in [-1, 1] -> (B, 512)."""
-        if images.shape[1] == 3:
-            red, green, blue = images.split(1, dim=1)
-            images = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
-        images = _resize(images, self.input_size)
+        images = _resize(_grey(images), self.input_size)
         # Brightness and contrast belong to the photograph, not to the head.
         mean = images.mean((1, 2, 3), keepdim=True)
         images = (images - mean) / (images.std((1, 2, 3), keepdim=True) + 1e-3)
         return F.leaky_relu(self.head(self.stages(images).flatten(1)), self.leak)
+
+    def prepared(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 1 or 3, H, W) uint8 -> (B, 1, 64, 64) in [-1, 1], of which :meth:`forward` makes the same, to the bit."""
+        size = _IN_CACHE if images.device.type == "cpu" else len(images)
+        return torch.cat([_resize(_grey(to_input(part)), self.input_size) for part in images.split(size)])
 
 
 class Bottleneck(nn.Module):
@@ -143,6 +156,10 @@ class ResNet50(nn.Module):
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return x.mean((2, 3))
+
+    def prepared(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 1 or 3, H, W) uint8 -> the same in [-1, 1]."""
+        return to_input(images)
 
     def load_pretrained(self, path: str | os.PathLike) -> None:
         """Load torchvision's ResNet-50 weights.

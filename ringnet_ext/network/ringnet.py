@@ -15,7 +15,7 @@ from ..flame.fingerprint import fingerprint
 from ..flame.parameters import HeadParams
 from ..flame.sources import require_landmarks
 from ..geometry.camera import FILL, UPRIGHT, project
-from .encoder import ENCODERS, CompactEncoder, to_input
+from .encoder import ENCODERS, CompactEncoder
 from .exportable import ExportableRingNet
 from .regressor import IterativeRegressor
 
@@ -117,7 +117,7 @@ class RingNet(nn.Module):
                 return self.answer(images)
             finally:
                 self.train()
-        return self(to_input(images.to(self.flame.v_template.device)))
+        return self(self.encoder.prepared(images.to(self.flame.v_template.device)))
 
     def exportable(self) -> ExportableRingNet:
         """A copy, as it is used, that ONNX and other runtimes can take along: ``module(images)`` returns parameters,

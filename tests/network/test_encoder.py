@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ringnet_ext.network import RingNet
-from ringnet_ext.network.encoder import _resize, to_input
+from ringnet_ext.network.encoder import ENCODERS, _resize, to_input
 
 
 def test_pixels_become_numbers_from_minus_one_to_one():
@@ -35,3 +35,17 @@ def test_larger_pictures_are_averaged_not_thinned_out():
     assert small.shape == (1, 1, 32, 32)
     assert float(small.std()) < 0.5 * float(picture.std())
     torch.testing.assert_close(small.mean(), picture.mean(), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("encoder", ["compact", "resnet50"])
+@pytest.mark.parametrize("channels, side", [(3, 224), (1, 64), (3, 48)])
+def test_what_an_encoder_looks_at_is_all_that_it_needs(encoder, channels, side):
+    made = ENCODERS[encoder]().eval()
+    pictures = torch.randint(0, 256, (9, channels, side, side), dtype=torch.uint8)
+    before = pictures.clone()
+    with torch.no_grad():
+        prepared = made.prepared(pictures)
+        assert torch.equal(made(prepared), made(to_input(pictures))) and torch.equal(pictures, before)
+    assert len(prepared) == 9 and float(prepared.abs().max()) <= 1
+    if encoder == "compact":
+        assert prepared.shape[1:] == (1, 64, 64)
