@@ -32,6 +32,12 @@ class Square(NamedTuple):
         """Pixels of the square -> pixels of the image it came from, (..., 2)."""
         return (points - np.asarray(self.offset)) / self.scale
 
+    @property
+    def place(self) -> tuple[float, float, float]:
+        """Left, top and side in the image it came from, pixels."""
+        x, y = self.offset
+        return -x / self.scale, -y / self.scale, len(self.image) / self.scale
+
     def normalised(self, points: np.ndarray) -> np.ndarray:
         """Pixels of the image it came from -> normalised coordinates of the square, [-1, 1] over it, (..., 2)."""
         return (points * self.scale + np.asarray(self.offset)) * (2 / len(self.image)) - 1

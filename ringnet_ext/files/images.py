@@ -50,7 +50,8 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such image")
-    data = np.frombuffer(path.read_bytes(), np.uint8)
+    with open(path, "rb", buffering=0) as file:
+        data = np.frombuffer(file.read(), np.uint8)
     if not len(data):
         raise ImageError(f"{path}: the file is empty")
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -136,25 +136,39 @@ def obj_bytes(mesh: Mesh, comments: Sequence[str] = ()) -> bytes:
     return b"".join(obj_parts(mesh, comments))
 
 
-def obj_parts(mesh: Mesh, comments: Sequence[str] = ()) -> list[bytes]:
+def obj_parts(mesh: Mesh, comments: Sequence[str] = ()) -> Iterator[bytes]:
     """The mesh as an OBJ file, in parts that follow each other: vertices and texture coordinates to 1e-8, normals to
     1e-4. Seams keep their vertices whole, as each corner of a triangle names its texture coordinate."""
-    parts = [b"# %s\n" % comment.encode() for comment in comments] + [number_lines(b"v", mesh.vertices, _MESH_DECIMALS)]
+    yield from (b"# %s\n" % comment.encode() for comment in comments)
+    yield number_lines(b"v", mesh.vertices, _MESH_DECIMALS)
     if mesh.uv is not None:
-        parts.append(number_lines(b"vt", mesh.uv, _MESH_DECIMALS))
+        yield number_lines(b"vt", mesh.uv, _MESH_DECIMALS)
     if mesh.normals is not None:
-        parts.append(number_lines(b"vn", mesh.normals, _NORMAL_DECIMALS))
-    faces, textures = (
-        None if each is None else _Indices(np.asarray(each, np.int64).tobytes()) for each in (mesh.faces, mesh.uv_faces)
-    )
-    return [*parts, _corners(faces, textures, mesh.normals is not None)]
+        yield number_lines(b"vn", mesh.normals, _NORMAL_DECIMALS)
+    textures = None if mesh.uv_faces is None else _Indices(mesh.uv_faces)
+    yield _corners(_Indices(mesh.faces), textures, mesh.normals is not None)
 
 
-class _Indices(bytes):
-    """Told apart by comparing them, which takes a tenth of the time that hashing them does."""
+class _Indices:
+    """Told apart by comparing them, which takes a tenth of the time that hashing them does, and none for the same array
+    that can't be written to."""
+
+    def __init__(self, values: np.ndarray):
+        self.values = values
 
     def __hash__(self) -> int:
-        return len(self)
+        return self.values.size
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Indices) and (
+            self.values is other.values or np.array_equal(self.values, other.values)
+        )
+
+    def kept(self) -> np.ndarray:
+        """The numbers, as they stay."""
+        if self.values.flags.writeable:
+            self.values = self.values.copy()
+        return self.values
 
 
 def number_lines(word: bytes, rows: np.ndarray, decimals: int) -> bytes:
@@ -168,11 +182,11 @@ def number_lines(word: bytes, rows: np.ndarray, decimals: int) -> bytes:
 
 
 @lru_cache(4)  # the meshes of one topology have the same triangles
-def _corners(faces: bytes, textures: bytes | None, normals: bool) -> bytes:
-    corners = np.frombuffer(faces, np.int64) + 1
+def _corners(faces: _Indices, textures: _Indices | None, normals: bool) -> bytes:
+    corners = faces.kept().ravel() + 1
     columns, corner = [corners], "{0}"
     if textures is not None:
-        columns, corner = [corners, np.frombuffer(textures, np.int64) + 1], "{0}/{1}"
+        columns, corner = [corners, textures.kept().ravel() + 1], "{0}/{1}"
     if normals:
         corner = "{0}//{0}" if textures is None else "{0}/{1}/{0}"
     words = [corner.format(*row) for row in np.stack(columns, 1).tolist()]

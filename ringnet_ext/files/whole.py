@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,21 +23,65 @@ def written_whole(path: str | os.PathLike):
     An OSError names `path`. What a process that is killed leaves behind is for :func:`remove_leftovers`.
     """
     path = os.fspath(path)
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         with _locked(temporary) as file:
             yield file
             file.flush()
-            if not fcntl:  # Windows renames no open file
-                file.close()
-            os.replace(temporary, path)
+            _appear(file, temporary, path)
     except BaseException as error:
-        if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
-            error.filename, error.filename2 = path, None
+        _name(error, path, temporary)
         with suppress(OSError):  # beside the error that is on its way
             os.unlink(temporary)
         raise
+
+
+def write_together(files: Mapping[str, Iterable[bytes]]) -> None:
+    """Write files, path -> parts of its content, which appear when all are complete, or none of them does. Folders are
+    made where they are missing.
+
+    An OSError names the file. Where there is one, what was under the other paths before is removed too.
+    """
+    path, written = "", []
+    try:
+        for path, parts in files.items():
+            try:
+                file = _locked(_temporary(path))
+            except FileNotFoundError:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                file = _locked(_temporary(path))
+            written.append(file)
+            for part in parts:
+                file.write(part)
+            file.flush()
+        for path, file in zip(files, written, strict=True):
+            _appear(file, file.name, path)
+    except BaseException as error:
+        _name(error, path, _temporary(path))
+        for each in (*files, *map(_temporary, files)):
+            with suppress(OSError):  # not there, or what stood in the way
+                os.unlink(each)
+        raise
+    finally:
+        for file in written:
+            with suppress(OSError):  # a full disk's, which has been said
+                file.close()
+
+
+def _temporary(path: str) -> str:
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+
+
+def _appear(file, temporary: str, path: str) -> None:
+    if not fcntl:  # Windows renames no open file
+        file.close()
+    os.replace(temporary, path)
+
+
+def _name(error: BaseException, path: str, temporary: str) -> None:
+    if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
+        error.filename, error.filename2 = path, None
 
 
 @contextmanager

@@ -6,8 +6,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from .._version import __version__
 from ..files.arrays import npz_bytes
 from ..files.images import image_bytes, png_bytes, read_png
 from ..files.meshes import Mesh, glb_bytes, obj_parts, ply_bytes
-from ..files.whole import written_whole
+from ..files.whole import write_together
 from ..flame.formats import ringnet_parameters
 from ..geometry.camera import project_to_pixels
 from ..geometry.surface import vertex_normals
@@ -73,8 +72,7 @@ class _Face:
     @property
     def square(self) -> np.ndarray:
         """Left, top and side of the square that the network saw, pixels of the image."""
-        left, top = self.face.square.to_original(np.zeros(2))
-        return np.array([left, top, len(self.face.image) / self.face.square.scale])
+        return np.array(self.face.square.place)
 
 
 # Pictures.
@@ -129,7 +127,7 @@ def _now_landmarks(face: _Face) -> bytes:
 
 def _ringnet(face: _Face) -> dict[str, np.ndarray]:
     """As RingNet has them."""
-    camera, root, jaw, shape, expression = (value[0].detach().numpy() for value in face.face.params)
+    camera, root, jaw, shape, expression = (value.detach().numpy()[0] for value in face.face.params)
     return {"cam": camera, "pose": np.concatenate([root, jaw]), "shape": shape, "expression": expression}
 
 
@@ -154,7 +152,8 @@ def _all_parameters(face: _Face) -> dict[str, np.ndarray]:
     }
 
 
-def _about(face: _Face, names: Iterable[str]) -> dict[str, str]:
+@lru_cache(16)
+def _about(names: tuple[str, ...], axes: str) -> dict[str, str]:
     known = {
         "cam": "s (1/metre), tx, ty (metres): x = s (X + tx), y = s (Y + ty) over the square that the network saw, "
         "from -1 to 1, x to the right, y down",
@@ -164,16 +163,16 @@ def _about(face: _Face, names: Iterable[str]) -> dict[str, str]:
         "neck_pose": "axis-angle, radians",
         "eye_pose": "left and right eye, axis-angle, radians",
         "landmarks": "68 points of iBUG, pixels of the image, the middle of its first pixel at (0.5, 0.5)",
-        "landmarks_3d": f"the same on the posed head; metres, {face.axes}",
+        "landmarks_3d": f"the same on the posed head; metres, {axes}",
         "projection": "pixels of the image are projection @ (x, y, z, 1) of points of the posed head; metres, "
-        f"{face.axes}; of three rows the last is what the others are divided by",
+        f"{axes}; of three rows the last is what the others are divided by",
         "focal": "pixels",
         "camera_translation": "metres, from the head's frame, y down, to the camera's",
         "square": "left, top and side of the square that the network saw, pixels of the image",
         "pixel_centres": "where the middle of an image's first pixel is, in x and y",
         "shape_std": "standard deviations of shape",
         "depth": "metres that the head lies behind z = 0 of the posed head's frame",
-        "normals": f"unit vectors out of the head; {face.axes}",
+        "normals": f"unit vectors out of the head; {axes}",
         "coordinates": "place on the mean head; metres, x to the subject's left, y up, z out of the face",
         "expr": "coefficients of the head model",
         "rotation": "of the root, axis-angle, radians, y up",
@@ -185,15 +184,19 @@ def _about(face: _Face, names: Iterable[str]) -> dict[str, str]:
     return {name: known[name] for name in names if name in known}
 
 
+@lru_cache(16)
+def _about_array(names: tuple[str, ...], axes: str) -> np.ndarray:
+    return np.array("\n".join(f"{name}: {text}" for name, text in _about(names, axes).items()))
+
+
 def _npz(face: _Face, arrays: Mapping[str, np.ndarray]) -> bytes:
-    about = "\n".join(f"{name}: {text}" for name, text in _about(face, arrays).items())
-    return npz_bytes({**arrays, "about": np.array(about)})
+    return npz_bytes({**arrays, "about": _about_array(tuple(arrays), face.axes)})
 
 
 def _json(face: _Face) -> bytes:
     arrays = _all_parameters(face)
-    content = {"about": _about(face, arrays)} | {name: np.asarray(value).tolist() for name, value in arrays.items()}
-    return (json.dumps(content) + "\n").encode()
+    numbers = {name: np.asarray(value).tolist() for name, value in arrays.items()}
+    return (json.dumps({"about": _about(tuple(arrays), face.axes), **numbers}) + "\n").encode()
 
 
 def _vhap(face: _Face) -> bytes:
@@ -215,7 +218,7 @@ def _map(face: _Face, name: str) -> bytes:
     numbers = np.where(there, np.rint(np.where(there, values, 0) / step) + _MIDDLE, 0).astype(np.uint16)
     left, top, side = face.square
     return png_bytes(numbers, {
-        "Description": _about(face, [name])[name],
+        "Description": _about((name,), face.axes)[name],
         "step": repr(step),
         "zero": str(_MIDDLE),
         "Comment": f"value = (number - {_MIDDLE}) * {step!r}; 0 where the head isn't",
@@ -244,7 +247,7 @@ class Kind(NamedTuple):
     folder: str
     suffix: str
     what: str
-    content: Callable[[_Face], bytes | list[bytes]]
+    content: Callable[[_Face], bytes | Iterable[bytes]]
 
 
 #: What can be written of a face, by the names of ``--write``.
@@ -318,22 +321,9 @@ def write(
     folder, source, contents = os.fspath(folder), _Face(face, frame, more or {}), {}
     for each in dict.fromkeys(kinds):
         target = os.path.join(folder, place(each, name))
-        contents[target] = KINDS[each].content(source)
-    for parent in {os.path.dirname(target) for target in contents}:
-        if not os.path.isdir(parent):
-            os.makedirs(parent, exist_ok=True)
-    try:
-        with ExitStack() as stack:  # all are complete before the first gets its name
-            for target, content in contents.items():
-                file = stack.enter_context(written_whole(target))
-                for part in content if isinstance(content, list) else [content]:
-                    file.write(part)
-                file.flush()
-    except BaseException:
-        for target in contents:
-            with suppress(OSError):  # not there, or what stood in the way
-                os.unlink(target)
-        raise
+        content = KINDS[each].content(source)
+        contents[target] = [content] if isinstance(content, bytes) else content
+    write_together(contents)
     return [Path(target) for target in contents]
 
 

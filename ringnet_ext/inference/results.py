@@ -93,6 +93,7 @@ class Results:
         self._places = self._read()
         self._lock = threading.Lock()
         self._own: io.FileIO | None = None
+        self._written = 0  # bytes
 
     def _read(self) -> dict[str, _Place]:
         """Where the last complete line of each picture is, by its outputs' name."""
@@ -140,13 +141,13 @@ class Results:
         with self._lock:
             if self._own is None:
                 self._own = self._new_file()
-            start = self._own.tell()
             try:
                 if self._own.write(line) < len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
+                self._written += len(line)
             except OSError:  # half a line would spoil the next one
-                self._own.truncate(start)
-                self._own.seek(start)
+                self._own.truncate(self._written)
+                self._own.seek(self._written)
                 raise
 
     def _new_file(self) -> io.FileIO:
@@ -258,23 +259,22 @@ def _row(face: Face, name: str, files: Sequence[str]) -> dict[str, Any]:
     row: dict[str, Any] = {"face": face.number, "name": name, "files": list(files), "error": None}
     if face.error is not None or face.reconstruction is None or face.found is None:
         return row | {"name": "", "error": explained(face.error or ValueError("not reconstructed"))}
-    made, square = face.reconstruction, face.reconstruction.square
-    left, top = square.to_original(_ORIGIN)
-    trust = made.trust
+    made, trust = face.reconstruction, face.reconstruction.trust
+    left, top, side = made.square.place
     return row | {
         "score": _rounded(trust.score),
         "agreement": _rounded(trust.agreement),
         "inside": _rounded(trust.inside),
         "certainty": _rounded(trust.certainty),
-        "left": round(float(left), 1),
-        "top": round(float(top), 1),
-        "side": round(len(square.image) / square.scale, 1),
+        "left": round(left, 1),
+        "top": round(top, 1),
+        "side": round(side, 1),
         "landmark_error": _rounded(_landmark_error(face)),
-        "parameters": _text(made.params.to_vector()[0].numpy()),
+        "parameters": _text(made.params.to_vector().numpy()[0]),
     }
 
 
-_ORIGIN, _DECIMALS = np.zeros(2), 8
+_DECIMALS = 8
 
 
 def _text(numbers: np.ndarray) -> str:

@@ -72,7 +72,7 @@ def agreements(first: np.ndarray, second: np.ndarray, size: int) -> np.ndarray:
 
 def inside(landmarks: np.ndarray, size: tuple[int, int]) -> float:
     """The part of landmarks (68, 2) that lie in an image of that width and height."""
-    return float(((landmarks >= 0) & (landmarks <= size)).all(1).mean())
+    return np.count_nonzero(((landmarks >= 0) & (landmarks <= size)).all(1)) / len(landmarks)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from ringnet_ext.commands.options import (
     whole,
 )
 from ringnet_ext.files.errors import explained
-from ringnet_ext.files.whole import folder_written_whole, output_folder, remove_leftovers, written_whole
+from ringnet_ext.files.whole import folder_written_whole, output_folder, remove_leftovers, write_together, written_whole
 from ringnet_ext.ops.devices import DeviceError, computing_device
 from ringnet_ext.progress import progress
 
@@ -131,6 +132,25 @@ def test_a_file_that_cannot_be_written_whole_is_named_and_absent(tmp_path):
         pass
     assert explained(caught.value) == f"{tmp_path / 'nothing' / 'a.obj'}: No such file or directory"
     assert not list(tmp_path.iterdir())
+
+
+def test_files_are_written_together_or_not_at_all(tmp_path):
+    first, second = str(tmp_path / "new" / "a.obj"), str(tmp_path / "b.npz")
+    write_together({first: [b"one ", b"two"], second: (part for part in (b"three",))})
+    assert (tmp_path / "new" / "a.obj").read_bytes() == b"one two" and Path(second).read_bytes() == b"three"
+
+    def broken():
+        yield b"half"
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        write_together({first: [b"later"], second: broken()})
+    assert os.listdir(tmp_path) == ["new"] and not os.listdir(tmp_path / "new")  # nor what was there before
+    Path(second).mkdir()
+    with pytest.raises(OSError) as caught:
+        write_together({first: [b"later"], second: [b"later"]})
+    assert explained(caught.value) == f"{second}: Is a directory"
+    assert sorted(os.listdir(tmp_path)) == ["b.npz", "new"] and not os.listdir(tmp_path / "new")
 
 
 _KILLED = """
