@@ -159,7 +159,7 @@ def make_parser() -> Parser:
         "--batch",
         type=whole_number(1, 4096),
         metavar="N",
-        help="faces that the network sees at a time [on a CPU 24 with the compact encoder and 8 with ResNet-50, 64 "
+        help="faces that the network sees at a time [on a CPU 96 with the compact encoder and 8 with ResNet-50, 64 "
         "elsewhere]",
     )
     add_head(parser, "head model file, if it has moved since training [the one trained on]")

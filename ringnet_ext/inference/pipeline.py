@@ -1,10 +1,10 @@
 """From pictures to faces, each stage beside the others: reading, detecting and cropping in threads, the network and the
 decoder in batches, and what is done with the faces (rendering, writing) in threads again.
 
-Between the stages there are never more than some batches of pictures, however many there are in all. The network
-always sees batches of one size, the last filled up: so a face's numbers don't depend on which other faces it is
-computed with. They don't to the last bit where the library of matrix products takes all rows of a batch alike (MKL,
-with batches of 8 or 24), and within 1e-6 of the largest with other libraries and sizes.
+Between the stages there are never more than some batches of pictures, however many there are in all. The last batch is
+filled up: so a face's numbers don't depend on which other faces it is computed with. They don't to the last bit where
+the library of matrix products takes all rows of a batch alike (MKL, with multiples of 8), and within 1e-6 of the
+largest with other libraries and sizes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -36,7 +36,8 @@ R = TypeVar("R")
 
 #: Squares that the network sees at a time: on a CPU, there with a light encoder, and elsewhere. A light encoder's
 #: weights take longer to read than to compute with.
-BATCH, BATCH_LIGHT, BATCH_ELSEWHERE = 8, 24, 64
+BATCH, BATCH_LIGHT, BATCH_ELSEWHERE = 8, 96, 64
+_ALIKE = 8  # a batch of a multiple of as many has all rows computed alike on a CPU
 THREADS = max(2, min(8, os.cpu_count() or 2))
 _BATCHES_BETWEEN = 2  # stages, at most
 
@@ -104,10 +105,10 @@ def reconstruct_all(
     coming = iter(pictures)
     between = _BATCHES_BETWEEN * batch
     readers, finishers = (
-        ThreadPoolExecutor(threads, name) if threads else _AtOnce() for name in ("reading", "finishing")
+        ThreadPoolExecutor(threads, name) if threads else _NoThreads() for name in ("reading", "finishing")
     )
-    reading: deque[Future[_Read]] = deque()
-    finishing: deque[Future[Outcome]] = deque()
+    reading: deque[Future[_Read] | _Later] = deque()
+    finishing: deque[Future[Outcome] | _Later] = deque()
     group: list[_Read] = []
     try:
         while True:
@@ -131,16 +132,27 @@ def reconstruct_all(
             pool.shutdown(cancel_futures=True)
 
 
-class _AtOnce(Executor):
-    """Does what it is asked to, before it answers."""
+class _Later(NamedTuple):
+    """What is done when its result is asked for."""
 
-    def submit(self, function, /, *args, **kwargs):
-        done: Future = Future()
-        try:
-            done.set_result(function(*args, **kwargs))
-        except Exception as error:
-            done.set_exception(error)
-        return done
+    function: Callable
+    arguments: tuple
+
+    def done(self) -> bool:
+        return True
+
+    def result(self):
+        return self.function(*self.arguments)
+
+
+class _NoThreads:
+    """A pool whose work the caller does."""
+
+    def submit(self, function: Callable, *arguments) -> _Later:
+        return _Later(function, arguments)
+
+    def shutdown(self, cancel_futures: bool = False) -> None:
+        pass
 
 
 def batch_of(model: RingNet) -> int:
@@ -212,8 +224,9 @@ def _parts(squares: Sequence[Square], batch: int) -> Iterator[list[Square]]:
 
 
 def answers(model: RingNet, images: Sequence[np.ndarray], batch: int) -> HeadParams:
-    """What the network says of up to `batch` pictures (S, S, 3) uint8 of one size, in a batch of that many: the rest is
-    filled up."""
+    """What the network says of up to `batch` pictures (S, S, 3) uint8 of one size, in a batch that is filled up."""
+    if model.flame.v_template.device.type == "cpu":
+        batch = min(batch, -(-len(images) // _ALIKE) * _ALIKE)
     filled = np.zeros((batch, 3, *images[0].shape[:2]), np.uint8)
     for image, planes in zip(images, filled, strict=False):
         cv2.split(image, list(planes))

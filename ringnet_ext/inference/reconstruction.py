@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,21 +47,20 @@ class Reconstruction:
 
     params: HeadParams with a batch of one. vertices (V, 3): posed. neutral_vertices (V, 3): the same person without
     pose and expression. landmarks (68, 2): pixels of the original image. landmarks_3d, neutral_landmarks (68, 3): on
-    the two meshes. head: the model whose triangles they have. square: what the network saw, (224, 224, 3), and where it
-    lies in the original image. square_landmarks (68, 2): pixels of it. image_vertices (V, 3): metres, in the frame of
-    the camera (y down). root (3,): the joint about which the head turns, the same in both frames. yaw: radians,
-    positive to the subject's left. neck_pose (3,), eye_pose (6,): axis-angle, zeros where a network says
-    them. original: the image that the square was cut from, (H, W, 3) uint8 RGB, or its file; None if not known.
-    trust: what speaks for it. source: of many pictures, the place of the one that it is from.
+    the two meshes. head: the model whose triangles they have; layer: its decoder. square: what the network saw,
+    (224, 224, 3), and where it lies in the original image. square_landmarks (68, 2): pixels of it. image_vertices
+    (V, 3): metres, in the frame of the camera (y down). root (3,): the joint about which the head turns, the same in
+    both frames. yaw: radians, positive to the subject's left. neck_pose (3,), eye_pose (6,): axis-angle, zeros where a
+    network says them. original: the image that the square was cut from, (H, W, 3) uint8 RGB, or its file; None if not
+    known. trust: what speaks for it. source: of many pictures, the place of the one that it is from.
     """
 
     params: HeadParams
     vertices: np.ndarray
-    neutral_vertices: np.ndarray
     landmarks: np.ndarray
     landmarks_3d: np.ndarray
-    neutral_landmarks: np.ndarray
     head: FlameModel
+    layer: FLAME
     square: Square
     square_landmarks: np.ndarray
     image_vertices: np.ndarray
@@ -85,6 +85,21 @@ class Reconstruction:
     def image(self) -> np.ndarray:
         """What the network saw, (224, 224, 3)."""
         return self.square.image
+
+    @cached_property  # many a use has none for it
+    @torch.no_grad()
+    def _neutral(self) -> tuple[np.ndarray, np.ndarray]:
+        head = self.layer(self.params.shape.to(self.layer.v_template))
+        assert head.landmarks is not None
+        return head.vertices[0].cpu().numpy(), head.landmarks[0].cpu().numpy()
+
+    @property
+    def neutral_vertices(self) -> np.ndarray:
+        return self._neutral[0]
+
+    @property
+    def neutral_landmarks(self) -> np.ndarray:
+        return self._neutral[1]
 
     @property
     def flame_params(self) -> FlameParams:
@@ -158,7 +173,11 @@ class Reconstruction:
 def turned_over(points: np.ndarray, root: np.ndarray) -> np.ndarray:
     """Points (..., 3) after half a turn about x through the root joint, which leads from the camera's frame to FLAME's,
     and back."""
-    return np.stack([points[..., 0], *(2 * root[..., i] - points[..., i] for i in (1, 2))], axis=-1)
+    turned = np.empty_like(points)
+    turned[..., 0] = points[..., 0]
+    for i in 1, 2:
+        np.subtract(2 * root[..., i], points[..., i], out=turned[..., i])
+    return turned
 
 
 @torch.no_grad()
@@ -171,17 +190,11 @@ def reconstructions(
     eye_pose: Tensor | None = None,
 ) -> list[Reconstruction]:
     """What HeadParams, one for each of some squares, are as meshes and landmarks; head: the model of the layer."""
-    # Posed and neutral heads at once, as reading the model's directions is what takes the time.
-    poses = params.expression, params.global_pose, neck_pose, params.jaw_pose, eye_pose
-    changes = (None if value is None else torch.cat([value, torch.zeros_like(value)]) for value in poses)
-    heads = flame(params.shape.repeat(2, 1), *changes)
-    count = len(squares)
-    seen = project(heads.landmarks[:count], params.camera).cpu().numpy()
-    all_vertices, all_landmarks, roots = (
-        value.cpu().numpy() for value in (heads.vertices, heads.landmarks, heads.joints[:count, 0])
+    heads = flame(params.shape, params.expression, params.global_pose, neck_pose, params.jaw_pose, eye_pose)
+    image_vertices, image_landmarks, roots, seen = (
+        value.cpu().numpy()
+        for value in (heads.vertices, heads.landmarks, heads.joints[:, 0], project(heads.landmarks, params.camera))
     )
-    image_vertices, neutral_vertices = np.split(all_vertices, 2)
-    image_landmarks, neutral_landmarks = np.split(all_landmarks, 2)
     vertices, landmarks_3d = (turned_over(points, roots[:, None]) for points in (image_vertices, image_landmarks))
     neck, eyes = (
         np.zeros((len(squares), width), np.float32) if pose is None else pose.detach().cpu().numpy()
@@ -189,28 +202,28 @@ def reconstructions(
     )
     yaw = yaw_of(params.global_pose).tolist()
     each = [HeadParams(*values) for values in zip(*(value.cpu().split(1) for value in params), strict=True)]
-    faces = []
-    for i, square in enumerate(squares):
-        landmarks = to_pixels(seen[i], len(square.image))
-        faces.append(
-            Reconstruction(
-                params=each[i],
-                vertices=vertices[i],
-                neutral_vertices=neutral_vertices[i],
-                landmarks=square.to_original(landmarks).astype(np.float32),
-                landmarks_3d=landmarks_3d[i],
-                neutral_landmarks=neutral_landmarks[i],
-                head=head,
-                square=square,
-                square_landmarks=landmarks,
-                image_vertices=image_vertices[i],
-                root=roots[i],
-                yaw=yaw[i],
-                neck_pose=neck[i],
-                eye_pose=eyes[i],
-            )
+    scales = np.array([square.scale for square in squares])[:, None, None]
+    offsets = np.array([square.offset for square in squares])[:, None]
+    square_landmarks = np.stack([to_pixels(seen[i], len(square.image)) for i, square in enumerate(squares)])
+    landmarks = ((square_landmarks - offsets) / scales).astype(np.float32)
+    return [
+        Reconstruction(
+            params=each[i],
+            vertices=vertices[i],
+            landmarks=landmarks[i],
+            landmarks_3d=landmarks_3d[i],
+            head=head,
+            layer=flame,
+            square=square,
+            square_landmarks=square_landmarks[i],
+            image_vertices=image_vertices[i],
+            root=roots[i],
+            yaw=yaw[i],
+            neck_pose=neck[i],
+            eye_pose=eyes[i],
         )
-    return faces
+        for i, square in enumerate(squares)
+    ]
 
 
 def reconstruction(
