@@ -3,9 +3,9 @@ python benchmarks/inference.py [RUN].
 
 Squares of 224 pixels, cut already: read, seen by the network, posed, and written as mesh and parameters. The command is
 run as a user does it, with all images and with a quarter of them, and the difference counts: its start is left out. The
-floor is the same way with nothing around it, a thread on each core: what is decoded, computed, formatted and written,
-without names, errors and results. RUN is a run folder of training; without it the network has learnt nothing, which
-takes as long.
+floor, of a light network, is the same way with nothing around it, a thread on each core: what is read, computed,
+formatted and written, without names, errors, locks and results. RUN is a run folder of training; without it the
+network has learnt nothing, which takes as long.
 
 All is written to memory where the system has files there: on a disk, ext4 takes up to a millisecond to make a file, for
 minutes after thousands of others were removed.
@@ -28,6 +28,7 @@ import torch
 from report import markdown
 
 from ringnet_ext import RingNet
+from ringnet_ext.files.arrays import npz_bytes
 from ringnet_ext.files.cores import available_cores
 from ringnet_ext.files.images import write_image
 from ringnet_ext.files.meshes import Mesh, obj_parts
@@ -35,7 +36,7 @@ from ringnet_ext.inference.pipeline import batch_of
 from ringnet_ext.inference.shares import shared
 
 MEMORY = Path("/dev/shm")
-PARTS = "decoding", "encoder", "regressor and decoder", "normals and numbers", "writing"
+PARTS = "reading", "encoder", "regressor and decoder", "normals and numbers", "writing"
 REPEATS = 3
 #: Of the command: options, and the part of the images that is enough.
 WAYS = {
@@ -69,8 +70,8 @@ def encoder_alone(model: RingNet, threads: int) -> float:
 @torch.inference_mode()
 def floor(model: RingNet, squares: list[Path], out: Path) -> np.ndarray:
     """Milliseconds of a core that each of PARTS takes for an image, in the best of several rounds over all images."""
-    batch, faces, parameters = batch_of(model), model.head.faces, bytes(8000)
-    files = [squares[i % len(squares)].read_bytes() for i in range(batch)]
+    batch, faces = batch_of(model), model.head.faces
+    about = np.array("a" * 900)  # what the arrays are, in as many letters
     *_, triangles = obj_parts(Mesh(np.eye(3), faces, normals=np.eye(3)))
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -81,7 +82,10 @@ def floor(model: RingNet, squares: list[Path], out: Path) -> np.ndarray:
             folder = out / str(number)
             folder.mkdir(parents=True)
             times = [time.perf_counter()]
-            images = [cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR_RGB) for file in files]
+            images = []
+            for i in range(number * batch, (number + 1) * batch):
+                with open(squares[i % len(squares)], "rb", buffering=0) as file:
+                    images.append(cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_COLOR_RGB))
             times.append(time.perf_counter())
             planes = np.empty((batch, 3, *images[0].shape[:2]), np.uint8)
             for image, into in zip(images, planes, strict=True):
@@ -91,13 +95,16 @@ def floor(model: RingNet, squares: list[Path], out: Path) -> np.ndarray:
             params = model.regress(features)
             heads = model.flame(params.shape, params.expression, params.global_pose, None, params.jaw_pose)
             times.append(time.perf_counter())
+            arrays = {name: value.numpy() for name, value in (params._asdict() | {"points": heads.landmarks}).items()}
             contents = []
-            for vertices in heads.vertices.numpy():
+            for i, vertices in enumerate(heads.vertices.numpy()):
                 normals = core.vertex_normals(vertices, faces)
-                contents.append((core.number_lines(b"v", vertices, 8), core.number_lines(b"vn", normals, 4), triangles))
+                mesh = core.number_lines(b"v", vertices, 8), core.number_lines(b"vn", normals, 4), triangles
+                parameters = npz_bytes({name: value[i] for name, value in arrays.items()} | {"about": about})
+                contents.append((mesh, (parameters,)))
             times.append(time.perf_counter())
-            for i, content in enumerate(contents):
-                for name, parts in ((f"{folder}/{i}.obj", content), (f"{folder}/{i}.npz", (parameters,))):
+            for i, (mesh, parameters) in enumerate(contents):
+                for name, parts in ((f"{folder}/{i}.obj", mesh), (f"{folder}/{i}.npz", parameters)):
                     with open(name + ".tmp", "wb") as file:
                         file.writelines(parts)
                     os.replace(name + ".tmp", name)
@@ -154,13 +161,14 @@ def main() -> None:
         model.eval().save(place / "network.safetensors")
         light = model.encoder.light
         count = options.images or (4000 if light else 80)
-        squares = some_squares(place / "squares", count // cores)
-        works = lambda items: (floor(model, squares, place / "floor" / str(item)) for item in items)
-        parts = np.mean(list(shared(works, range(cores), cores)), axis=0)
-        table = [[part, f"{value:.3f}"] for part, value in [*zip(PARTS, parts, strict=True), ("all", parts.sum())]]
-        print(markdown(["the floor, on all cores at once", "ms of a core for an image"], table))
         rows = [[f"encoder alone, {n} threads", f"{encoder_alone(model, n):.0f}", ""] for n in sorted({1, cores})]
-        rows.append([f"the floor, {cores} cores", f"{cores * 1e3 / parts.sum():.0f}", f"{parts.sum():.2f}"])
+        if light:
+            squares = some_squares(place / "squares", count // cores)
+            works = lambda items: (floor(model, squares, place / "floor" / str(item)) for item in items)
+            parts = np.mean(list(shared(works, range(cores), cores)), axis=0)
+            table = [[part, f"{value:.3f}"] for part, value in [*zip(PARTS, parts, strict=True), ("all", parts.sum())]]
+            print(markdown(["the floor, on all cores at once", "ms of a core for an image"], table))
+            rows.append([f"the floor, {cores} cores", f"{cores * 1e3 / parts.sum():.0f}", f"{parts.sum():.2f}"])
         for way, (more, part) in WAYS.items():
             most = round(count * part)
             few = max(most // 4, LEAST if light else 1)

@@ -47,7 +47,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         OSError: it cannot be read.
         ImageError: it cannot be decoded.
     """
-    path = Path(path)
+    path = path if isinstance(path, Path) else Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such image")
     with open(path, "rb", buffering=0) as file:

@@ -110,17 +110,19 @@ def reconstruct_all(
     reading: deque[Future[_Read] | _Later] = deque()
     finishing: deque[Future[Outcome] | _Later] = deque()
     group: list[_Read] = []
+    found = 0  # faces in it
     try:
         while True:
             reading.extend(readers.submit(_read, picture, find) for picture in islice(coming, between - len(reading)))
             if reading:
                 group.append(reading.popleft().result())
-            if not reading or sum(len(each.found) for each in group) >= batch or len(group) >= between:
+                found += len(group[-1].found)
+            if not reading or found >= batch or len(group) >= between:
                 for outcome in _outcomes(model, group, batch, trust, refine):
                     finishing.append(finishers.submit(finish, outcome))
                     while finishing and (finishing[0].done() or len(finishing) > between):
                         yield finishing.popleft().result()
-                group = []
+                group, found = [], 0
             while finishing and finishing[0].done():
                 yield finishing.popleft().result()
             if not reading and not group:

@@ -103,7 +103,7 @@ class Results:
             with open(file, "rb") as lines:
                 for line in lines:
                     if line.endswith(b"\n"):
-                        entry = json.loads(line)
+                        entry = _entry(line)
                         places[entry["name"]] = _Place(file, offset, not _failed(entry))
                     offset += len(line)
         return places
@@ -214,9 +214,17 @@ class Results:
             return True
 
 
+_decoder = json.JSONDecoder()
+
+
+def _entry(line: bytes) -> dict:
+    """What json.loads makes of a line, without finding out first how it is encoded: half the time."""
+    return _decoder.raw_decode(line.decode())[0]
+
+
 def _at(lines: BinaryIO, offset: int) -> dict:
     lines.seek(offset)
-    return json.loads(lines.readline())
+    return _entry(lines.readline())
 
 
 def _failed(entry: dict) -> bool:
