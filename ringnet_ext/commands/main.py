@@ -16,6 +16,7 @@ VERBS = {
     "infer": "reconstruct heads from photographs with a trained RingNet",
     "fit": "fit heads to the landmarks of photographs or of a video",
     "prepare": "make a training set of photographs",
+    "evaluate": "measure heads against the scans of the NoW benchmark",
     "export": "write a trained network for ONNX Runtime and others",
     "convert": "convert head models and landmark embeddings of the field",
     "contour": "compute the contour landmarks of a head",

@@ -9,8 +9,8 @@ import numpy as np
 
 from ..detection.boxes import FaceBoxes
 from ..detection.landmark_files import NoFaceError
-from ..detection.squares import Square, around_landmarks, fit_square
-from .framing import find_face
+from ..detection.squares import Square, around_landmarks, cut_square, fit_square, landmark_square
+from .framing import NotAFaceError, find_face
 from .inputs import Box, Picture
 
 if TYPE_CHECKING:
@@ -46,14 +46,24 @@ def by_network(model: RingNet) -> Finder:
     return lambda picture, image: [Found(find_face(model, image))]
 
 
-def by_boxes(model: RingNet, boxes: Callable[[Picture, np.ndarray], Sequence[Box]]) -> Finder:
-    """A face in each box, where the network then looks for it."""
+def by_boxes(model: RingNet, boxes: Callable[[Picture, np.ndarray], Sequence[Box]], *, certain: bool = False) -> Finder:
+    """A face in each box, where the network then looks for it. certain: there is one: where the network finds none, it
+    sees the box."""
+
+    def square(image: np.ndarray, box: Box) -> Square:
+        try:
+            return find_face(model, image, box)
+        except NotAFaceError:
+            if not certain:
+                raise
+            middle, side = landmark_square(np.reshape(box, (2, 2)))
+            return cut_square(image, middle, float(side))
 
     def find(picture: Picture, image: np.ndarray) -> list[Found | ValueError]:
         found: list[Found | ValueError] = []
         for box in boxes(picture, image):
             try:
-                found.append(Found(find_face(model, image, box)))
+                found.append(Found(square(image, box)))
             except ValueError as error:
                 found.append(error)
         return found
