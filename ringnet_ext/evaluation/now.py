@@ -54,6 +54,19 @@ def face_ball(landmarks: np.ndarray) -> tuple[np.ndarray, float]:
     return nose + _UPWARD * (between_eyes - nose), float(_RADIUS * (width + height) / 2)
 
 
+def face_of(scan: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """The vertices (N, 3) of a scan (S, 3) that lie in the ball around its landmarks (7, 3).
+
+    Raises:
+        ValueError: there is none.
+    """
+    centre, radius = face_ball(landmarks)
+    inside = np.square(scan - centre).sum(1) <= radius**2
+    if not inside.any():
+        raise ValueError("no vertex of the scan lies in the ball around its landmarks: are they another scan's?")
+    return scan if inside.all() else scan[inside]
+
+
 def scan_errors(
     scan: np.ndarray,
     scan_landmarks: np.ndarray,
@@ -65,7 +78,7 @@ def scan_errors(
     """The distances of a scan's face to a predicted head, which is aligned to it.
 
     Args:
-        scan: (S, 3) vertices, mm. scan_landmarks: (7, 3), mm.
+        scan: (S, 3) vertices, mm, those beyond the face or not. scan_landmarks: (7, 3), mm.
         vertices, triangles: of the prediction, (V, 3) in any unit and (F, 3). landmarks: (7, 3) in its unit.
         unit: of the prediction, one of :data:`UNITS`, where its size counts (the benchmark's metrical evaluation);
             None: its scale is chosen too.
@@ -73,10 +86,7 @@ def scan_errors(
     Raises:
         ValueError: the scan has no vertex in the ball, or the prediction no surface.
     """
-    centre, radius = face_ball(scan_landmarks)
-    points = scan[np.square(scan - centre).sum(1) <= radius**2]
-    if not len(points):
-        raise ValueError("no vertex of the scan lies in the ball around its landmarks: are they another scan's?")
+    points = face_of(scan, scan_landmarks)
     start = procrustes(landmarks, scan_landmarks, None if unit is None else UNITS[unit])
     alignment, distances = _settled(points, Surface(vertices, triangles), start, scaled=unit is None)
     return ScanErrors(points, distances, alignment, scan_landmarks)

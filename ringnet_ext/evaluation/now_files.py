@@ -14,6 +14,7 @@ import numpy as np
 from ..files.arrays import read_file
 from ..files.meshes import Mesh, read_mesh
 from ..files.whole import written_whole
+from .now import face_of
 
 CHALLENGES = "multiview_neutral", "multiview_expressions", "multiview_occlusions", "selfie"
 #: The lists of images that come with the benchmark.
@@ -84,8 +85,8 @@ class Dataset(NamedTuple):
         return left, top, right, bottom
 
     def scan(self, subject: str) -> tuple[np.ndarray, np.ndarray]:
-        """The vertices (N, 3) of a subject's scan and its landmarks (7, 3), mm. Raises FileNotFoundError, and
-        ValueError, naming the file."""
+        """The vertices (N, 3) of a subject's scan in the ball around the face, the same array for all the subject's
+        images, and its landmarks (7, 3), mm. Raises FileNotFoundError, and ValueError, naming the file."""
         return _scan(_only(self.scans / subject, ".obj"), _only(self.landmarks / subject, ".pp"))
 
 
@@ -96,9 +97,13 @@ def _only(folder: Path, suffix: str) -> Path:
     return found[0]
 
 
-@lru_cache(2)  # a subject's images follow each other
+@lru_cache(100)  # subjects; without what lies beyond the face a scan has a megabyte
 def _scan(scan: Path, landmarks: Path) -> tuple[np.ndarray, np.ndarray]:
-    return read_vertices(scan), read_picked_points(landmarks)
+    vertices, marks = read_vertices(scan), read_picked_points(landmarks)
+    try:
+        return face_of(vertices, marks), marks
+    except ValueError as error:
+        raise ValueError(f"{scan}: {error}") from None
 
 
 def read_vertices(path: Path) -> np.ndarray:

@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from ringnet_ext import RingNet
 from ringnet_ext.commands.evaluate import main
 from ringnet_ext.data.synthetic import SyntheticFaces
-from ringnet_ext.evaluation.now import face_ball, scan_errors
+from ringnet_ext.evaluation.now import face_ball, face_of, scan_errors
 from ringnet_ext.evaluation.now_files import (
     Dataset,
     Entry,
@@ -196,7 +196,9 @@ class TestFiles:
         assert all(dataset.image(entry).is_file() for entry in ENTRIES)
         assert dataset.box(ENTRIES[0]) == (36, 46, 120, 130)
         scan, marks = dataset.scan("FaMoS_2")
-        assert np.allclose(scan, scanned(*person(1), 1)[0]) and np.allclose(marks, scanned(*person(1), 1)[1])
+        whole, expected = scanned(*person(1), 1)
+        assert np.allclose(scan, face_of(whole, expected)) and np.allclose(marks, expected)
+        assert dataset.scan("FaMoS_2")[0] is scan  # many images of a subject take no more memory
         (tmp_path / "list").write_text("C:\\data\\FaMoS_1\\selfie\\IMG_2.jpg\n\n")
         assert read_list(tmp_path / "list") == [ENTRIES[1]]
         for text in ("", "FaMoS_1/IMG.jpg", "a/frontal/IMG.jpg", "../selfie/a.jpg\n../selfie/b"):
