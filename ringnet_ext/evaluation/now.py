@@ -84,9 +84,12 @@ def scan_errors(
             None: its scale is chosen too.
 
     Raises:
-        ValueError: the scan has no vertex in the ball, or the prediction no surface.
+        ValueError: the scan has no vertex in the ball, or the prediction no surface, or all its landmarks are one
+            point.
     """
     points = face_of(scan, scan_landmarks)
+    if not np.ptp(landmarks, axis=0).any():
+        raise ValueError(f"landmarks: expected seven points, got {landmarks[0].tolist()} seven times")
     start = procrustes(landmarks, scan_landmarks, None if unit is None else UNITS[unit])
     alignment, distances = _settled(points, Surface(vertices, triangles), start, scaled=unit is None)
     return ScanErrors(points, distances, alignment, scan_landmarks)
@@ -102,7 +105,8 @@ def _settled(points: np.ndarray, surface: Surface, start: Similarity, scaled: bo
 
     now, damping = start, 1e-3
     offsets, distances = found(now)
-    middle, size = points.mean(0), np.sqrt(np.square(points - points.mean(0)).sum(1).mean())
+    middle = points.mean(0)
+    size = np.sqrt(np.square(points - middle).sum(1).mean()) or 1.0  # of a single point any will do
     for _ in range(_STEPS):
         directions = offsets / np.maximum(distances, 1e-12)[:, None]
         arms = (offsets + points - middle) / size  # radians and logarithms move a point about as far as millimetres do
@@ -115,7 +119,8 @@ def _settled(points: np.ndarray, surface: Surface, start: Similarity, scaled: bo
         while True:
             step = np.linalg.solve(normal + damping * np.diag(np.diag(normal) + 1e-12), -gradient)
             turn = matrix_from_axis_angle(torch.from_numpy(step[3:6] / size)).numpy()
-            growth = float(np.exp(step[6] / size)) if scaled else 1.0
+            # Finite, as a step that is too long is tried again shorter.
+            growth = float(np.exp(np.clip(step[6] / size, -1, 1))) if scaled else 1.0
             shift = growth * turn @ (now.translation - middle) + middle + step[:3]
             after = Similarity(now.scale * growth, turn @ now.rotation, shift)
             offsets_after, distances_after = found(after)

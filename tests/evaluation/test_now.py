@@ -115,6 +115,28 @@ class TestErrors:
             scan_errors(scan, marks + 1e4, vertices, HEAD.faces, landmarks)
 
 
+    @pytest.mark.parametrize("unit", [None, "m"])
+    def test_landmarks_that_are_one_point_are_an_error(self, unit):
+        scan, marks = scanned(*person(0))
+        with pytest.raises(ValueError, match=r"landmarks: expected seven points, got \[0.0, 0.0, 0.0\] seven times"):
+            scan_errors(scan[::50], marks, person(1)[0], HEAD.faces, np.zeros((7, 3)), unit)
+
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize("vertices, landmarks", [(1, 1000), (1000, 1), (1, 1e-12)])
+    def test_landmarks_of_another_unit_have_finite_errors(self, vertices, landmarks):
+        """Large ones, but the best step from there is far too long."""
+        scan, marks = scanned(*person(0))
+        head, points = person(1)
+        errors = scan_errors(scan[::20], marks, vertices * head, HEAD.faces, landmarks * points)
+        assert np.isfinite(errors.distances).all() and np.median(errors.distances) > 1
+
+    @pytest.mark.filterwarnings("error")
+    def test_a_scan_of_one_vertex(self):
+        scan, marks = scanned(*person(0))
+        errors = scan_errors(marks[4:5], marks, person(1)[0], HEAD.faces, person(1)[1])
+        assert errors.distances == pytest.approx([0], abs=1e-6)
+
+
 def points_of(vertices):
     """NoW's landmarks of a neutral head with the built-in one's triangles."""
     corners = vertices[HEAD.faces[HEAD.landmarks.static_faces_idx]]
