@@ -96,14 +96,17 @@ def main(arguments: list[str]) -> int:
         entries = [entry for entry in entries if entry.challenge in options.challenge]
         if not entries:
             raise OptionError(f"--challenge: the list has no image of {', '.join(options.challenge)}")
-    others = {file.stem.removesuffix("_computed_distances"): read_distances(file) for file in options.compare}
+    others = _compared(options.compare)
     if options.predictions is not None and not options.predictions.is_dir():
         raise OptionError(f"--predictions: {options.predictions}: no such folder")
-    there = dataset.scans.is_dir()
-    if there:
-        Surface(np.eye(3), np.array([[0, 1, 2]]))  # the package that it needs is missed before the work is done
+    subjects = dict.fromkeys(entry.subject for entry in entries)
+    there = any((dataset.scans / subject).is_dir() for subject in subjects)  # of the test set, not only of the other
+    if there:  # what measuring needs is missed before the work is done
+        Surface(np.eye(3), np.array([[0, 1, 2]]))
+        for subject in subjects:
+            dataset.scan(subject)
     elif options.predictions is not None:
-        raise OSError(f"{dataset.scans}: no such folder; --scans says where the scans are")
+        raise OSError(f"{dataset.scans}: no subject's folder in it; --scans says where the scans are")
     output_folder(options.out)
     failed = False
     predictions = options.predictions
@@ -112,7 +115,7 @@ def main(arguments: list[str]) -> int:
         failed = _predict(RingNet.load(options.checkpoint, head=options.head).to(device), dataset, entries, options.out)
         if not there:
             print(
-                f"the predictions are in {predictions}; there are no scans in {dataset.scans}, so nothing is measured. "
+                f"the predictions are in {predictions}; their scans aren't in {dataset.scans}, so nothing is measured. "
                 "For the test set's errors send them to the benchmark's authors"
             )
             return FAILED if failed else 0
@@ -121,10 +124,20 @@ def main(arguments: list[str]) -> int:
     return FAILED if failed or failures else 0
 
 
+def _compared(files: Sequence[Path]) -> dict[str, np.ndarray]:
+    """The distances in files of other methods by their names, or by their paths where several have one name."""
+    methods = [file.with_name(file.stem.removesuffix("_computed_distances")) for file in files]
+    names = [method.name for method in methods]
+    return {
+        method.name if names.count(method.name) == 1 else str(method): read_distances(file)
+        for method, file in zip(methods, files, strict=True)
+    }
+
+
 def _predict(model: RingNet, dataset: Dataset, entries: Sequence[Entry], out: Path) -> bool:
     """Write the neutral head of each image and its landmarks. Returns whether one failed."""
-    pictures = [Picture(entry.name, entry.name, dataset.image(entry)) for entry in entries]
-    of = {entry.name: entry for entry in entries}
+    of = {entry.name: entry for entry in entries}  # a list may have an image twice
+    pictures = [Picture(name, name, dataset.image(entry)) for name, entry in of.items()]
     find = by_boxes(model, lambda picture, image: [dataset.box(of[picture.name])], certain=True)
 
     def finish(outcome: Outcome) -> Outcome:
@@ -152,7 +165,7 @@ def _score(
 ) -> tuple[list[Scored], bool]:
     """Each image's errors, and whether a prediction was missing or could not be used."""
 
-    def score(entry: Entry) -> ScanErrors | ValueError | None:
+    def score(entry: Entry) -> ScanErrors | Exception | None:
         scan, landmarks = dataset.scan(entry.subject)
         try:
             found = read_prediction(predictions, entry)
@@ -160,13 +173,13 @@ def _score(
                 return None
             head, points = found
             return scan_errors(scan, landmarks, head.vertices, head.faces, points, unit)
-        except ValueError as error:
+        except OF_ONE_PICTURE as error:
             return error
 
     scored, failed, missing = [], False, 0
     made = side_by_side(score, entries, threads=max(1, torch.get_num_threads()))
     for entry, errors in zip(entries, progress(made, total=len(entries), desc="measuring", unit="image"), strict=True):
-        if isinstance(errors, ValueError):
+        if isinstance(errors, Exception):
             report(f"{entry.name}: {explained(errors)}")
             failed, errors = True, None
         elif errors is None:
@@ -188,6 +201,6 @@ def _write(out: Path, name: str, scored: Sequence[Scored], others: dict[str, np.
     used = [(entry, errors.distances) for entry, errors in scored if errors is not None]
     missing = len(scored) - len(used)
     distances = [each for _, each in used]
-    write_computed(out / f"{name}_computed_distances.npy", distances, missing, [entry.name for entry, _ in used])
+    write_computed(out / f"{name}_computed_distances.npy", distances, missing, ["/".join(entry) for entry, _ in used])
     print(text, end="")
     print(f"everything is in {out}")

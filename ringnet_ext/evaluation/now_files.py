@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,11 +45,12 @@ def read_list(path: Path) -> list[Entry]:
         OSError: it cannot be read. ValueError: naming the line that isn't one; or there is none.
     """
     entries = []
-    for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(path.read_text("utf-8-sig", "replace").splitlines(), start=1):
         parts = line.strip().replace("\\", "/").split("/")
         if parts == [""]:
             continue
-        if len(parts) < 3 or parts[-2] not in CHALLENGES or ".." in parts or not Path(parts[-1]).suffix:
+        named = len(parts) >= 3 and parts[-3] and ".." not in parts and Path(parts[-1]).suffix
+        if not named or parts[-2] not in CHALLENGES:
             raise ValueError(
                 f"{path}, line {number}: expected SUBJECT/CHALLENGE/IMAGE.jpg with one of {', '.join(CHALLENGES)}, "
                 f"got {line.strip()!r:.80}"
@@ -131,9 +132,15 @@ def read_picked_points(path: Path) -> np.ndarray:
     return _seven(points, path)
 
 
-def _seven(points: np.ndarray, path: Path) -> np.ndarray:
+def _seven(content: Any, path: Path) -> np.ndarray:
+    try:
+        points = np.asarray(content)
+    except ValueError:  # lists of several lengths
+        points = np.zeros(0)
+    if points.shape == (1, *POINTS):  # a batch of one, which now_evaluation takes too
+        points = points[0]
     if points.shape != POINTS or points.dtype.kind not in "fiu" or not np.isfinite(points).all():
-        raise ValueError(f"{path}: expected seven points of x, y and z, got an array {points.shape}")
+        raise ValueError(f"{path}: expected seven points of finite x, y and z, got {points.shape} of {points.dtype}")
     return points.astype(np.float64)
 
 
@@ -149,7 +156,7 @@ def read_prediction(folder: Path, entry: Entry) -> tuple[Mesh, np.ndarray] | Non
     if mesh is None or landmarks is None:
         return None
     if landmarks.suffix == ".npy":
-        content = np.asarray(read_file(landmarks))
+        content = read_file(landmarks)
     else:
         try:
             content = np.loadtxt(landmarks, ndmin=2)

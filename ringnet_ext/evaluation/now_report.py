@@ -30,14 +30,16 @@ def table(scored: Sequence[Scored], others: Mapping[str, np.ndarray] | None = No
     Args:
         others: distances of other methods by name, for a line each.
     """
-    rows = [f"{'mm':24}{'images':>8}{'missing':>9}{'median':>8}{'mean':>8}{'std':>8}"]
+    others = others or {}
+    wide = max([24, *(len(name) + 1 for name in others)])
+    rows = [f"{'mm':{wide}}{'images':>8}{'missing':>9}{'median':>8}{'mean':>8}{'std':>8}"]
     challenges = [name for name in CHALLENGES if any(each.entry.challenge == name for each in scored)]
     for name in [*challenges, "all"]:
         some = [each for each in scored if name in ("all", each.entry.challenge)]
         there = [each.errors.distances for each in some if each.errors is not None]
-        rows.append(f"{name:24}{len(some):8}{len(some) - len(there):9}" + _figures(np.concatenate([[], *there])))
-    for name, distances in (others or {}).items():
-        rows.append(f"{name[:24]:24}{'':8}{'':9}" + _figures(distances))
+        rows.append(f"{name:{wide}}{len(some):8}{len(some) - len(there):9}" + _figures(np.concatenate([[], *there])))
+    for name, distances in others.items():
+        rows.append(f"{name:{wide}}{'':8}{'':9}" + _figures(distances))
     return "\n".join(rows) + "\n"
 
 
@@ -83,7 +85,8 @@ def write_picture(path: Path, scored: Sequence[Scored], others: Mapping[str, np.
         _curve(curves, distances, name, linestyle="--")
     curves.set(xlabel="distance of the scan, mm", ylabel="% of the scans' vertices", xlim=(0, _MOST), ylim=(0, 100))
     curves.grid(alpha=0.3)
-    curves.legend(loc="lower right")
+    if curves.lines:
+        curves.legend(loc="lower right")
     order = sorted(there, key=lambda each: float(np.median(each[1].distances)))
     chosen = [order[0], order[len(order) // 2], order[-1]] if order else []
     for axes in places:

@@ -1,6 +1,9 @@
 """NoW's error against what is known of made-up scans, and the benchmark's files; the command on both."""
 
 import csv
+import os
+import pickle
+import shutil
 
 import cv2
 import numpy as np
@@ -127,7 +130,7 @@ class TestErrors:
         """Large ones, but the best step from there is far too long."""
         scan, marks = scanned(*person(0))
         head, points = person(1)
-        errors = scan_errors(scan[::20], marks, vertices * head, HEAD.faces, landmarks * points)
+        errors = scan_errors(scan[::10], marks, vertices * head, HEAD.faces, landmarks * points)
         assert np.isfinite(errors.distances).all() and np.median(errors.distances) > 1
 
     @pytest.mark.filterwarnings("error")
@@ -223,8 +226,8 @@ class TestFiles:
         assert dataset.scan("FaMoS_2")[0] is scan  # many images of a subject take no more memory
         (tmp_path / "list").write_text("C:\\data\\FaMoS_1\\selfie\\IMG_2.jpg\n\n")
         assert read_list(tmp_path / "list") == [ENTRIES[1]]
-        for text in ("", "FaMoS_1/IMG.jpg", "a/frontal/IMG.jpg", "../selfie/a.jpg\n../selfie/b"):
-            (tmp_path / "list").write_text(text)
+        for text in ("", "FaMoS_1/IMG.jpg", "a/frontal/IMG.jpg", "../selfie/a.jpg\n../selfie/b", "/selfie/a.jpg", "\xff"):
+            (tmp_path / "list").write_text(text, "latin1")
             with pytest.raises(ValueError, match=r"list(, line \d)?: (expected SUBJECT|no images)"):
                 read_list(tmp_path / "list")
 
@@ -233,6 +236,26 @@ class TestFiles:
         (tmp_path / "a.pp").write_text(text)
         with pytest.raises(ValueError, match=r"a\.pp: expected seven points"):
             read_picked_points(tmp_path / "a.pp")
+
+    @pytest.mark.parametrize(
+        "content, said",
+        [
+            (np.full((7, 3), np.nan), r"\(7, 3\) of float64"),
+            (np.zeros((68, 3)), r"\(68, 3\) of float64"),
+            ([[1, 2], [3]], r"\(0,\)"),
+        ],
+    )
+    def test_seven_landmarks_of_a_prediction_or_an_error(self, content, said, tmp_path):
+        predict(tmp_path, ENTRIES[0], 0)
+        with open((tmp_path / ENTRIES[0].name).with_suffix(".npy"), "wb") as file:
+            np.save(file, content) if isinstance(content, np.ndarray) else pickle.dump(content, file)
+        with pytest.raises(ValueError, match=rf"IMG_1\.npy: expected seven points of finite x, y and z, got {said}"):
+            read_prediction(tmp_path, ENTRIES[0])
+
+    def test_a_batch_of_one_is_taken_as_now_evaluation_takes_it(self, tmp_path):
+        predict(tmp_path, ENTRIES[0], 0)
+        np.save((tmp_path / ENTRIES[0].name).with_suffix(".npy"), person(0)[1][None])
+        assert np.array_equal(read_prediction(tmp_path, ENTRIES[0])[1], person(0)[1])
 
     def test_distances_are_as_now_evaluation_reads_them(self, tmp_path):
         each = [np.array([1.0, 2.0]), np.array([3.0]), np.array([4.0, 5.0])]
@@ -305,7 +328,62 @@ class TestCommand:
         assert f"error: {ENTRIES[1].name}: {broken}: not a mesh that can be read: no triangles in it" in said.err
         assert "all                            3        2    0.00" in said.out
         content = np.load(out / "ringnet_ext_computed_distances.npy", allow_pickle=True).item()
-        assert content["num_missing_files"] == 2 and content["input_files"] == [ENTRIES[0].name]
+        assert content["num_missing_files"] == 2 and content["input_files"] == ["FaMoS_1/multiview_neutral/IMG_1.jpg"]
+
+    @pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="needs a file that cannot be read")
+    def test_a_file_that_cannot_be_read_leaves_the_others(self, now, tmp_path, capsys):
+        predictions = tmp_path / "predictions"
+        for entry in ENTRIES:
+            predict(predictions, entry, 0)
+        broken = (predictions / ENTRIES[1].name).with_suffix(".npy")
+        broken.unlink()
+        broken.symlink_to("/proc/self/mem")
+        assert run(now, "--predictions", predictions, "--out", tmp_path / "out") == 1
+        said = capsys.readouterr()
+        assert said.err.startswith(f"error: {ENTRIES[1].name}: ") and said.err.count("\n") == 1
+        assert "all                            3        1 " in said.out
+
+    def test_an_image_twice_in_the_list_is_predicted_once_and_counts_twice(self, now, tmp_path, capsys):
+        RingNet().save(tmp_path / "model.safetensors")
+        (tmp_path / "list").write_text("FaMoS_1/selfie/IMG_2.jpg\r\n\r\n/data/FaMoS_1/selfie/IMG_2.jpg\r\n")
+        asked = ["--checkpoint", tmp_path / "model.safetensors", "--list", tmp_path / "list"]
+        assert run(now, *asked, "--out", tmp_path / "out") == 0
+        assert "all                            2        0 " in capsys.readouterr().out
+
+    def test_methods_of_one_name_are_told_apart_by_their_folders(self, now, tmp_path, capsys):
+        files = [tmp_path / folder / "ringnet_ext_computed_distances.npy" for folder in "ab"]
+        for file, distance in zip(files, (3.25, 4.5), strict=True):
+            file.parent.mkdir()
+            write_distances(file, [np.full(2, distance)], 0, ["a"])
+        predict(tmp_path, ENTRIES[0], 0)
+        run(now, "--predictions", tmp_path, "--out", tmp_path / "out", "--compare", *files)
+        rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+        for file, median in zip(files, ("3.25", "4.50"), strict=True):
+            assert [str(file.parent / "ringnet_ext"), median, median, "0.00"] in rows
+
+    def test_of_a_subject_without_a_scan_nothing_is_measured(self, now, tmp_path, capsys):
+        """As it is with the test set, beside whose images the validation set's scans lie."""
+        RingNet().save(tmp_path / "model.safetensors")
+        shutil.copytree(now / "NoW_Dataset", tmp_path / "NoW_Dataset")
+        shutil.copytree(now / "scans" / "FaMoS_2", tmp_path / "scans" / "FaMoS_2")
+        shutil.copytree(now / "scans_lmks_onlypp", tmp_path / "scans_lmks_onlypp")
+        (tmp_path / "imagepathstest.txt").write_text("FaMoS_1/selfie/IMG_2.jpg\n")
+        checkpoint = ["--checkpoint", tmp_path / "model.safetensors"]
+        assert run(tmp_path, *checkpoint, "--out", tmp_path / "out", "--split", "test") == 0
+        assert "so nothing is measured" in capsys.readouterr().out
+        assert read_prediction(tmp_path / "out" / "neutral_mesh", ENTRIES[1])
+        # Where some have one, the others' are missed before the work is done.
+        asked = [*checkpoint, "--list", now / "imagepathsvalidation.txt", "--out", tmp_path / "again"]
+        assert run(tmp_path, *asked) == 1
+        assert capsys.readouterr().err == f"error: {tmp_path / 'scans' / 'FaMoS_1'}: no .obj file in it\n"
+        assert not (tmp_path / "again").exists()
+
+    @pytest.mark.filterwarnings("error")
+    def test_no_prediction_at_all(self, now, tmp_path, capsys):
+        assert run(now, "--predictions", tmp_path, "--out", tmp_path / "out") == 1
+        said = capsys.readouterr()
+        assert said.err == f"error: 3 of 3 images have no prediction in {tmp_path}, or no landmarks of it\n"
+        assert "all                            3        3       -       -       -" in said.out
 
     def test_a_network_s_heads_are_predicted_and_measured(self, now, tmp_path, capsys):
         model, out = RingNet(), tmp_path / "out"
@@ -338,7 +416,7 @@ class TestCommand:
             (["{now}/nowhere", "--predictions", "{now}"], 2, "NOW: {now}/nowhere: no such folder"),
             (["{now}", "--predictions", "{now}/nowhere"], 2, "--predictions: {now}/nowhere: no such folder"),
             (["{now}", "--predictions", "{now}", "--split", "test"], 1, "{now}/imagepathstest.txt: No such file"),
-            (["{now}", "--predictions", "{now}", "--scans", "{now}/x"], 1, "{now}/x: no such folder; --scans says"),
+            (["{now}", "--predictions", "{now}", "--scans", "{now}/x"], 1, "{now}/x: no subject's folder in it; --scans says"),
             (["{now}", "--predictions", "{now}", "--scan-landmarks", "{now}"], 1, "{now}/FaMoS_1: no .pp file in it"),
             (["{now}", "--predictions", "{now}", "--name", "a/b"], 2, "--name: expected letters"),
             (["{now}", "--predictions", "{now}", "--challenge", "multiview_occlusions"], 2, "--challenge: "),
