@@ -81,7 +81,8 @@ def _appear(file, temporary: str, path: str) -> None:
 
 def _name(error: BaseException, path: str, temporary: str) -> None:
     if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
-        error.filename, error.filename2 = path, None
+        error.filename = path
+        del error.filename2  # None would be shown
 
 
 @contextmanager

@@ -150,6 +150,7 @@ def test_files_are_written_together_or_not_at_all(tmp_path):
     with pytest.raises(OSError) as caught:
         write_together({first: [b"later"], second: [b"later"]})
     assert explained(caught.value) == f"{second}: Is a directory"
+    assert str(caught.value) == f"[Errno {errno.EISDIR}] Is a directory: {second!r}"
     assert sorted(os.listdir(tmp_path)) == ["b.npz", "new"] and not os.listdir(tmp_path / "new")
 
 
