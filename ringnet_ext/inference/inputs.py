@@ -37,7 +37,10 @@ def pixels_of(image: Image) -> np.ndarray:
         ValueError: it is no such picture, or smaller than 16 x 16 pixels.
     """
     if isinstance(image, Square):
-        return image.image
+        pixels = image.image
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape != (len(pixels), len(pixels), 3):
+            raise ValueError(f"image: expected a square of (S, S, 3) uint8, got {pixels.shape} {pixels.dtype}")
+        return pixels
     if isinstance(image, PIL.Image.Image):
         pixels = upright_rgb(image)
     elif isinstance(image, torch.Tensor):

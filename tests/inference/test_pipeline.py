@@ -260,6 +260,10 @@ class TestReconstruct:
             compact.reconstruct([good, np.full((40, 40, 3), np.nan)])
         with pytest.raises(ValueError, match=r"^image: expected uint8, uint16 or floating point, got int32"):
             compact.reconstruct(good.astype(np.int32))
+        square = fit_square(good)
+        for pixels in (square.image.astype(np.float32), square.image[:200], square.image[..., 0]):
+            with pytest.raises(ValueError, match=r"^image: expected a square of \(S, S, 3\) uint8, got \(2"):
+                compact.reconstruct(square._replace(image=pixels))
         (tmp_path / "no image.png").write_text("text")
         with pytest.raises(ImageError, match=r"no image.png: not an image"):
             compact.reconstruct([good, tmp_path / "no image.png"])
