@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -75,6 +76,11 @@ class Reconstruction:
     def __repr__(self) -> str:
         score = "" if self.trust.score is None else f", score {self.trust.score:.2f}"
         return f"<Reconstruction: {len(self.vertices)} vertices, yaw {np.degrees(self.yaw):.0f} degrees{score}>"
+
+    def __getstate__(self) -> dict:
+        if self.layer.v_template.device.type == "cpu":
+            return vars(self)
+        return {**vars(self), "layer": copy.deepcopy(self.layer).cpu()}  # a pickle may be read where there is no other
 
     @property
     def faces(self) -> np.ndarray:

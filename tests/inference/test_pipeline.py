@@ -254,6 +254,12 @@ class TestReconstruct:
         with pytest.raises(ValueError, match=r"kinds: expected a list of names, such as \['json'\], got 'json'"):
             face.save("nowhere", "x", "json")
 
+    def test_a_pickled_face_needs_no_device(self, device, boxed):
+        face = some_answers(RingNet()).to(device).reconstruct(images(1)[0])
+        content = pickle.dumps(face)
+        assert b"cuda" not in content
+        assert np.allclose(pickle.loads(content).neutral_vertices, face.neutral_vertices, atol=1e-6)
+
     def test_errors_name_the_image(self, compact, boxed, tmp_path):
         good = images(1)[0]
         with pytest.raises(ValueError, match=r"^images\[1\]: expected floating point values from 0 to 1, got nan"):
