@@ -107,7 +107,7 @@ def main(arguments: list[str]) -> int:
             dataset.scan(subject)
     elif options.predictions is not None:
         raise OSError(f"{dataset.scans}: no subject's folder in it; --scans says where the scans are")
-    output_folder(options.out)
+    output_folder(options.out, sorted({f"{_FOLDER}/{entry.subject}/{entry.challenge}" for entry in entries}))
     failed = False
     predictions = options.predictions
     if predictions is None:

@@ -405,7 +405,11 @@ class TestCommand:
         RingNet().save(tmp_path / "model.safetensors")
         out = tmp_path / "out"
         checkpoint = ["--checkpoint", tmp_path / "model.safetensors"]
+        leftover = out / "neutral_mesh" / "FaMoS_1" / "selfie" / ".IMG_2.obj.12345.tmp"  # of a run that was killed
+        leftover.parent.mkdir(parents=True)
+        leftover.write_text("half")
         assert run(now, *checkpoint, "--out", out, "--scans", tmp_path / "no") == 0
+        assert not leftover.exists()
         assert f"the predictions are in {out / 'neutral_mesh'}" in capsys.readouterr().out
         assert all(read_prediction(out / "neutral_mesh", entry) for entry in ENTRIES)
         assert not (out / "now.txt").exists()
