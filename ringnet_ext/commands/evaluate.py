@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -102,6 +103,7 @@ def main(arguments: list[str]) -> int:
     subjects = dict.fromkeys(entry.subject for entry in entries)
     there = any((dataset.scans / subject).is_dir() for subject in subjects)  # of the test set, not only of the other
     if there:  # what measuring needs is missed before the work is done
+        os.environ.setdefault("IGL_NUM_THREADS", str(torch.get_num_threads()))  # else libigl takes all cores
         Surface(np.eye(3), np.array([[0, 1, 2]]))
         for subject in subjects:
             dataset.scan(subject)

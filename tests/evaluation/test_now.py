@@ -378,6 +378,16 @@ class TestCommand:
         assert capsys.readouterr().err == f"error: {tmp_path / 'scans' / 'FaMoS_1'}: no .obj file in it\n"
         assert not (tmp_path / "again").exists()
 
+    def test_libigl_has_as_many_threads_as_are_asked_for(self, now, tmp_path, monkeypatch):
+        monkeypatch.setenv("IGL_NUM_THREADS", "")  # as it is now it is restored
+        monkeypatch.delenv("IGL_NUM_THREADS")
+        before = torch.get_num_threads()
+        try:
+            run(now, "--predictions", tmp_path, "--out", tmp_path / "out", "--threads", 3)
+            assert os.environ["IGL_NUM_THREADS"] == "3"
+        finally:
+            torch.set_num_threads(before)
+
     @pytest.mark.filterwarnings("error")
     def test_no_prediction_at_all(self, now, tmp_path, capsys):
         assert run(now, "--predictions", tmp_path, "--out", tmp_path / "out") == 1
