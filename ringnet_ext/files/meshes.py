@@ -97,7 +97,13 @@ def _read_with_trimesh(path: Path) -> Mesh:
         raise ValueError("no triangles in it")
     vertices, faces = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64)
     if path.suffix.lower() == ".ply":
-        return Mesh(vertices, faces, *_ply_texture(mesh.metadata.get("_ply_raw", {}), faces))
+        elements = mesh.metadata.get("_ply_raw", {})
+        for name in elements.keys() & {"vertex", "face"}:
+            data, said = elements[name].get("data", {}), elements[name]["length"]
+            there = len(data) if isinstance(data, np.ndarray) else min(map(len, data.values()), default=0)
+            if there < said:  # trimesh takes a text that was cut off as it is
+                raise ValueError(f"it has {there} lines of {name}, and should have {said}")
+        return Mesh(vertices, faces, *_ply_texture(elements, faces))
     uv = getattr(mesh.visual, "uv", None)
     if uv is None or len(uv) != len(vertices):
         return Mesh(vertices, faces)

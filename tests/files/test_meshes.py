@@ -149,6 +149,11 @@ def test_broken_meshes_are_named(text, message, tmp_path):
 
 
 def test_other_files_are_named(tmp_path):
+    header = ["ply", "format ascii 1.0", "element vertex 3", *(f"property float {axis}" for axis in "xyz")]
+    header += ["element face 2", "property list uchar int vertex_indices", "end_header"]
+    (tmp_path / "cut.ply").write_text("\n".join([*header, "0 0 0", "1 0 0", "0 1 0", "3 0 1 2"]) + "\n")
+    with pytest.raises(ValueError, match=r"cut.ply: not a mesh that can be read: it has 1 lines of face, and should"):
+        read_mesh(tmp_path / "cut.ply")
     (tmp_path / "x.ply").write_bytes(b"ply\nnothing")
     with pytest.raises(ValueError, match=r"x.ply: not a mesh"):
         read_mesh(tmp_path / "x.ply")
