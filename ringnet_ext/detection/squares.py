@@ -36,7 +36,7 @@ class Square(NamedTuple):
     def place(self) -> tuple[float, float, float]:
         """Left, top and side in the image it came from, pixels."""
         x, y = self.offset
-        return -x / self.scale, -y / self.scale, len(self.image) / self.scale
+        return (0.0 - x) / self.scale, (0.0 - y) / self.scale, len(self.image) / self.scale  # and no -0.0
 
     def normalised(self, points: np.ndarray) -> np.ndarray:
         """Pixels of the image it came from -> normalised coordinates of the square, [-1, 1] over it, (..., 2)."""

@@ -29,6 +29,13 @@ def test_pixels_are_where_the_square_says(side, size, middle):
     assert np.abs((square.image[inner][..., :2] / 2 - where).mean((0, 1))).max() < 0.3
     assert np.allclose(square.to_original(np.array([size / 2, size / 2])), middle)
     assert np.allclose(square.to_original(np.array([[0, 0], [size, size]])), np.add(middle, [[-side / 2], [side / 2]]))
+    assert np.allclose(square.place, (middle[0] - side / 2, middle[1] - side / 2, side))
+
+
+@pytest.mark.parametrize("size", [64, 224])
+def test_a_picture_that_is_its_own_square_begins_at_zero(size):
+    place = fit_square(np.zeros((size, size, 3), np.uint8)).place
+    assert str(place) == f"(0.0, 0.0, {size}.0)"  # as tables and JSON show it
 
 
 def test_pixels_on_a_whole_grid_are_kept_as_they_are():
