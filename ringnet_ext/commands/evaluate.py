@@ -105,7 +105,7 @@ def main(arguments: list[str]) -> int:
     if there:  # what measuring needs is missed before the work is done
         os.environ.setdefault("IGL_NUM_THREADS", str(torch.get_num_threads()))  # else libigl takes all cores
         Surface(np.eye(3), np.array([[0, 1, 2]]))
-        for subject in subjects:
+        for subject in progress(subjects, total=len(subjects), desc="reading scans", unit="scan"):
             dataset.scan(subject)
     elif options.predictions is not None:
         raise OSError(f"{dataset.scans}: no subject's folder in it; --scans says where the scans are")
