@@ -44,7 +44,7 @@ WAYS = {
     "with score": (["--write", "parameters,mesh"], 1),
     "with score and panel": ([], 0.25),
 }
-LEAST = 128  # images, from which on a light network gets a process for each core
+LEAST = 64  # images for each core, from which on a light network gets a process on every one
 
 
 @torch.inference_mode()
@@ -171,7 +171,7 @@ def main() -> None:
             rows.append([f"the floor, {cores} cores", f"{cores * 1e3 / parts.sum():.0f}", f"{parts.sum():.2f}"])
         for way, (more, part) in WAYS.items():
             most = round(count * part)
-            few = max(most // 4, LEAST if light else 1)
+            few = max(most // 4, LEAST * cores if light else 1)
             seconds, work = whole_way(place / "network.safetensors", place, most, few, more)
             rows.append([f"ringnet infer, {way}", f"{1 / seconds:.0f}", f"{work * 1e3:.2f}"])
     print(markdown(["", "images a second", "ms of the cores for an image"], rows))

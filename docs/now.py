@@ -15,6 +15,7 @@ from ringnet_ext.data.synthetic import SyntheticFaces
 from ringnet_ext.detection.squares import landmark_square
 from ringnet_ext.evaluation.now_files import CHALLENGES
 from ringnet_ext.files.images import read_image, write_image
+from ringnet_ext.files.meshes import Mesh, obj_bytes
 from ringnet_ext.inference.outputs import NOW_LANDMARKS
 
 PEOPLE, NOISE = 24, 0.15  # mm
@@ -36,9 +37,9 @@ with tempfile.TemporaryDirectory() as name:
             scans.mkdir(parents=True)
             marks.mkdir(parents=True)
             neutral = FLAME(head)(torch.from_numpy(faces.truth["shape"][i])[None])
-            points, _ = trimesh.remesh.subdivide(1000 * neutral.vertices[0].double().numpy(), head.faces)
+            points, triangles = trimesh.remesh.subdivide(1000 * neutral.vertices[0].double().numpy(), head.faces)
             points += random.normal(0, NOISE, points.shape)
-            (scans / "scan.obj").write_text("".join("v {:.4f} {:.4f} {:.4f}\n".format(*row) for row in points))
+            (scans / "scan.obj").write_bytes(obj_bytes(Mesh(points, triangles)))
             picked = 1000 * neutral.landmarks[0, 17:][list(NOW_LANDMARKS)].numpy() + random.normal(0, 1, (7, 3))
             tags = ['<point x="{:.3f}" y="{:.3f}" z="{:.3f}"/>'.format(*row) for row in picked]
             (marks / "scan.pp").write_text(PICKED.format("\n".join(tags)))

@@ -12,8 +12,16 @@ import numpy as np
 import torch
 
 from ..evaluation.now import UNITS, ScanErrors, scan_errors
-from ..evaluation.now_files import CHALLENGES, LISTS, Dataset, Entry, read_distances, read_list, read_prediction
-from ..evaluation.now_files import write_distances as write_computed
+from ..evaluation.now_files import (
+    CHALLENGES,
+    LISTS,
+    Dataset,
+    Entry,
+    read_distances,
+    read_list,
+    read_prediction,
+    write_distances,
+)
 from ..evaluation.now_report import Scored, table, write_lines, write_picture
 from ..files.errors import explained
 from ..files.images import silence_decoders
@@ -203,6 +211,6 @@ def _write(out: Path, name: str, scored: Sequence[Scored], others: dict[str, np.
     used = [(entry, errors.distances) for entry, errors in scored if errors is not None]
     missing = len(scored) - len(used)
     distances = [each for _, each in used]
-    write_computed(out / f"{name}_computed_distances.npy", distances, missing, ["/".join(entry) for entry, _ in used])
+    write_distances(out / f"{name}_computed_distances.npy", distances, missing, ["/".join(entry) for entry, _ in used])
     print(text, end="")
     print(f"everything is in {out}")

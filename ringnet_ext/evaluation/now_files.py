@@ -100,24 +100,11 @@ def _only(folder: Path, suffix: str) -> Path:
 
 @lru_cache(100)  # subjects; without what lies beyond the face a scan has a megabyte
 def _scan(scan: Path, landmarks: Path) -> tuple[np.ndarray, np.ndarray]:
-    vertices, marks = read_vertices(scan), read_picked_points(landmarks)
+    vertices, marks = read_mesh(scan).vertices, read_picked_points(landmarks)
     try:
         return face_of(vertices, marks), marks
     except ValueError as error:
         raise ValueError(f"{scan}: {error}") from None
-
-
-def read_vertices(path: Path) -> np.ndarray:
-    """The vertices (N, 3) of an OBJ, which is all that is asked of a scan; those of 120,000 in a tenth of the time that
-    the whole mesh takes."""
-    lines = (line.split(None, 4)[1:4] for line in path.read_bytes().splitlines() if line.startswith(b"v "))
-    try:
-        vertices = np.array(list(lines), np.float64).reshape(-1, 3)
-    except ValueError:
-        raise ValueError(f"{path}: a vertex without three numbers") from None
-    if not len(vertices) or not np.isfinite(vertices).all():
-        raise ValueError(f"{path}: expected vertices, lines v x y z, of finite numbers")
-    return vertices
 
 
 def read_picked_points(path: Path) -> np.ndarray:
@@ -170,9 +157,7 @@ def read_prediction(folder: Path, entry: Entry) -> tuple[Mesh, np.ndarray] | Non
 
 def write_distances(path: Path, distances: Sequence[np.ndarray], missing: int, names: Sequence[str]) -> None:
     """As now_evaluation writes them, for its plots: a pickled dictionary in an .npy file."""
-    every = np.empty(len(distances), object)
-    every[:] = [np.asarray(each) for each in distances]
-    content = {"computed_distances": list(every), "num_missing_files": missing, "input_files": list(names)}
+    content = {"computed_distances": list(distances), "num_missing_files": missing, "input_files": list(names)}
     buffer = io.BytesIO()
     np.save(buffer, np.array(content, object), allow_pickle=True)
     with written_whole(path) as file:

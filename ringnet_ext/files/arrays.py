@@ -133,7 +133,7 @@ def npz_bytes(arrays: Mapping[str, Any]) -> bytes:
     """Arrays, and what becomes one, as an uncompressed .npz file of less than 4 GiB."""
     members, directory, offset = [], [], 0
     for name, array in ((name, np.asarray(value)) for name, value in arrays.items()):
-        file, content = b"%b.npy" % name.encode(), _npy_header(array.dtype, array.shape) + array.tobytes()
+        file, content = f"{name}.npy".encode(), _npy_header(array.dtype, array.shape) + array.tobytes()
         facts = (_VERSION, _UTF8, _STORED, _MIDNIGHT, _OF_1980, zlib.crc32(content), len(content), len(content))
         members += [_LOCAL.pack(b"PK\3\4", *facts, len(file), 0), file, content]
         directory += [_CENTRAL.pack(b"PK\1\2", _VERSION, *facts, len(file), 0, 0, 0, 0, 0, offset), file]

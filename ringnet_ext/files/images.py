@@ -47,11 +47,10 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         OSError: it cannot be read.
         ImageError: it cannot be decoded.
     """
-    path = path if isinstance(path, Path) else Path(path)
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such image")
-    with open(path, "rb", buffering=0) as file:
-        data = np.frombuffer(file.read(), np.uint8)
+    data = np.frombuffer(path.read_bytes(), np.uint8)
     if not len(data):
         raise ImageError(f"{path}: the file is empty")
     try:

@@ -152,7 +152,6 @@ def _all_parameters(face: _Face) -> dict[str, np.ndarray]:
     }
 
 
-@lru_cache(16)
 def _about(names: tuple[str, ...], axes: str) -> dict[str, str]:
     known = {
         "cam": "s (1/metre), tx, ty (metres): x = s (X + tx), y = s (Y + ty) over the square that the network saw, "

@@ -157,9 +157,8 @@ def test_shared_options_mean_the_same_in_every_verb():
     verbs = {flag: set(actions) for flag, actions in shared.items()}
     assert verbs["--head"] == {"train", "infer", "fit", "evaluate", "contour", "pose", "sheet", "export"}
     assert verbs["--out"] == verbs["--head"] | {"prepare"}
-    assert verbs["--device"] == {"train", "infer", "fit", "evaluate"} and verbs["--threads"] == verbs["--device"] | {
-        "prepare"
-    }
+    assert verbs["--device"] == {"train", "infer", "fit", "evaluate"}
+    assert verbs["--threads"] == verbs["--device"] | {"prepare"}
     for flag in ("--head", "--out"):
         assert all(action.type is path and action.metavar in ("FILE", "DIR") for action in shared[flag].values())
     for flag in ("--head", "--device", "--threads", "--seed"):

@@ -292,17 +292,12 @@ class TestCommand:
         assert run(now, "--predictions", predictions, "--out", out, "--name", "mine") == 0
         text = capsys.readouterr().out
         assert (out / "now.txt").read_text() in text
-        rows = {
-            line.split()[0]: line.split()[1:] for line in text.splitlines() if line.startswith(("mul", "sel", "all"))
-        }
+        rows = {line.split()[0]: line.split()[1:] for line in (out / "now.txt").read_text().splitlines()}
         assert rows["multiview_neutral"] == ["2", "0", "0.00", "0.00", "0.00"]
         assert rows["selfie"][:2] == ["1", "0"] and float(rows["selfie"][2]) > 0.2
         pooled = read_distances(out / "mine_computed_distances.npy")
-        assert rows["all"] == [
-            "3",
-            "0",
-            *(f"{value:.2f}" for value in (np.median(pooled), pooled.mean(), pooled.std())),
-        ]
+        figures = np.median(pooled), pooled.mean(), pooled.std()
+        assert rows["all"] == ["3", "0", *(f"{value:.2f}" for value in figures)]
         with open(out / "now.csv", newline="") as file:
             lines = list(csv.DictReader(file))
         assert [(line["subject"], line["challenge"], line["image"]) for line in lines] == ENTRIES
